@@ -1,0 +1,145 @@
+"""Policy = Encoder + Scorer + Explorer. Propensities are its only output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from msgspec import Struct
+
+from steersman.core.batch import Batch
+from steersman.core.errors import DataError
+from steersman.core.features import Encoder
+
+Array = np.ndarray
+
+
+class Scorer(Protocol):
+    """What a net gives: a score for every candidate."""
+
+    def __call__(self, context: Array, candidates: Array) -> Array:
+        """[N, F] f32, [N, K, A] f32 -> [N, K] f32. Scores of padding are never read."""
+        ...
+
+
+class Uniform(Struct, frozen=True, forbid_unknown_fields=True, tag="uniform", tag_field="kind"):
+    """Every candidate with the same probability, whatever its score."""
+
+    def probabilities(self, scores: Array, mask: Array) -> Array:
+        """[N, K] f64: 1/K for each of the K candidates of a row, 0 for padding."""
+        check_candidates(mask)
+        return mask / mask.sum(axis=1, keepdims=True)
+
+
+class EpsilonGreedy(Struct, frozen=True, forbid_unknown_fields=True, tag="epsilon", tag_field="kind"):
+    """The best candidate mostly, any candidate with the share epsilon. Ties for best are split evenly.
+
+    Attributes:
+        epsilon: share of decisions that explore, in [0, 1]; the best gets 1 - epsilon + epsilon / K.
+    """
+
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon <= 1:
+            raise DataError(f"epsilon is {self.epsilon:g}, must be in [0, 1]", field="epsilon")
+
+    def probabilities(self, scores: Array, mask: Array) -> Array:
+        """[N, K] f64."""
+        check_scores(scores, mask)
+        valid = np.where(mask, scores, -np.inf)
+        best = valid == valid.max(axis=1, keepdims=True)
+        explore = mask / mask.sum(axis=1, keepdims=True)
+        exploit = best / best.sum(axis=1, keepdims=True)
+        return (1.0 - self.epsilon) * exploit + self.epsilon * explore
+
+
+class Softmax(Struct, frozen=True, forbid_unknown_fields=True, tag="softmax", tag_field="kind"):
+    """Probabilities proportional to exp(score / temperature), with a floor.
+
+    Attributes:
+        temperature: in units of score, above 0.
+        floor: share of decisions spread evenly, in [0, 1], so that every candidate stays logged.
+    """
+
+    temperature: float
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and np.isfinite(self.temperature)):
+            raise DataError(f"temperature is {self.temperature:g}, must be above 0", field="temperature")
+        if not 0 <= self.floor <= 1:
+            raise DataError(f"floor is {self.floor:g}, must be in [0, 1]", field="floor")
+
+    def probabilities(self, scores: Array, mask: Array) -> Array:
+        """[N, K] f64."""
+        check_scores(scores, mask)
+        valid = np.where(mask, scores.astype(np.float64), -np.inf)
+        with np.errstate(over="ignore"):  # far below the best: exp(-inf) is the 0 it should be
+            power = np.exp((valid - valid.max(axis=1, keepdims=True)) / self.temperature)
+        exploit = power / np.cumsum(power, axis=1)[:, -1:]  # in order: padding can not change the bits
+        explore = mask / mask.sum(axis=1, keepdims=True)
+        return (1.0 - self.floor) * exploit + self.floor * explore
+
+
+Explorer = Uniform | EpsilonGreedy | Softmax
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is trained, judged, stored and served. It is not the learner."""
+
+    encoder: Encoder
+    scorer: Scorer
+    explorer: Explorer
+
+    def propensities(self, batch: Batch) -> Array:
+        """[N, K] f64: probability of each candidate; every row sums to 1, padding is 0.
+
+        Raises:
+            DataError: the batch was made by another encoder, or a score is not finite.
+        """
+        if batch.encoder.digest != self.encoder.digest:
+            raise DataError(
+                "the batch was made by another encoder than the policy's",
+                hint="build the batch with the encoder of the policy",
+            )
+        scores = self.scorer(batch.context, batch.candidates)
+        return self.explorer.probabilities(scores, batch.mask)
+
+
+def constant_scorer(context: Array, candidates: Array) -> Array:
+    """The score 0 for everything: the scorer of the uniform policy."""
+    return np.zeros(candidates.shape[:2], dtype=np.float32)
+
+
+def draw(probabilities: Array, uniform: float) -> int:
+    """The candidate that a uniform random number picks: the first whose cumulative probability exceeds it.
+
+    Args:
+        probabilities: [K] f64, summing to 1.
+        uniform: in [0, 1).
+
+    >>> draw(np.array([0.5, 0.0, 0.5]), 0.5)
+    2
+    """
+    place = int(np.searchsorted(np.cumsum(probabilities), uniform, side="right"))
+    return min(place, int(np.flatnonzero(probabilities)[-1]))  # the sum may round to a hair below 1
+
+
+def check_candidates(mask: Array) -> None:
+    """Raise DataError if a row has no candidate."""
+    empty = np.flatnonzero(~mask.any(axis=1))
+    if empty.size:
+        raise DataError(f"row {empty[0]}: no candidates", hint="send at least one", field="candidates")
+
+
+def check_scores(scores: Array, mask: Array) -> None:
+    """Raise DataError if a row has no candidate or a candidate's score is not finite."""
+    if scores.shape != mask.shape:
+        raise DataError(f"scores are {list(scores.shape)} for candidates {list(mask.shape)}")
+    check_candidates(mask)
+    rows = np.flatnonzero((mask & ~np.isfinite(scores)).any(axis=1))
+    if rows.size:
+        raise DataError(f"row {rows[0]}: a score is not finite ({rows.size} such rows of {len(scores)})")
