@@ -1,0 +1,130 @@
+"""The default engine: DuckDB in this process, in memory, spilling to disk, never reaching for a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from steersman.core.errors import ConfigError, DataError, Error, NotFoundError
+from steersman.engine import identifier, literal
+from steersman.engine.disk import replacing
+
+
+class DuckDB:
+    """See `steersman.engine.Engine`."""
+
+    name = "duckdb"
+
+    def __init__(self, memory_limit: str = "", threads: int = 0, temp_directory: Path | None = None) -> None:
+        settings: dict[str, Any] = {
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "python_enable_replacements": False,  # a name in SQL must never be a variable of this process
+            "preserve_insertion_order": True,
+        }
+        if memory_limit:
+            settings["memory_limit"] = memory_limit
+        if threads:
+            settings["threads"] = threads
+        if temp_directory is not None:
+            settings["temp_directory"] = str(temp_directory)
+        try:
+            self._connection = duckdb.connect(":memory:", config=settings)
+        except duckdb.Error as error:
+            raise ConfigError(f"the engine refuses its settings: {_first_line(error)}", field="engine") from None
+        self._connection.execute("SET TimeZone = 'UTC'")
+
+    def view(self, name: str, files: Sequence[str]) -> None:
+        """See `Engine.view`."""
+        if not files:
+            raise DataError(f"view {name}: there are no files", hint="a view takes its columns from its files")
+        paths = ", ".join(literal(_no_glob(file)) for file in files)
+        # Hive partitioning would add the folder's name as a column that the files do not have.
+        self._run(
+            f"CREATE OR REPLACE VIEW {identifier(name)} AS SELECT * FROM "
+            f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"
+        )
+
+    def query(self, sql: str, parameters: Sequence[object] = ()) -> dict[str, np.ndarray]:
+        """See `Engine.query`."""
+        return {name: _column(name, values) for name, values in self._run(sql, parameters).items()}
+
+    def copy(self, sql: str, path: Path) -> int:
+        """See `Engine.copy`."""
+        with replacing(path) as aside:
+            result = self._run(f"COPY ({sql}\n) TO {literal(str(aside))} (FORMAT parquet, COMPRESSION zstd)")
+        return int(result["Count"][0])
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._connection.close()
+
+    def _run(self, sql: str, parameters: Sequence[object] = ()) -> dict[str, np.ndarray]:
+        try:
+            statements = self._connection.extract_statements(sql)
+            if len(statements) != 1:
+                raise DataError(f"{len(statements)} SQL statements, must be one: {_short(sql)}")
+            return self._connection.execute(statements[0], list(parameters)).fetchnumpy()
+        except duckdb.OutOfMemoryException as error:
+            raise Error(
+                f"the engine is out of memory: {_first_line(error)}",
+                hint="raise engine.memory_limit, or give it a temp_directory with more space",
+            ) from None
+        except duckdb.IOException as error:
+            message = _first_line(error)
+            if "No files found" in message or "No such file" in message:
+                raise NotFoundError(message) from None
+            raise DataError(message) from None
+        except duckdb.Error as error:
+            raise DataError(f"{_first_line(error)} in {_short(sql)}", hint="is the SQL right?") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]
+
+
+def _short(sql: str) -> str:
+    line = " ".join(sql.split())
+    return line if len(line) <= 200 else f"{line[:200]}..."
+
+
+def _no_glob(path: str) -> str:
+    """A path in which [, * and ? mean themselves."""
+    return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in path)
+
+
+def _column(name: str, values: np.ndarray) -> np.ndarray:
+    """One column as `Engine.query` promises it, from what DuckDB gives: masked where there is a null."""
+    kind = values.dtype.kind
+    if kind in "mM":
+        raise DataError(f"column {name} is a time ({values.dtype})", hint="select epoch_us(...) of it", field=name)
+    mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+    plain = np.asarray(np.ma.getdata(values))
+    if kind in "iu" and plain.dtype != np.uint64:
+        plain = plain.astype(np.int64, copy=False)
+    elif kind == "f":
+        plain = plain.astype(np.float64, copy=False)
+    elif kind == "O":
+        plain = _objects(name, plain, mask)
+    if mask is None or not mask.any():
+        return plain
+    if kind == "f":
+        return np.where(mask, np.nan, plain)
+    out = plain.astype(object)
+    out[mask] = None
+    return out
+
+
+def _objects(name: str, values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Texts stay; the elements of lists get the same treatment as columns."""
+    sample = next((v for i, v in enumerate(values) if v is not None and not (mask is not None and mask[i])), None)
+    if not isinstance(sample, np.ndarray):
+        return values
+    out = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        out[i] = None if value is None or (mask is not None and mask[i]) else _column(name, value)
+    return out

@@ -1,0 +1,31 @@
+"""The event log: appended by pens, crash-safe, compacted to Parquet, found again, and filled from foreign logs."""
+
+from steersman.log.compact import Compacted, compact
+from steersman.log.find import find
+from steersman.log.importing import Imported, import_lines, import_rows
+from steersman.log.manifest import Files, files
+from steersman.log.mapped import Mapping
+from steersman.log.pen import Done, Durability, Pen
+from steersman.log.segment import DECISION, OUTCOME, Damage, Kind, Reading, Record, read
+
+__all__ = [
+    "DECISION",
+    "OUTCOME",
+    "Compacted",
+    "Damage",
+    "Done",
+    "Durability",
+    "Files",
+    "Imported",
+    "Kind",
+    "Mapping",
+    "Pen",
+    "Reading",
+    "Record",
+    "compact",
+    "files",
+    "find",
+    "import_lines",
+    "import_rows",
+    "read",
+]

@@ -1,0 +1,155 @@
+"""The manifest: which Parquet files make up the compacted log, and how far each segment went into them.
+
+What it does not name is not there: a file that a crash left behind is never read, and the next compaction
+writes it again under the same name or removes it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from steersman.core.errors import DataError
+from steersman.engine.disk import replacing
+from steersman.log.fields import Type
+from steersman.log.segment import is_sealed, segments_directory
+
+MANIFEST = "manifest.json"
+PARQUET = "parquet"
+ASIDE = "aside"
+DAY_S = 86_400
+
+_OURS = re.compile(r"\.?.+-\d+-\d+\.(parquet|jsonl)(\.\d+\.part)?")
+
+
+class Entry(Struct, frozen=True):
+    """One Parquet file.
+
+    Attributes:
+        path: below the log's directory.
+        kind: what its rows are.
+        problem: of the decisions; empty for outcomes, which may be of any.
+        rows: how many.
+        first, last: smallest and largest `at`, microseconds UTC.
+    """
+
+    path: str
+    kind: Literal["decisions", "outcomes"]
+    problem: str
+    rows: int
+    first: int
+    last: int
+
+
+class Types(Struct, frozen=True):
+    """Field name -> type, of the context and of the candidates."""
+
+    context: dict[str, Type] = {}
+    candidate: dict[str, Type] = {}
+
+
+class Manifest(Struct, frozen=True):
+    """What compaction has done so far.
+
+    Attributes:
+        segments: segment -> offset up to which its records are in Parquet or set aside.
+        files: in the order in which they were made.
+        aside: files of records that were set aside, below the log's directory.
+        types: problem -> types of its columns.
+        metrics: names of the metrics that have a column.
+    """
+
+    segments: dict[str, int] = {}
+    files: tuple[Entry, ...] = ()
+    aside: tuple[str, ...] = ()
+    types: dict[str, Types] = {}
+    metrics: tuple[str, ...] = ()
+
+
+class Files(Struct, frozen=True):
+    """Paths of Parquet files, in the order in which they were made."""
+
+    decisions: list[str]
+    outcomes: list[str]
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a log; an empty one if nothing was compacted yet.
+
+    Raises:
+        DataError: it is not one of ours.
+    """
+    path = directory / MANIFEST
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        return Manifest()
+    except msgspec.MsgspecError as error:
+        raise DataError(f"{path}: {error}", hint="restore it, or the Parquet files below it are lost") from None
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Replace the manifest, whole and durable: from then on its files are the log."""
+    with replacing(directory / MANIFEST) as aside:
+        aside.write_bytes(msgspec.json.encode(manifest))
+
+
+def files(
+    directory: Path, problem: str, since: int, until: int, *, wait_s: float = math.inf, early_s: float = DAY_S
+) -> Files:
+    """The Parquet files that may hold a window's decisions and their outcomes.
+
+    Args:
+        directory: of the log.
+        problem: whose decisions.
+        since, until: window [since, until) of the decisions, microseconds UTC.
+        wait_s: seconds behind the window in which outcomes are looked for.
+        early_s: seconds before the window in which outcomes are looked for: clocks differ.
+    """
+    latest = until + wait_s * 1e6
+    earliest = since - early_s * 1e6
+    decisions, outcomes = [], []
+    for entry in read_manifest(directory).files:
+        path = str(directory / entry.path)
+        if entry.kind == "outcomes":
+            if entry.first < latest and entry.last >= earliest:
+                outcomes.append(path)
+        elif entry.problem == problem and entry.first < until and entry.last >= since:
+            decisions.append(path)
+    return Files(decisions, outcomes)
+
+
+def sweep(directory: Path, manifest: Manifest) -> int:
+    """Remove what crashes left behind: files of ours that the manifest does not name. Returns how many.
+
+    Nobody else may be compacting; pens may be writing.
+    """
+    named = {entry.path for entry in manifest.files} | set(manifest.aside)
+    left = [path for path in _ours(directory) if str(path.relative_to(directory)) not in named]
+    left += directory.glob(f".{MANIFEST}.*.part")
+    left += [path for path in segments_directory(directory).glob(".*.new") if _is_dead(path)]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return len(left)
+
+
+def _ours(directory: Path) -> Iterator[Path]:
+    for folder in (PARQUET, ASIDE):
+        for path in (directory / folder).rglob("*"):
+            if _OURS.fullmatch(path.name):
+                yield path
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether the pen that was making this segment is gone. It locks the file before it writes the first byte."""
+    try:
+        with path.open("rb") as file:
+            return bool(file.read(1)) and is_sealed(file.fileno())
+    except FileNotFoundError:
+        return False

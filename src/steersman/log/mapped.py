@@ -1,0 +1,378 @@
+"""Rows of a foreign table to Decisions and Outcomes, by a declared mapping."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from steersman.core.decision import Candidate, Decision, FieldType, One, Outcome, Problem, Value
+from steersman.core.errors import DataError, did_you_mean
+from steersman.engine import Engine, identifier
+from steersman.log.segment import DECISION, OUTCOME
+from steersman.log.sources import VIEW, Table, open_table
+
+CHUNK = 20_000
+ROW = "steersman row"
+MAPPED = "steersman_mapped"
+ENDS = ("terminated", "truncated")
+
+_ROLES = {
+    "auto": "a number, a text or a list",
+    "text": "a text",
+    "number": "a number",
+    "integer": "an integer",
+    "list": "a list",
+    "time": "a time",
+    "candidates": "a list of ids, or of structs with an id",
+}
+_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
+_NUMBERS = (*_INTEGERS, "UBIGINT", "HUGEINT", "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN")
+_TEXTS = ("VARCHAR", "ENUM", "UUID")
+_TIMES = ("TIMESTAMP", "DATE")
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Mapping(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the fields of a Decision and its Outcome stand in a foreign table: a column each, or a SQL expression.
+
+    Attributes:
+        at: when it was decided: microseconds since 1970 as an integer, or a SQL date or timestamp (UTC if it
+            names no zone).
+        action: id of the candidate taken.
+        propensity: probability with which it was taken, in (0, 1]. There is no default.
+        id: of the decision; empty: derived from the source's name, the line, `at` and the action, so that the
+            same file imported twice counts once.
+        unit: whose episode it is; empty: each decision is a unit of its own.
+        step: place in the unit's episode.
+        version: number of the policy version that decided.
+        candidates: list of ids, or of structs with an id and features; empty: the problem's named actions.
+        context: field -> column or expression.
+        metrics: metric -> column or expression; a row with no metric and no `ends` has no outcome.
+        ends: `terminated` or `truncated` on the last decision of an episode.
+        outcome_at: when the outcome happened; empty: `at`.
+    """
+
+    at: str
+    action: str
+    propensity: str = ""
+    id: str = ""
+    unit: str = ""
+    step: str = ""
+    version: str = ""
+    candidates: str = ""
+    context: dict[str, str] = {}
+    metrics: dict[str, str] = {}
+    ends: str = ""
+    outcome_at: str = ""
+
+
+class Judged(Struct, frozen=True):
+    """One row of a source: the records it became, or why it did not.
+
+    Attributes:
+        line: in the source, from 1.
+        records: (kind, JSON of the noun); empty if it was refused.
+        reason: empty if it was not.
+        row: what stood there.
+        left_out: it is sound, but its format says that it is no decision to learn from.
+    """
+
+    line: int
+    records: tuple[tuple[bytes, bytes], ...] = ()
+    reason: str = ""
+    row: Any = None
+    left_out: bool = False
+
+
+def mapped_rows(engine: Engine, source: Path, mapping: Mapping, problem: Problem, scratch: Path) -> Iterator[Judged]:
+    """Judge every row of a foreign table.
+
+    Args:
+        scratch: an empty directory for as long as it is iterated.
+    Raises:
+        DataError: the source is no table, or the mapping names what it does not have; said at the first row.
+    """
+    _check_mapping(mapping, problem)
+    table = open_table(engine, source, scratch, _text_columns(mapping, problem))
+    select = _select(engine, table, mapping, problem)
+    columns = [f"({sql}) AS {identifier(name)}" for name, sql in select.items()]
+    engine.copy(
+        f"SELECT row_number() OVER () - 1 AS {identifier(ROW)}, {', '.join(columns)} FROM {VIEW}",
+        scratch / "mapped.parquet",
+    )
+    engine.view(MAPPED, [str(scratch / "mapped.parquet")])
+    yield from (Judged(bad.line, (), bad.reason, bad.row) for bad in table.bad)
+    nouns = _Nouns(mapping, problem, source.name)
+    for line, row in _rows(engine, table):
+        try:
+            yield Judged(line, nouns(line, row))
+        except DataError as error:
+            reason = f"{error.field}: {error}" if error.field else str(error)
+            yield Judged(line, (), reason, row)
+
+
+def _check_mapping(mapping: Mapping, problem: Problem) -> None:
+    if not mapping.propensity:
+        raise DataError(
+            "the mapping has no propensity: without it nothing can be estimated from this log",
+            hint="map the probability with which the action was taken; for a uniform choice out of K that is 1.0 / K",
+            field="propensity",
+        )
+    if not isinstance(problem.actions, One):
+        raise DataError(
+            f"problem {problem.name} does not choose one action: its log can not be mapped from a table",
+            hint="import it as JSON lines of Decisions and Outcomes",
+        )
+    if not mapping.candidates and not problem.actions.names:
+        raise DataError(
+            f"the mapping has no candidates and problem {problem.name} no named actions",
+            hint="give actions.names in the problem, or map candidates to a list of ids",
+            field="candidates",
+        )
+
+    for group, known in (("context", problem.context), ("metrics", {})):
+        names = list(getattr(mapping, group))
+        if len({name.casefold() for name in names}) < len(names):
+            raise DataError(f"two of the mapped {group} differ only in case: {', '.join(names)}", field=group)
+        for name in names:
+            if known and name not in known:
+                raise DataError(
+                    f"problem {problem.name} has no {group} field {name!r}",
+                    hint=did_you_mean(name, known),
+                    field=f"{group}.{name}",
+                )
+
+
+def _text_columns(mapping: Mapping, problem: Problem) -> set[str]:
+    texts = {mapping.id, mapping.unit, mapping.action, mapping.ends}
+    return texts | {sql for name, sql in mapping.context.items() if problem.context.get(name) == "text"}
+
+
+def _select(engine: Engine, table: Table, mapping: Mapping, problem: Problem) -> dict[str, str]:
+    """Column of the mapped table -> SQL, with the casts that its place asks for."""
+    place = partial(_place, engine, table)
+    select = {"at": place("at", mapping.at, "time")}
+    for name, role in (
+        ("action", "text"),
+        ("propensity", "number"),
+        ("id", "text"),
+        ("unit", "text"),
+        ("step", "integer"),
+        ("version", "integer"),
+        ("candidates", "candidates"),
+        ("ends", "text"),
+        ("outcome_at", "time"),
+    ):
+        if sql := getattr(mapping, name):
+            select[name] = place(name, sql, role)
+    for name, sql in mapping.context.items():
+        select[f"context.{name}"] = place(f"context.{name}", sql, problem.context.get(name, "auto"))
+    for name, sql in mapping.metrics.items():
+        select[f"metrics.{name}"] = place(f"metrics.{name}", sql, "number")
+    return select
+
+
+def _place(engine: Engine, table: Table, field: str, text: str, role: str) -> str:
+    """A column or expression, cast to what a place in the noun needs.
+
+    Texts where a number is due stay texts here: the row that does not read as a number is refused, not the table.
+    """
+    sql = identifier(text) if text in table.types else text
+    try:
+        kind = str(engine.query(f"DESCRIBE SELECT ({sql}\n) AS value FROM {VIEW}")["column_type"][0])
+    except DataError as error:
+        hint = did_you_mean(text, table.types) if text.isidentifier() else "a column or a SQL expression over columns"
+        raise DataError(f"mapping of {field}: {error.message}", hint=hint, field=field) from None
+    cast = _cast(sql, kind, role)
+    if cast is None:
+        raise DataError(
+            f"mapping of {field}: {text!r} is {kind}, must be {_ROLES[role]}",
+            hint="cast it in the mapping, e.g. CAST(x AS DOUBLE); a time is an integer of microseconds or a TIMESTAMP",
+            field=field,
+        )
+    return cast
+
+
+def _cast(sql: str, kind: str, role: str) -> str | None:
+    is_list = kind.endswith("[]")
+    number, text = not is_list and kind.startswith(_NUMBERS), not is_list and kind.startswith(_TEXTS)
+    match role:
+        case "auto":
+            return _cast(sql, kind, "number" if number else "list" if is_list else "text") if kind != "JSON" else None
+        case "text" if number or text:
+            return f"CAST({sql} AS VARCHAR)"
+        case "number" if number:
+            return f"CAST({sql} AS DOUBLE)"
+        case "integer" if kind in _INTEGERS:
+            return f"CAST({sql} AS BIGINT)"
+        case "number" | "integer" if text:
+            return f"CAST({sql} AS VARCHAR)"
+        case "time" if kind in _INTEGERS:
+            return f"CAST({sql} AS BIGINT)"
+        case "time" if kind.startswith(_TIMES):
+            return f"epoch_us(CAST({sql} AS TIMESTAMPTZ))"
+        case "time" if text:
+            return f"epoch_us(TRY_CAST({sql} AS TIMESTAMPTZ))"
+        case "candidates" if is_list and kind.startswith("STRUCT"):
+            return sql
+        case "candidates" if is_list:
+            return f"CAST({sql} AS VARCHAR[])"
+        case "list" if is_list and kind[:-2].startswith(_NUMBERS):
+            return f"CAST({sql} AS DOUBLE[])"
+        case "list" if is_list and kind[:-2].startswith(_TEXTS):
+            return f"CAST({sql} AS VARCHAR[])"
+    return None
+
+
+def _rows(engine: Engine, table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The mapped rows with their lines, a chunk in memory at a time."""
+    total = int(engine.query(f"SELECT count(*) AS n FROM {MAPPED}")["n"][0])
+    row = identifier(ROW)
+    for start in range(0, total, CHUNK):
+        columns = engine.query(
+            f"SELECT * FROM {MAPPED} WHERE {row} >= ? AND {row} < ? ORDER BY {row}", [start, start + CHUNK]
+        )
+        lists = {name: column.tolist() for name, column in columns.items()}
+        numbers = lists.pop(ROW)
+        for number, values in zip(numbers, zip(*lists.values(), strict=True), strict=True):
+            line = number + 1 if table.lines is None else table.lines[number]
+            yield line, dict(zip(lists, values, strict=True))
+
+
+class _Nouns:
+    """The records of a row."""
+
+    def __init__(self, mapping: Mapping, problem: Problem, source: str) -> None:
+        self._problem = problem
+        self._source = source
+        self._context = [(f"context.{name}", name, problem.context.get(name, "auto")) for name in mapping.context]
+        self._metrics = [(f"metrics.{name}", name) for name in mapping.metrics]
+        names = () if mapping.candidates else getattr(problem.actions, "names", ())
+        self._named = tuple(Candidate(name) for name in names)
+
+    def __call__(self, line: int, row: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
+        """Raises DataError if the row breaks a law."""
+        at = _required(row, "at")
+        action = _required(row, "action")
+        own = hashlib.blake2b(f"{self._source}\0{line}\0{at}\0{action}".encode(), digest_size=12).hexdigest()
+        decision_id = _required(row, "id") if "id" in row else own
+        decision = Decision(
+            id=decision_id,
+            problem=self._problem.name,
+            unit=_required(row, "unit") if "unit" in row else decision_id,
+            at=at,
+            context=self._fields(row),
+            candidates=self._named or _candidates(row["candidates"]),
+            action=action,
+            propensity=_number(row, "propensity"),
+            version=_integer(row, "version") or 0,
+            step=_integer(row, "step"),
+        )
+        outcome = self._outcome(row, decision)
+        records = ((DECISION, _encode(decision)),)
+        return records if outcome is None else (*records, (OUTCOME, _encode(outcome)))
+
+    def _fields(self, row: dict[str, Any]) -> dict[str, Value]:
+        context: dict[str, Value] = {}
+        for column, name, kind in self._context:
+            value = _field(row, column, kind)
+            if value is not None:
+                context[name] = value
+        return context
+
+    def _outcome(self, row: dict[str, Any], decision: Decision) -> Outcome | None:
+        metrics = {name: number for column, name in self._metrics if (number := _number(row, column)) == number}
+        ends = row.get("ends") or None
+        if ends not in (None, *ENDS):
+            raise DataError(f"ends is {ends!r}, must be {' or '.join(ENDS)}", field="ends")
+        if not metrics and ends is None:
+            return None
+        at = _required(row, "outcome_at") if "outcome_at" in row else decision.at
+        outcome_id = hashlib.blake2b(f"outcome\0{decision.id}".encode(), digest_size=12).hexdigest()
+        return Outcome(id=outcome_id, decision=decision.id, at=at, metrics=metrics, ends=ends)
+
+
+def _required(row: dict[str, Any], name: str) -> Any:
+    value = row[name]
+    if value is None:
+        raise DataError(f"{name} is missing or can not be read", field=name)
+    return value
+
+
+def _number(row: dict[str, Any], name: str) -> float:
+    """NaN where it is missing."""
+    value = row[name]
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise DataError(f"{name} is {value!r}, must be a number", field=name) from None
+        if math.isnan(value):
+            raise DataError(f"{name} is not a number", field=name)
+    return math.nan if value is None else value
+
+
+def _integer(row: dict[str, Any], name: str) -> int | None:
+    value = row.get(name)
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            raise DataError(f"{name} is {value!r}, must be an integer", field=name) from None
+    return value
+
+
+def _field(row: dict[str, Any], name: str, kind: FieldType) -> Value:
+    value = row[name]
+    if kind == "number" or isinstance(value, float):
+        number = _number(row, name)
+        if math.isinf(number):
+            raise DataError(f"{name} is {number}", hint="a field is a finite number or missing", field=name)
+        return None if math.isnan(number) else number
+    return _list(value, name) if isinstance(value, np.ndarray) else value
+
+
+def _list(values: np.ndarray, name: str) -> tuple[float | str, ...]:
+    elements = tuple(values.tolist())
+    if any(element is None or (isinstance(element, float) and not math.isfinite(element)) for element in elements):
+        raise DataError(f"{name} has a missing or infinite element", field=name)
+    return elements
+
+
+def _candidates(values: np.ndarray | None) -> tuple[Candidate, ...]:
+    """Candidates from ids, or from structs of an id and features."""
+    candidates = []
+    for i, value in enumerate(() if values is None else values.tolist()):
+        row = value if isinstance(value, dict) else {"id": value}
+        if row.get("id") is None:
+            raise DataError(f"candidates[{i}] has no id", field="candidates")
+        features: dict[str, Value] = {}
+        for name, given in row.items():
+            feature = None if name == "id" else _feature(f"candidates[{i}].{name}", given)
+            if feature is not None:
+                features[name] = feature
+        candidates.append(Candidate(str(row["id"]), features))
+    return tuple(candidates)
+
+
+def _feature(name: str, value: Any) -> Value:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list | np.ndarray):
+        return _list(np.asarray(value, dtype=object), name)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{name} is {value!r}, must be a number, a text or a list", field="candidates") from None
+    if math.isinf(number):
+        raise DataError(f"{name} is {number}", field="candidates")
+    return None if math.isnan(number) else number
