@@ -1,0 +1,186 @@
+"""What came of the decisions: metrics combined by their rules, ends, and the reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from steersman.core import reward
+from steersman.core.decision import Problem, Rule
+from steersman.core.errors import DataError, did_you_mean
+from steersman.timeline.episodes import TERMINATED, TRUNCATED
+from steersman.timeline.sql import UNKNOWN_END, Tables
+
+_PREFIX = "metrics."
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What came of N decisions.
+
+    Attributes:
+        names: [M] metrics that came in time or have a default, sorted.
+        metrics: [N, M] f64, NaN where one did not come and has no default.
+        ends: [N] i64, NO_END, TRUNCATED or TERMINATED: what came in time.
+        late_ends: [N] bool, an `ends` came too late and none in time.
+        outcomes, late: how many outcomes came in time, and after it.
+        without: how many decisions have no outcome in time.
+    """
+
+    names: tuple[str, ...]
+    metrics: np.ndarray
+    ends: np.ndarray
+    late_ends: np.ndarray
+    outcomes: int
+    late: int
+    without: int
+
+
+def gather(tables: Tables, ids: np.ndarray, problem: Problem) -> Facts:
+    """The outcomes of the problem's decisions `ids` ([N] object), combined by its rules.
+
+    Raises:
+        DataError: an outcome ends an episode in a way we do not know, or a metric is not a number.
+    """
+    n = len(ids)
+    logged = sorted(column for column in tables.outcomes if column.startswith(_PREFIX))
+    for column in logged:
+        if tables.outcomes[column] != "number":
+            raise DataError(f"{column} is a {tables.outcomes[column]}, must be a number", field=column)
+    nothing = dict.fromkeys(("place", "late", "ends"), np.zeros(0, np.int64))
+    found = tables.facts(logged, ordered=_need_order(problem, logged)) if tables.outcomes else nothing
+    row, late = found["place"], found["late"] == 1
+    bad = found["ends"] == UNKNOWN_END
+    if bad.any():
+        raise DataError(
+            f"decision {ids[row[bad][0]]}: an outcome ends it neither terminated nor truncated ({bad.sum()} such rows)",
+            field="ends",
+        )
+    ends = _strongest(row[~late], found["ends"][~late], n)
+    late_ends = (_strongest(row[late], found["ends"][late], n) > 0) & (ends == 0)
+    columns = {name.removeprefix(_PREFIX): found[name][~late] for name in logged}
+    names, metrics = _metrics(row[~late], columns, n, problem)
+    without = int((np.bincount(row[~late], minlength=n) == 0).sum())
+    return Facts(names, metrics, ends, late_ends, int((~late).sum()), int(late.sum()), without)
+
+
+def _need_order(problem: Problem, columns: Sequence[str]) -> bool:
+    """Whether a metric that was logged goes by the order of its outcomes."""
+    return any(problem.combine.get(column.removeprefix(_PREFIX)) in ("first", "last") for column in columns)
+
+
+def _strongest(row: np.ndarray, ends: np.ndarray, n: int) -> np.ndarray:
+    """[n] i64, how the outcomes end a row: terminated wins over truncated."""
+    result = np.zeros(n, dtype=np.int64)
+    for end in (TRUNCATED, TERMINATED):
+        result[row[ends == end]] = end
+    return result
+
+
+def _metrics(
+    row: np.ndarray, columns: Mapping[str, np.ndarray], n: int, problem: Problem
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names [M] and values [n, M] of the metrics; a column without any value is none."""
+    came = {name: values for name, values in columns.items() if not np.isnan(values).all()}
+    names = tuple(sorted(came.keys() | problem.default_outcome.keys()))
+    metrics = np.empty((n, len(names)))
+    for j, name in enumerate(names):
+        rule = problem.combine.get(name, "sum")
+        value = combined(rule, row, came[name], n) if name in came else np.full(n, np.nan)
+        metrics[:, j] = np.where(np.isnan(value), problem.default_outcome.get(name, np.nan), value)
+    return names, metrics
+
+
+def combined(rule: Rule, row: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
+    """[n] f64, one value out of each row's values, NaN where there is none.
+
+    The bits do not depend on the order of the values, except that `first` and `last` go by it.
+
+    Args:
+        row, values: [L] i64 and f64; NaN: no value.
+
+    >>> combined("max", np.array([0, 2, 2]), np.array([1.0, -2.0, -3.0]), 3)
+    array([ 1., nan, -2.])
+    """
+    if rule == "sum":
+        return add_up(row, values, n)
+    there = ~np.isnan(values)
+    row, values = row[there], values[there]
+    count = np.bincount(row, minlength=n)
+    some = count > 0
+    result = np.full(n, np.nan)
+    if rule == "mean":
+        result[some] = add_up(row, values, n)[some] / count[some]
+        return result
+    by_turn = rule in ("first", "last")
+    values = values[np.argsort(row, kind="stable") if by_turn else np.lexsort((values, row))]
+    low, high = _picked(rule, count[some])
+    start = (np.cumsum(count) - count)[some]
+    one, other = values[start + low], values[start + high]
+    # Halves, because a sum of two may overflow; + 0.0, because of 0.0 and -0.0 whichever came would be the smaller.
+    result[some] = np.where(one == other, one, 0.5 * one + 0.5 * other) + 0.0
+    return result
+
+
+def _picked(rule: Rule, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the two values of a row whose mean is its value, among `count` values in order; mostly the same."""
+    first, last = np.zeros_like(count), count - 1
+    if rule == "median":
+        return last // 2, count // 2
+    place = first if rule in ("first", "min") else last
+    return place, place
+
+
+def add_up(row: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
+    """[n] f64, the sum of each row's values, NaN where there is none; the same bits in whatever order they come.
+
+    Two floats have one sum; of three or more the sum depends on the order, so they are added from the smallest on.
+
+    >>> add_up(np.array([0, 2, 2]), np.array([1.0, 2.0, np.nan]), 3)
+    array([ 1., nan,  2.])
+    """
+    there = ~np.isnan(values)
+    row, values = row[there], values[there]
+    count = np.bincount(row, minlength=n)
+    many = np.flatnonzero(count[row] > 2)
+    by_size = many[np.lexsort((values[many], row[many]))]
+    row[many], values[many] = row[by_size], values[by_size]
+    total = np.bincount(row, weights=values, minlength=n)
+    total[count == 0] = np.nan
+    return total
+
+
+def rewards(problem: Problem, facts: Facts, ids: np.ndarray) -> np.ndarray:
+    """[N] f64, the problem's reward of every decision.
+
+    Raises:
+        DataError: a metric never came, or a row has no finite reward; it names the decision.
+    """
+    columns = {name: facts.metrics[:, j] for j, name in enumerate(facts.names)}
+    for name in problem.metrics:
+        if name not in columns:
+            raise DataError(
+                f"reward {problem.reward!r} needs the metric {name!r}, which no outcome in time has",
+                hint=f"{did_you_mean(name, columns)}; or give {name} a default_outcome",
+                field="reward",
+            )
+    try:
+        return reward.compute(problem.reward, columns)
+    except DataError as error:
+        row = _first_refused(problem.reward, columns, len(ids))
+        raise DataError(f"decision {ids[row]}: {error.message}", hint=error.hint, field=error.field) from None
+
+
+def _first_refused(expression: str, columns: Mapping[str, np.ndarray], n: int) -> int:
+    """The first of n rows that has no reward, by halving: rows before `good` have one, one before `bad` has none."""
+    good, bad = 0, n
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        try:
+            reward.compute(expression, {name: values[:middle] for name, values in columns.items()})
+            good = middle
+        except DataError:
+            bad = middle
+    return good
