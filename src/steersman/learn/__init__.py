@@ -1,0 +1,123 @@
+"""Batch to policy. The table of learners; the verbs configure, fit, to_onnx, save, load. Torch comes when they run."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from steersman.core.batch import Batch
+from steersman.core.errors import ConfigError, DataError, MissingExtra, did_you_mean
+from steersman.core.policy import Policy
+
+LEARNERS: dict[str, str] = {
+    "dqn": "steersman.learn.dqn:DQN",
+}
+"""Name -> "module:Config". The module is a Learner; its config is a frozen Struct."""
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""(steps done, steps in all, figures such as loss, q, steps/s) -> None."""
+
+
+class Learner(Protocol):
+    """What a module of the table offers."""
+
+    def fit(self, batch: Batch, config: Any, seed: int, progress: Progress | None = None) -> Policy:
+        """Learn a policy that takes what it scores best; it explores once somebody gives it an explorer."""
+        ...
+
+
+def configure(name: str, table: Mapping[str, Any]) -> Struct:
+    """The settings of a learner, from a table of a file.
+
+    Args:
+        name: of the table of learners.
+        table: setting -> value; what is left out has its default.
+    Raises:
+        ConfigError: no such learner or setting, a wrong type, or a number out of range.
+        MissingExtra: torch is not installed.
+    """
+    if name not in LEARNERS:
+        raise ConfigError(f"unknown learner {name!r}", hint=did_you_mean(name, LEARNERS), field="learner")
+    module, _, kind = LEARNERS[name].partition(":")
+    config: type[Struct] = getattr(_load(module), kind)
+    for key in table:
+        if key not in config.__struct_fields__:
+            hint = did_you_mean(key, config.__struct_fields__)
+            raise ConfigError(f"learner {name}: unknown setting {key}", hint=hint, field=key)
+    try:
+        return msgspec.convert(dict(table), config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"learner {name}: {error}") from None
+    except DataError as error:
+        raise ConfigError(f"learner {name}: {error.message}", hint=error.hint, field=error.field) from None
+
+
+def fit(batch: Batch, config: Struct, seed: int, progress: Progress | None = None) -> Policy:
+    """Learn a policy from a batch.
+
+    Args:
+        config: from `configure`; its type says which learner.
+        seed: of every random number.
+        progress: told (steps done, steps in all, figures) every hundred steps or so.
+    Returns:
+        a policy that takes the best candidate; put the explorer it shall be served with in its place.
+    Raises:
+        ConfigError: the config belongs to no learner.
+        DataError: the learner can not learn from such a batch.
+        TrainingError: the training diverged.
+    """
+    module, kind = type(config).__module__, type(config).__qualname__
+    if f"{module}:{kind}" not in LEARNERS.values():
+        raise ConfigError(f"{kind} is not the config of a learner", hint="configure makes one")
+    learner: Learner = _load(module)
+    return learner.fit(batch, config, seed, progress)
+
+
+def to_onnx(policy: Policy) -> bytes:
+    """The scorer of a learned policy as an ONNX graph.
+
+    Returns:
+        a model with the inputs `context` [N, F] f32 and `candidates` [N, K, A] f32 and the output `scores`
+        [N, K] f32; the same policy gives the same bytes.
+    Raises:
+        DataError: no learner made the policy.
+    """
+    graph: bytes = _load("steersman.learn.nets").scorer_of(policy).to_onnx()
+    return graph
+
+
+def save(policy: Policy, directory: Path) -> None:
+    """Write a policy to a directory that appears whole: aside first, then renamed. One that is there is replaced.
+
+    The same policy gives the same bytes.
+
+    Raises:
+        DataError: no learner made the policy.
+    """
+    _load("steersman.learn.stored").save(policy, directory)
+
+
+def load(directory: Path) -> Policy:
+    """Read a policy that `save` wrote. What is read is data, never code.
+
+    Raises:
+        NotFoundError: there is none.
+        DataError: a file is damaged, or not one of ours.
+    """
+    policy: Policy = _load("steersman.learn.stored").load(directory)
+    return policy
+
+
+def _load(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtra("torch", "learn") from None

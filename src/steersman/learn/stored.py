@@ -1,0 +1,108 @@
+"""Policies on disk: a directory with policy.json and weights.npz. Data, never code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from steersman.core.errors import DataError, NotFoundError
+from steersman.core.features import Encoder
+from steersman.core.policy import Explorer, Policy
+from steersman.learn.nets import Shape, TorchScorer, scorer_of
+
+POLICY, WEIGHTS = "policy.json", "weights.npz"
+
+
+class Stored(Struct, frozen=True, forbid_unknown_fields=True):
+    """What policy.json holds.
+
+    Attributes:
+        encoder, explorer: of the policy.
+        net: of its scorer.
+        unit: of reward: scores are the net's outputs times this.
+        weights: SHA-256 of weights.npz.
+    """
+
+    encoder: Encoder
+    explorer: Explorer
+    net: Shape
+    unit: float
+    weights: str
+
+
+def save(policy: Policy, directory: Path) -> None:
+    """Write a policy to a directory, see `steersman.learn.save`."""
+    scorer = scorer_of(policy)
+    buffer = io.BytesIO()
+    np.savez(buffer, **scorer.weights())  # type: ignore[arg-type]  # names of weights are no options of savez
+    weights = buffer.getvalue()
+    stored = Stored(
+        encoder=policy.encoder,
+        explorer=policy.explorer,
+        net=scorer.shape,
+        unit=scorer.unit,
+        weights=hashlib.sha256(weights).hexdigest(),
+    )
+    aside = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process with our id that died here
+    aside.mkdir(parents=True)
+    _write(aside / WEIGHTS, weights)
+    _write(aside / POLICY, msgspec.json.format(msgspec.json.encode(stored)))
+    _replace(directory, aside)
+
+
+def load(directory: Path) -> Policy:
+    """Read a policy from a directory, see `steersman.learn.load`."""
+    try:
+        stored = msgspec.json.decode((directory / POLICY).read_bytes(), type=Stored)
+        body = (directory / WEIGHTS).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"{directory} holds no policy: {error.filename} is not there") from None
+    except msgspec.DecodeError as error:
+        raise DataError(f"{directory / POLICY} is damaged: {error}") from None
+    if hashlib.sha256(body).hexdigest() != stored.weights:
+        raise DataError(f"{directory / WEIGHTS} is not the file that was written: its SHA-256 differs")
+    try:
+        with np.load(io.BytesIO(body), allow_pickle=False) as archive:
+            weights = {name: archive[name] for name in archive.files}
+    except (ValueError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{directory / WEIGHTS} holds no arrays: {error}") from None
+    columns = (stored.encoder.context_width, stored.encoder.candidate_width)
+    if columns != (stored.net.context, stored.net.candidate):
+        raise DataError(
+            f"{directory / POLICY}: the encoder makes {columns[0]} context and {columns[1]} candidate columns, "
+            f"the net takes {stored.net.context} and {stored.net.candidate}"
+        )
+    return Policy(stored.encoder, TorchScorer(stored.net, weights, stored.unit), stored.explorer)
+
+
+def _write(path: Path, body: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(directory: Path, aside: Path) -> None:
+    """Put `aside` in the place of the directory; whatever was there before goes away whole."""
+    if directory.exists():
+        old = aside.with_name(f"{aside.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        directory.rename(old)
+        aside.rename(directory)
+        shutil.rmtree(old)
+    else:
+        aside.rename(directory)
+    parent = os.open(directory.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)

@@ -1,0 +1,221 @@
+"""What every learner of the table keeps to. A new learner: a row in LEARNERS and quick settings here."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from steersman import learn
+from steersman.core.batch import Batch
+from steersman.core.errors import ConfigError
+from steersman.core.features import Continuous, Encoder
+from steersman.core.policy import EpsilonGreedy, Policy, Softmax
+
+QUICK = {
+    "dqn": {"hidden": [32], "steps": 500, "batch_size": 64, "learning_rate": 5e-3},
+}
+"""Settings that learn the worlds below within a second."""
+
+N, K = 1200, 4
+
+
+def named() -> Batch:
+    """Named actions: a wish x, and an action each for -1, 0 and 1; the closer it comes, the better."""
+    rng = np.random.default_rng(0)
+    wish, action = rng.normal(size=N), rng.integers(3, size=N)
+    return batch(
+        Encoder(context=(Continuous("wish", 0.0, 1.0),), actions=("less", "more", "same")),
+        wish,
+        candidates=np.broadcast_to(np.eye(3, dtype=np.float32), (N, 3, 3)),
+        mask=np.ones((N, 3), dtype=bool),
+        action=action,
+        reward=1.0 - np.abs(wish - np.array([-1.0, 1.0, 0.0])[action]),
+    )
+
+
+def featured() -> Batch:
+    """One to four candidates with a feature; the closer it comes to the wish, the better."""
+    rng = np.random.default_rng(0)
+    wish, size = rng.normal(size=N), rng.normal(size=(N, K)).astype(np.float32)
+    mask = np.arange(K) < rng.integers(1, K + 1, size=(N, 1))
+    action = (rng.random(N) * mask.sum(axis=1)).astype(np.int64)
+    return batch(
+        Encoder(context=(Continuous("wish", 0.0, 1.0),), candidate=(Continuous("size", 0.0, 1.0),)),
+        wish,
+        candidates=np.stack([size * mask, np.zeros((N, K), dtype=np.float32)], axis=2),
+        mask=mask,
+        action=action,
+        reward=1.0 - np.abs(wish - size[np.arange(N), action]),
+    )
+
+
+def batch(
+    encoder: Encoder,
+    wish: np.ndarray,
+    *,
+    candidates: np.ndarray,
+    mask: np.ndarray,
+    action: np.ndarray,
+    reward: np.ndarray,
+) -> Batch:
+    """Episodes of two steps whose second wish has nothing to do with what was done at the first."""
+    row = np.arange(N)
+    return Batch(
+        encoder=encoder,
+        context=np.stack([wish, np.zeros(N)], axis=1).astype(np.float32),
+        candidates=candidates,
+        mask=mask,
+        action=action,
+        propensity=1.0 / mask.sum(axis=1),
+        reward=reward,
+        metrics=np.empty((N, 0)),
+        discount=np.where(row % 2, 0.0, 0.5),
+        next=np.where(row % 2, -1, row + 1),
+        unit=row // 2,
+    )
+
+
+def closeness(rows: Batch) -> np.ndarray:
+    """[N, K] true reward of every candidate."""
+    if rows.encoder.actions:
+        size = np.broadcast_to(np.array([-1.0, 1.0, 0.0]), rows.mask.shape)
+    else:
+        size = rows.candidates[:, :, 0]
+    return 1.0 - np.abs(rows.context[:, :1] - size)
+
+
+WORLDS = {"named": named, "featured": featured}
+
+
+@functools.cache
+def world(name: str) -> Batch:
+    return WORLDS[name]()
+
+
+@functools.cache
+def learned(name: str, where: str) -> Policy:
+    return fit(name, world(where))
+
+
+def fit(name: str, rows: Batch, seed: int = 0) -> Policy:
+    return learn.fit(rows, learn.configure(name, QUICK[name]), seed)
+
+
+each_learner = pytest.mark.parametrize("name", learn.LEARNERS)
+each_world = pytest.mark.parametrize("where", WORLDS)
+
+
+def test_every_learner_is_under_contract():
+    assert set(QUICK) == set(learn.LEARNERS)
+
+
+@each_world
+@each_learner
+def test_it_learns_which_candidate_is_better(name, where):
+    """At least nine tenths of the way from choosing at random to the best choice everywhere."""
+    rows = world(where)
+    reward = np.where(rows.mask, closeness(rows), 0.0)
+    value = (learned(name, where).propensities(rows) * reward).sum(axis=1).mean()
+    random = (reward.sum(axis=1) / rows.mask.sum(axis=1)).mean()
+    best = np.where(rows.mask, reward, -np.inf).max(axis=1).mean()
+    assert (value - random) / (best - random) > 0.9
+
+
+@each_world
+@each_learner
+def test_the_same_seed_gives_the_same_policy_bit_for_bit_and_another_seed_another(name, where):
+    first = learn.to_onnx(learned(name, where))
+    assert learn.to_onnx(fit(name, world(where))) == first
+    assert learn.to_onnx(fit(name, world(where), seed=1)) != first
+
+
+@each_world
+@each_learner
+def test_it_leaves_no_trace_in_what_everybody_shares(name, where):
+    def shared() -> tuple[bytes, bytes, int]:
+        return torch.get_rng_state().numpy().tobytes(), np.random.get_state()[1].tobytes(), torch.get_num_threads()
+
+    torch.set_num_threads(2)
+    before = shared()
+    fit(name, world(where))
+    assert shared() == before
+
+
+@each_world
+@each_learner
+def test_the_exported_graph_equals_the_policy(name, where):
+    policy, rows = learned(name, where), world(where)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(learn.to_onnx(policy), options, providers=["CPUExecutionProvider"])
+    for part, places in [(slice(0, 1), [0]), (slice(0, 256), [2, 0]), (slice(0, N), slice(None))]:
+        context, candidates = rows.context[part], np.ascontiguousarray(rows.candidates[part][:, places])
+        (exported,) = session.run(None, {"context": context, "candidates": candidates})
+        np.testing.assert_allclose(exported, policy.scorer(context, candidates), rtol=0, atol=1e-5)
+
+
+@each_world
+@each_learner
+def test_a_stored_policy_decides_as_before(name, where, tmp_path):
+    policy, rows = learned(name, where), world(where)
+    learn.save(policy, tmp_path / "policy")
+    assert np.array_equal(learn.load(tmp_path / "policy").propensities(rows), policy.propensities(rows))
+
+
+@each_world
+@each_learner
+@pytest.mark.parametrize("explorer", [EpsilonGreedy(0.0), EpsilonGreedy(0.2), Softmax(0.5, floor=0.1)])
+def test_propensities_sum_to_1_and_padding_has_none(name, where, explorer):
+    rows = world(where)
+    propensities = dataclasses.replace(learned(name, where), explorer=explorer).propensities(rows)
+    assert propensities.sum(axis=1) == pytest.approx(1.0, abs=1e-12)
+    assert not propensities[~rows.mask].any()
+
+
+@each_world
+@each_learner
+def test_the_place_of_a_candidate_in_its_row_means_nothing(name, where):
+    policy, rows = learned(name, where), world(where)
+    turned = dataclasses.replace(
+        rows,
+        candidates=rows.candidates[:, ::-1],
+        mask=rows.mask[:, ::-1],
+        action=rows.mask.shape[1] - 1 - rows.action,
+    )
+    assert np.array_equal(policy.propensities(turned), policy.propensities(rows)[:, ::-1])
+
+
+@each_learner
+def test_what_stands_in_padding_never_reaches_the_policy(name):
+    rows = world("featured")
+    candidates = np.where(rows.mask[:, :, None], rows.candidates, np.float32(1e6))
+    garbage = dataclasses.replace(rows, candidates=candidates)
+    assert learn.to_onnx(fit(name, garbage)) == learn.to_onnx(learned(name, "featured"))
+
+
+@each_learner
+def test_progress_comes_in_order_and_ends_at_the_end(name):
+    told: list[tuple[int, int, dict[str, float]]] = []
+    config = learn.configure(name, QUICK[name])
+    learn.fit(world("named"), config, 0, lambda *report: told.append(report))
+    done = [report[0] for report in told]
+    assert len(done) >= 2
+    assert done == sorted(set(done))
+    assert {report[1] for report in told} == {done[-1]}
+    assert all({"loss", "steps/s"} <= set(report[2]) for report in told)
+    assert all(math.isfinite(figure) for report in told for figure in report[2].values())
+
+
+@each_learner
+def test_a_setting_that_does_not_exist_or_has_the_wrong_type_is_refused(name):
+    setting = learn.configure(name, {}).__struct_fields__[0]
+    with pytest.raises(ConfigError, match=rf"unknown setting {setting}x \(did you mean {setting}\?\)"):
+        learn.configure(name, {setting + "x": 1})
+    with pytest.raises(ConfigError, match=name):
+        learn.configure(name, {setting: "many"})
