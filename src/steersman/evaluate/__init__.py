@@ -1,0 +1,237 @@
+"""POLICY -> REPORT: what a log says about a policy that did not write it. Pure functions on arrays, numpy only.
+
+`evaluate` gives every estimator the same Evidence (columns), each gives back Terms (a value, and what each unit
+contributes to its error), and one path turns Terms into interval, paired lift and effective sample size. `judge` asks
+the gates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from steersman.core.batch import Batch
+from steersman.core.errors import ConfigError, DataError, SupportError
+from steersman.core.policy import Policy
+from steersman.core.report import Verdict
+from steersman.evaluate.estimators import ESTIMATORS, logged, silent
+from steersman.evaluate.evaluation import Evaluation, Floor, Paired, Settings, Support
+from steersman.evaluate.evidence import Evidence, Paths, weights, whole
+from steersman.evaluate.gates import Gates, judge
+from steersman.evaluate.intervals import Influence, Terms, estimate, ratio
+from steersman.evaluate.nuisance import folds_of, reward_model
+from steersman.evaluate.sequences import Sequences
+
+__all__ = ["ESTIMATORS", "Evaluation", "Evidence", "Gates", "Paths", "Settings", "Terms", "evaluate", "judge"]
+
+Array = np.ndarray
+
+
+def evaluate(
+    batch: Batch,
+    target: Array,
+    settings: Settings,
+    seed: int,
+    horizon: int | None = None,
+    policy: Policy | None = None,
+) -> Evaluation:
+    """Value of a target policy and its lift over the behavior policy, from the behavior policy's log alone.
+
+    One decision an episode: values are mean reward per decision. Sequences: mean discounted return per episode. Units
+    are the clusters of every interval. Every model is cross-fitted: it never judges a unit that it learned from.
+
+    An episode whose end nobody saw (its last row neither terminated nor at the horizon) has no known return. It is
+    left out of every number, the baseline's too, and counted in `support.open_episodes`; the gate `open episodes`
+    says when they are too many, for the episodes that the end of a window cuts are longer than the others.
+
+    Args:
+        target: [N, K] f64, probabilities of the target policy for every candidate of every row; padding 0.
+        seed: of folds, random features and stitched episodes.
+        horizon: steps after which an episode is over by the rules of the product. None for sequences: the values are
+            about as many steps as the longest episode in the log.
+        policy: the target itself, for estimators that ask it at contexts that were not logged (`stitched`).
+    Raises:
+        DataError: the target is no policy, there is one unit only, or no episode is over.
+        SupportError: the target takes none of the logged actions, or the headline can not be estimated.
+        ConfigError: an estimator is not for this kind of log.
+    """
+    weight = weights(batch, target)
+    kept, still_open = whole(batch, horizon)
+    logged_weights = (Paths.of(batch), weight)
+    if still_open:
+        rows = np.flatnonzero(kept)
+        batch, target = batch.take(rows), target[rows]
+        weight = weights(batch, target)  # refuses once more: what is left may hold none of the target's actions
+    paths = Paths.of(batch)
+    if paths.clusters < 2:
+        raise DataError(
+            f"the log has {paths.clusters} unit with whole episodes: the error of its mean can not be told",
+            hint="log more units; all decisions of one unit are one cluster",
+        )
+    sequences = None if paths.one_step else Sequences.of(batch, paths, target, horizon, seed, policy)
+    names, headline = _names(settings, sequences)
+    metrics, absent = _metrics(batch)
+    case = _Case(batch, target, weight, paths, settings, seed, sequences, names, headline)
+    evidence = case.evidence([batch.reward, *metrics.values()])
+    found, refused = case.estimates(evidence[0])
+    terms, baseline = found[headline], logged(evidence[0])
+    reward = case.paired("reward", terms, baseline)
+    paired = tuple(
+        case.paired(name, ESTIMATORS[headline].terms(e), logged(e))
+        for name, e in zip(metrics, evidence[1:], strict=True)
+    )
+    floor = terms.low.minus_logged(baseline)
+    level = settings.level
+    return Evaluation(
+        baseline=reward.baseline,
+        headline=reward.value,
+        lift=reward.lift,
+        lift_floor=Floor(floor.center, floor.error, floor.df, floor.skew, floor.n),
+        estimates=(
+            *(estimate(t, estimator=name, metric="reward", level=level) for name, t in found.items()),
+            *(metric.value for metric in paired),
+        ),
+        metrics=paired,
+        refused=(*refused, *absent),
+        support=_support(case, evidence[0], terms, logged_weights, still_open),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """One policy on one log: whole episodes only."""
+
+    batch: Batch
+    target: Array
+    weight: Array
+    paths: Paths
+    settings: Settings
+    seed: int
+    sequences: Sequences | None
+    names: tuple[str, ...]
+    headline: str
+
+    def evidence(self, outcomes: list[Array]) -> list[Evidence]:
+        """One Evidence an outcome. Equal outcomes (a reward that is a metric) share it; models only if asked for."""
+        place = {column.tobytes(): i for i, column in reversed(list(enumerate(outcomes)))}
+        different = [column for i, column in enumerate(outcomes) if place[column.tobytes()] == i]
+        made = dict(zip((c.tobytes() for c in different), self._evidence(np.stack(different, axis=1)), strict=True))
+        return [made[column.tobytes()] for column in outcomes]
+
+    def _evidence(self, outcomes: Array) -> list[Evidence]:
+        none = np.zeros(len(self.batch))
+        made = [Evidence(self.paths, column, self.weight, none, none) for column in outcomes.T]
+        fold = folds_of(self.paths, self.settings.folds, self.seed)
+        modelled = any(ESTIMATORS[name].model for name in self.names)
+        if self.sequences is None:
+            if modelled:
+                q, v = reward_model(self.batch, outcomes, self.target, fold[self.paths.episode])
+                made = [replace(e, q=q[:, m], v=v[:, m]) for m, e in enumerate(made)]
+            return made
+        if modelled and (self.sequences.table is not None or not silent(made[0])):
+            models = self.sequences.models(outcomes, fold)
+            made = [replace(e, q=m.q, v=m.v, marginal=m.marginal) for e, m in zip(made, models, strict=True)]
+        if "stitched" in self.names and self.sequences.stitchable:
+            stitches = self.sequences.stitches(outcomes, self.settings.level)
+            made = [replace(e, stitch=s) for e, s in zip(made, stitches, strict=True)]
+        return made
+
+    def estimates(self, evidence: Evidence) -> tuple[dict[str, Terms], list[Verdict]]:
+        """Terms of every estimator that could, and a verdict on every other."""
+        found: dict[str, Terms] = {}
+        refused: list[Verdict] = []
+        for name in self.names:
+            try:
+                found[name] = _finite(ESTIMATORS[name].terms(evidence), name)
+            except SupportError as error:
+                if name == self.headline:
+                    raise
+                refused.append(Verdict(gate=name, status="not identified", reason=error.message, next=error.hint))
+        return found, refused
+
+    def paired(self, metric: str, value: Terms, logged: Influence) -> Paired:
+        """Estimates of a metric under both policies, and of their difference."""
+        name, level = self.headline, self.settings.level
+        baseline = Terms.of(logged.center, logged.pull, self.paths.per_cluster(np.ones(self.paths.episodes)))
+        return Paired(
+            baseline=estimate(baseline, estimator="logged", metric=metric, level=level),
+            value=estimate(value, estimator=name, metric=metric, level=level),
+            lift=estimate(value.minus_logged(logged), estimator=f"{name} - logged", metric=metric, level=level),
+        )
+
+
+def _names(settings: Settings, sequences: Sequences | None) -> tuple[tuple[str, ...], str]:
+    """Estimators to ask, in the order of the table, and the headline among them."""
+    known = [name for name, row in ESTIMATORS.items() if (row.one_step if sequences is None else row.sequence)]
+    headline = settings.headline or ("dr" if sequences is None else sequences.headline)
+    for name in (*settings.estimators, headline):
+        if name not in known:
+            kind = "single decisions" if sequences is None else "sequences"
+            raise ConfigError(f"{name} is not for a log of {kind}", hint=f"use {', '.join(known)}", field="estimators")
+    asked = {*(settings.estimators or (known if sequences is None else sequences.fitting)), headline}
+    return tuple(name for name in known if name in asked), headline
+
+
+def _metrics(batch: Batch) -> tuple[dict[str, Array], list[Verdict]]:
+    """Metrics that every row has, and a verdict on each of the others. One that is the reward is not told twice."""
+    metrics: dict[str, Array] = {}
+    absent = []
+    for name, column in zip(batch.metric_names, batch.metrics.T, strict=True):
+        if name == "reward" and np.array_equal(column, batch.reward):
+            continue
+        missing = int(np.sum(~np.isfinite(column)))
+        if missing == 0:
+            metrics["metrics.reward" if name == "reward" else name] = np.ascontiguousarray(column)
+            continue
+        reason = f"{missing:,} of {len(batch):,} decisions have no {name}: those that do may not be like the others"
+        absent.append(
+            Verdict(
+                gate=f"metric {name}",
+                status="not identified",
+                reason=reason,
+                next=f"give the problem a default_outcome for {name}",
+            )
+        )
+    return metrics, absent
+
+
+def _support(
+    case: _Case, evidence: Evidence, terms: Terms, logged_weights: tuple[Paths, Array], still_open: int
+) -> Support:
+    """The mean weight is over all rows, those of open episodes too: to leave these out would be to choose rows."""
+    paths, weight = logged_weights
+    bottom = paths.per_cluster(paths.per_episode(np.ones(len(weight))))
+    mean, pull = ratio(paths.per_cluster(paths.per_episode(weight)), bottom)
+    outside = None
+    if case.headline == "drl" and evidence.marginal is not None:
+        outside = evidence.marginal.outside
+    if case.headline == "stitched" and evidence.stitch is not None:
+        outside = evidence.stitch.outside
+    return Support(
+        decisions=len(case.batch),
+        episodes=case.paths.episodes,
+        units=case.paths.clusters,
+        open_episodes=still_open,
+        horizon=1 if case.sequences is None else case.sequences.horizon,
+        mean_weight=mean,
+        mean_weight_error=Influence(mean, pull).error,
+        largest_weight=float(weight.max()),
+        largest_share=terms.largest_share,
+        outside=outside,
+    )
+
+
+def _finite(terms: Terms, name: str) -> Terms:
+    """The same terms.
+
+    Raises:
+        SupportError: a number of them is too large for a float.
+    """
+    numbers = (terms.value, terms.low.center, terms.low.error, terms.high.center, terms.high.error, terms.ess)
+    if not np.isfinite(numbers).all():
+        raise SupportError(
+            f"{name} is not finite: the weights of whole episodes leave the range of numbers",
+            hint="the policies differ too much for estimators that weigh whole episodes",
+        )
+    return terms

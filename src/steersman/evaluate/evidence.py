@@ -1,0 +1,265 @@
+"""Evidence: what an estimator may look at, as columns. Which rows form episodes, and which episodes are whole."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from steersman.core.batch import Batch
+from steersman.core.errors import DataError, SupportError
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """How the N rows of a batch form E episodes of C units. A log of one-step decisions has E = N.
+
+    Attributes:
+        steps: one array a step: the rows at step t, ascending by episode. `steps[0]` are the starts.
+        episode: [N] i64, the row's episode, in [0, E).
+        factor: [N] f64, product of the discounts of the earlier rows of the episode: what the row's reward counts.
+        cluster: [E] i64, the unit of the episode, in [0, C). Units are what intervals count.
+        clusters: C.
+        previous: [N] i64, the row before; -1 at a start.
+    """
+
+    steps: tuple[Array, ...]
+    episode: Array
+    factor: Array
+    cluster: Array
+    clusters: int
+    previous: Array
+
+    @classmethod
+    def of(cls, batch: Batch) -> Paths:
+        """The paths through a batch, in one pass over its steps."""
+        n = len(batch)
+        previous = np.full(n, -1, dtype=np.int64)
+        seen = np.flatnonzero(batch.next >= 0)
+        previous[batch.next[seen]] = seen
+        starts = np.flatnonzero(previous < 0)
+        episode = np.empty(n, dtype=np.int64)
+        episode[starts] = np.arange(len(starts))
+        factor = np.ones(n)
+        steps = [starts]
+        while (rows := _following(batch, steps[-1])).size:
+            episode[rows] = episode[previous[rows]]
+            factor[rows] = factor[previous[rows]] * batch.discount[previous[rows]]
+            steps.append(rows)
+        units, cluster = np.unique(batch.unit[starts], return_inverse=True)
+        return cls(tuple(steps), episode, factor, cluster, len(units), previous)
+
+    @property
+    def one_step(self) -> bool:
+        """Whether every episode is one decision."""
+        return len(self.steps) == 1
+
+    @property
+    def episodes(self) -> int:
+        """E."""
+        return len(self.cluster)
+
+    def step(self) -> Array:
+        """[N] i64, the row's place in its episode, from 0."""
+        step = np.empty(len(self.episode), dtype=np.int64)
+        for t, rows in enumerate(self.steps):
+            step[rows] = t
+        return step
+
+    def per_episode(self, values: Array) -> Array:
+        """[N] -> [E], summed over the rows of each episode."""
+        return np.bincount(self.episode, values, minlength=self.episodes)
+
+    def per_cluster(self, values: Array) -> Array:
+        """[E] -> [C], summed over the episodes of each unit."""
+        return np.bincount(self.cluster, values, minlength=self.clusters)
+
+
+@dataclass(frozen=True, eq=False)
+class Marginal:
+    """How often the target would visit what the log visited, cross-fitted. Made where contexts are finite.
+
+    Attributes:
+        weight: [N] f64, visits per episode of the row's (context, action) by the target, discounted, over the log's.
+        correction: [N] f64, the weighted surprise (reward + discount * next value - action value) of the row, summed
+            over the steps at which the target would be there.
+        outside: share of the target's visits that go where the log never was.
+    """
+
+    weight: Array
+    correction: Array
+    outside: float
+
+
+@dataclass(frozen=True, eq=False)
+class Stitch:
+    """What episodes stitched together from logged steps return, and what random halves of the units say of it.
+
+    Attributes:
+        value: mean return.
+        worst, best: the same, with the worst and the best that may follow for whoever leaves what the log knows.
+        worst_moved, best_moved: [B] f64, `worst` and `best` of each half minus the whole's.
+        logged_moved: [B] f64, mean logged return of each half minus the whole's.
+        ess: effective number of units that lent steps.
+        outside: share of steps outside what the log knows.
+    """
+
+    value: float
+    worst: float
+    best: float
+    worst_moved: Array
+    best_moved: Array
+    logged_moved: Array
+    ess: float
+    outside: float
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Per row, from a model that never saw the row's unit: see Evidence."""
+
+    q: Array
+    v: Array
+    marginal: Marginal | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What estimators look at: only columns of length N, so that a million rows of many candidates fit.
+
+    Attributes:
+        paths: which rows form episodes.
+        reward: [N] f64, what is judged: the reward, or a metric.
+        weight: [N] f64, target / propensity of the action taken.
+        q: [N] f64, model of the action taken: mean reward (one step), or value of the action with the steps
+            that remain (sequences). Cross-fitted: never learned from the row's own unit. Zeros: no model.
+        v: [N] f64, the same model, mean over the target's actions: sum over a of target(a) * q(a).
+        marginal: for `drl`; None if it can not be made of this log.
+        stitch: for `stitched`; None if it can not be made of this log.
+    """
+
+    paths: Paths
+    reward: Array
+    weight: Array
+    q: Array
+    v: Array
+    marginal: Marginal | None = None
+    stitch: Stitch | None = None
+
+    @functools.cached_property
+    def cumulative(self) -> Array:
+        """[N] f64, product of the weights of the episode up to and including the row.
+
+        Raises:
+            SupportError: the product overflows.
+        """
+        product = self.weight.copy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            for rows in self.paths.steps[1:]:
+                product[rows] *= product[self.paths.previous[rows]]
+        if not np.isfinite(product).all():
+            raise SupportError(
+                f"the product of weights overflows within {len(self.paths.steps)} steps",
+                hint="the policies differ too much for estimators that weigh whole episodes; use drl",
+            )
+        return product
+
+    @functools.cached_property
+    def second_moment(self) -> float:
+        """Expected square of an episode's whole product of weights, from the weights of single decisions.
+
+        m = mean of w^2 over decisions, and the mean over episodes of m^steps. The products in the sample can not tell:
+        where they are heavy-tailed the large ones are mostly absent, and a sample without them looks well behaved.
+        1 where the policies agree, and for single decisions, whose weights are all in the sample; infinite if it
+        overflows.
+        """
+        if self.paths.one_step:
+            return 1.0
+        square = float(np.mean(self.weight**2))
+        steps = self.paths.per_episode(np.ones(len(self.weight)))
+        with np.errstate(over="ignore"):
+            return float(np.mean(np.maximum(square, 1.0) ** steps))
+
+    @functools.cached_property
+    def before(self) -> Array:
+        """[N] f64, product of the weights of the episode before the row; 1 at a start."""
+        return np.where(self.paths.previous < 0, 1.0, self.cumulative[self.paths.previous])
+
+
+def weights(batch: Batch, target: Array) -> Array:
+    """[N] f64, target / propensity of the actions taken.
+
+    Args:
+        target: [N, K] f64, probabilities of the target policy; every row sums to 1, padding is 0.
+    Raises:
+        DataError: the target is not a probability of every candidate of every row.
+        SupportError: the target takes none of the logged actions.
+    """
+    if batch.numbers:
+        raise DataError("the actions are numbers; estimators for densities do not exist yet", field="actions")
+    if target.shape != batch.mask.shape:
+        raise DataError(f"target is {list(target.shape)}, must be {list(batch.mask.shape)}", field="target")
+    _refuse(~np.isfinite(target).all(axis=1), "a probability of the target is not finite")
+    _refuse((target < 0).any(axis=1), "a probability of the target is negative")
+    _refuse(((target > 0) & ~batch.mask).any(axis=1), "the target gives a probability to padding")
+    away = np.abs(target.sum(axis=1) - 1.0)
+    _refuse(away > 1e-6, "the probabilities of the target do not sum to 1")
+    taken = target[np.arange(len(batch)), batch.action]
+    if not taken.any():
+        raise SupportError(
+            f"the target policy takes none of the {len(batch)} logged actions",
+            hint="log with more exploration, or judge a policy closer to the one that logged",
+        )
+    return taken / batch.propensity
+
+
+def whole(batch: Batch, horizon: int | None) -> tuple[Array, int]:
+    """Which rows belong to episodes whose return is known.
+
+    An episode is whole if its last row is terminated, or is the last of the horizon. Any other has a next step that
+    nobody saw: its return is unknown, and no estimator here may treat it as over.
+
+    Args:
+        horizon: steps after which an episode is over by the rules of the product; None: no limit.
+    Returns:
+        [N] bool, and how many episodes are still open.
+    Raises:
+        DataError: an episode is longer than the horizon, or no episode is whole.
+    """
+    paths = Paths.of(batch)
+    if paths.one_step:  # one decision an episode: there is no next step to miss
+        return np.ones(len(batch), dtype=bool), 0
+    step = paths.step()
+    if horizon is not None and len(paths.steps) > horizon:
+        row = int(paths.steps[horizon][0])
+        raise DataError(
+            f"row {row} is step {horizon} of its episode (from 0), but the horizon is {horizon} steps",
+            hint="end the episodes when they reach the horizon, or declare the horizon they really have",
+            field="horizon",
+        )
+    last = batch.next < 0
+    over = batch.terminated if horizon is None else batch.terminated | (step == horizon - 1)
+    closed = np.zeros(paths.episodes, dtype=bool)
+    closed[paths.episode[last & over]] = True
+    if not closed.any():
+        raise DataError(
+            f"none of the {paths.episodes} episodes is over: their returns are not known",
+            hint="log how episodes end, or give the problem a horizon",
+            field="horizon",
+        )
+    return closed[paths.episode], int(paths.episodes - closed.sum())
+
+
+def _following(batch: Batch, rows: Array) -> Array:
+    following = batch.next[rows]
+    return following[following >= 0]
+
+
+def _refuse(bad: ArrayLike, message: str) -> None:
+    rows = np.flatnonzero(bad)
+    if rows.size:
+        raise DataError(f"row {rows[0]}: {message} ({rows.size} such rows of {np.size(bad)})", field="target")

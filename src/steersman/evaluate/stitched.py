@@ -1,0 +1,403 @@
+"""Model-free Monte Carlo: the target's episodes, stitched from logged transitions. For contexts with numbers.
+
+A particle starts where some episode started, draws an action from the target, finds the logged row of that action with
+the nearest context, takes its reward, and moves as that row moved; until it is over. The mean return of particles
+estimates the value of the target.
+
+    next number  = p s + m(s, a) + (s'_i - p s_i - m(s_i, a))       i: the row matched to (s, a), s'_i: its next context
+    next text    = that of s'_i, and so is every missing indicator: a context of both stays one
+
+p in [0, 1] is the persistence of the column (1: it moves by the row's difference; 0: it is drawn anew); m is a ridge
+regression for half of the particles and 0 for the others: where these disagree, matches are too far, and the interval
+says so. Far is measured in standard deviations, each column scaled by how much what follows depends on it.
+
+Sources: Fonteneau, Murphy, Wehenkel and Ernst 2010, "Model-free Monte Carlo-like policy evaluation" (AISTATS), and
+2013, "Batch mode reinforcement learning based on the synthesis of artificial trajectories" (Annals of OR 208).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from steersman.core.batch import Batch
+from steersman.core.errors import DataError, SupportError
+from steersman.core.features import LIMIT
+from steersman.evaluate.intervals import student_t
+from steersman.evaluate.nearest import NONE, Nearest, alike
+from steersman.evaluate.transitions import Drift, Transitions
+
+Array = np.ndarray
+Behave = Callable[[Array], Array]
+
+HALVES = 8
+"""B, random halves of the units that the interval rests on."""
+
+LEAST_UNITS = 10
+"""Fewer units than this have no half worth the name."""
+
+MARGIN = 0.1
+"""Share of a number's logged range by which a particle may leave it and still be supported."""
+
+HELD_OUT = 4000
+"""Logged rows that say how far a match may be."""
+
+SAME = 1e-3
+"""Distances below this are rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stitched:
+    """What stitched episodes say of a target policy. Values are mean discounted returns per episode, in reward.
+
+    Attributes:
+        value: mean return of the particles.
+        low, high: the interval to trust: `worst` less, and `best` plus, the error of sampling; within what an episode
+            can return.
+        plain_low, plain_high: the interval if all that was matched outside the support were right.
+        worst, best: `value`, but particles count the worst, or the best, that may follow once they leave the support.
+        halves, worst_halves, best_halves: [B] the same, from random halves of the units.
+        baseline: mean return of the logged episodes whose end is known.
+        baseline_halves: [B], on the same halves.
+        lift: value - baseline.
+        lift_low, lift_high: its interval, paired by halves, from `worst` and `best`.
+        out_share: share of the particles' steps outside the support, in [0, 1]. Above 0.15 the log can hardly tell.
+        left_share: share of the particles that were ever outside the support, in [0, 1].
+        ess: effective number of units whose rows were matched, in [0, n]: (sum of uses)^2 / sum of uses^2.
+        distance: mean distance of a particle from its match, in standard deviations of the most relevant column.
+        level: coverage of the intervals, in (0, 1).
+        n: units.
+    """
+
+    value: float
+    low: float
+    high: float
+    plain_low: float
+    plain_high: float
+    worst: float
+    best: float
+    halves: Array
+    worst_halves: Array
+    best_halves: Array
+    baseline: float
+    baseline_halves: Array
+    lift: float
+    lift_low: float
+    lift_high: float
+    out_share: float
+    left_share: float
+    ess: float
+    distance: float
+    level: float
+    n: int
+
+    @property
+    def error(self) -> float:
+        """Standard error of `value`, the trend from half to all of the log included."""
+        return _error(np.append(self.value, self.halves))
+
+    def lift_above(self, level: float) -> float:
+        """One-sided lower bound of the lift, from `worst`, at a level in (0.5, 1)."""
+        lift = np.append(self.worst, self.worst_halves) - np.append(self.baseline, self.baseline_halves)
+        return float(lift[0]) - student_t(level, HALVES - 1) * _error(lift)
+
+
+def mfmc(
+    batch: Batch,
+    behave: Behave,
+    *,
+    horizon: int,
+    seed: int,
+    level: float = 0.95,
+    outcomes: Array | None = None,
+    particles: int = 250,
+) -> Stitched:
+    """Value of a target policy by model-free Monte Carlo, and its lift over the logged episodes.
+
+    What a row is good for:
+    - A terminated row gives its reward and ends the particle.
+    - A row at the last step of the horizon was cut off there, terminated or not, so its end tells nothing. All rows of
+      that step give rewards only, to particles at their last step. So do those of any other step where episodes are
+      open and none goes on.
+    - An open row elsewhere (not terminated, next not seen) does likewise. As it would have been seen to terminate, the
+      chance of termination comes out too large: on average by a factor of 1 + open rows / usable rows.
+
+    Outside the support is a particle with a number beyond its logged range (and MARGIN), a match farther off than any
+    held-out logged row is from half of the log, or an action that was never logged. The last ends the particle, and
+    `value` counts the worst for what it misses. The worst that may follow is the smallest logged reward: at every
+    remaining step if that is negative, else once, for then an early end is worse. The best is the largest likewise.
+    Both are discounted by the largest discount.
+
+    The context must tell all that matters of the past. Time grows with particles, steps, and less than linearly with
+    rows: about 3 s for 30,000 rows of 4 numbers and 200 steps on one core, about 15 s if they have 300 columns.
+
+    Args:
+        behave: [M, F] f32 encoded contexts -> [M, K] probabilities of the target for the batch's candidates.
+        horizon: steps after which an episode is over, at least 2 and at least the longest logged one.
+        seed: of halves, particles and ties.
+        level: coverage of the intervals, in (0, 1).
+        outcomes: [N] f64, what to sum instead of the reward, e.g. a metric; finite.
+        particles: in each of the two estimates from all units and in each from a half, at least 2.
+    Raises:
+        SupportError: the actions are numbers or no fixed set of candidates, or no row has a next one.
+        DataError: fewer than LEAST_UNITS units; no episode is over, in the log or in a half; an episode is longer than
+            the horizon; `behave` gives no probabilities; an outcome is not finite.
+    """
+    column = batch.reward if outcomes is None else outcomes
+    return mfmc_each(batch, behave, column[:, None], horizon=horizon, seed=seed, level=level, particles=particles)[0]
+
+
+def mfmc_each(
+    batch: Batch,
+    behave: Behave,
+    outcomes: Array,
+    *,
+    horizon: int,
+    seed: int,
+    level: float = 0.95,
+    particles: int = 250,
+) -> tuple[Stitched, ...]:
+    """`mfmc` for every column of `outcomes` [N, M] f64, by the same particles in one pass."""
+    _check(batch, horizon, level, particles)
+    rng = np.random.default_rng(seed)
+    log = Transitions.of(batch, outcomes, horizon)
+    if log.units < LEAST_UNITS:
+        raise DataError(
+            f"the log has {log.units} units, stitched episodes need at least {LEAST_UNITS}",
+            hint="log more units: the interval rests on halves of them",
+        )
+    samples = _samples(log.units, rng)
+    baseline = log.baseline(samples)
+    walk = _Walk(log, samples, behave, particles, rng)
+    walk.run()
+    return tuple(_stitched(walk, baseline[:, m], level, m) for m in range(outcomes.shape[1]))
+
+
+def _stitched(walk: _Walk, baseline: Array, level: float, column: int) -> Stitched:
+    log = walk.log
+    t = student_t(0.5 + level / 2, HALVES - 1)
+    value, worst, best = (returns[:, column] for returns in walk.means())  # each [1 + B]
+    lift = value - baseline
+    return Stitched(
+        value=float(value[0]),
+        low=float(np.clip(worst[0] - t * _error(worst), min(worst[0], log.least(log.horizon)[column]), None)),
+        high=float(np.clip(best[0] + t * _error(best), None, max(best[0], log.most(log.horizon)[column]))),
+        plain_low=float(value[0]) - t * _error(value),
+        plain_high=float(value[0]) + t * _error(value),
+        worst=float(worst[0]),
+        best=float(best[0]),
+        halves=value[1:],
+        worst_halves=worst[1:],
+        best_halves=best[1:],
+        baseline=float(baseline[0]),
+        baseline_halves=baseline[1:],
+        lift=float(lift[0]),
+        lift_low=float(worst[0] - baseline[0]) - t * _error(worst - baseline),
+        lift_high=float(best[0] - baseline[0]) + t * _error(best - baseline),
+        out_share=walk.out_steps / walk.steps,
+        left_share=float(walk.left[walk.full].mean()),
+        ess=walk.ess,
+        distance=walk.distance / max(float(walk.used.sum()), 1.0),
+        level=level,
+        n=log.units,
+    )
+
+
+def _error(values: Array) -> float:
+    """Standard error of values[0], a number from all units, by values[1:], the same from random halves of them.
+
+    A half drawn without replacement varies as a mean of all n units does: s^2 / (n / 2) * (1 - 1 / 2) = s^2 / n. Where
+    halves differ from the whole on average, more rows make better matches, and the trend may go on as far.
+    """
+    halves = values[1:]
+    return math.sqrt(float(halves.var(ddof=1)) + float(halves.mean() - values[0]) ** 2)
+
+
+def _samples(units: int, rng: np.random.Generator) -> Array:
+    """[1 + B, U] bool: all units, then random halves of them."""
+    samples = np.zeros((1 + HALVES, units), dtype=bool)
+    samples[0] = True
+    for half in samples[1:]:
+        half[rng.permutation(units)[: units // 2]] = True
+    return samples
+
+
+class _Walk:
+    """All particles of all samples, a step at a time: P on all units with m, P with m = 0, P on each half with either.
+
+    Attributes:
+        log: what they walk on.
+        full: [P'] bool, particles on all units.
+        left: [P'] bool, those that were ever outside the support.
+        steps, out_steps: made by the full ones, and outside the support.
+        used: [U] how often rows of a unit were matched by the full ones.
+        distance: of these matches, summed.
+    """
+
+    def __init__(
+        self, log: Transitions, samples: Array, behave: Behave, particles: int, rng: np.random.Generator
+    ) -> None:
+        self.log, self._behave, self._rng = log, behave, rng
+        self._drift = Drift(log, rng)
+        member = samples[:, log.unit]
+        rows = np.flatnonzero(log.usable)
+        self._going = self._places(rows, member[:, rows])
+        self._ending = self._places(np.arange(len(log.batch)), member)
+        self._low, self._high = self._box(member)
+        self._reach = self._held_out(rows[~member[1, rows]])
+        groups = np.array([0, *range(1 + HALVES)])
+        self._sample = groups.repeat(particles)
+        self._plain = (np.arange(len(groups)) % 2).repeat(particles)  # 1: m = 0
+        starts = [log.starts[samples[group, log.unit[log.starts]]] for group in groups]
+        # Without replacement; if there are fewer starts than particles, each serves as often as the others.
+        self._start = np.concatenate([np.resize(rng.permutation(mine), particles) for mine in starts])
+        size = len(self._start)
+        self._factor = np.ones(size)
+        self._returned, self._worst, self._best = (np.zeros((size, log.outcomes.shape[1])) for _ in range(3))
+        self.full = np.arange(size) < 2 * particles
+        self.left = np.zeros(size, dtype=bool)
+        self.used = np.zeros(log.units)
+        self.steps = self.out_steps = 0
+        self.distance = 0.0
+
+    def run(self) -> None:
+        """Walk until every particle is over."""
+        ids, context = np.arange(len(self._start)), self.log.context(self._start)
+        for left in range(self.log.horizon, 0, -1):
+            ids, context = self._step(left, ids, context)
+            if ids.size == 0:
+                return
+
+    def means(self) -> tuple[Array, Array, Array]:
+        """[1 + B, M] mean returns of each sample: as matched; with the worst, with the best, outside the support."""
+        left = self.left[:, None]
+        each = self._returned, np.where(left, self._worst, self._returned), np.where(left, self._best, self._returned)
+        first = np.flatnonzero(np.diff(self._sample, prepend=-1))
+        size = np.bincount(self._sample)[:, None]
+        value, worst, best = (np.add.reduceat(returns, first) / size for returns in each)
+        return value, worst, best
+
+    @property
+    def ess(self) -> float:
+        """Effective number of the units whose rows were matched."""
+        return float(self.used.sum() ** 2 / (self.used @ self.used)) if self.used.any() else 0.0
+
+    def _step(self, left: int, ids: Array, context: Array) -> tuple[Array, Array]:
+        """One step of particles `ids`, with `left` to go, this one included. Gives those that go on, and where to."""
+        log, sample, action = self.log, self._sample[ids], self._draw(context)
+        row, distance = self._match(
+            self._drift.point(context), action, sample, self._going if left > 1 else self._ending
+        )
+        out = (distance > self._reach[action]) | self._outside(context, sample)
+        self._leave(ids[out], left)
+        self._count(ids, row, distance, out)
+        stuck = row == NONE
+        self._returned[ids[stuck]] += self._factor[ids[stuck], None] * log.least(left)
+        ids, context, action, row = ids[~stuck], context[~stuck], action[~stuck], row[~stuck]
+        self._returned[ids] += self._factor[ids, None] * log.outcomes[row]
+        self._factor[ids] *= log.batch.discount[row]
+        on = ~log.batch.terminated[row] & (left > 1)
+        ids = ids[on]
+        return ids, self._move(context[on], action[on], row[on], self._plain[ids])
+
+    def _draw(self, context: Array) -> Array:
+        """[M] actions of the target."""
+        chance = np.asarray(self._behave(context.astype(np.float32)), dtype=np.float64)
+        want = (len(context), self.log.batch.mask.shape[1])
+        if chance.shape != want:
+            raise DataError(f"the target gives {list(chance.shape)}, must be {list(want)}", field="target")
+        bad = np.flatnonzero(~((chance >= 0).all(axis=1) & (np.abs(chance.sum(axis=1) - 1.0) <= 1e-6)))
+        if bad.size:
+            raise DataError(f"the target gives {chance[bad[0]]}, no probabilities", field="target")
+        total = chance.cumsum(axis=1)
+        return (self._rng.random((len(total), 1)) * total[:, -1:] >= total).sum(axis=1)
+
+    def _match(self, points: Array, action: Array, sample: Array, places: dict[int, Nearest]) -> tuple[Array, Array]:
+        """[M] the matched rows, NONE without any; and how far they are, infinitely without any."""
+        row = np.full(len(points), NONE)
+        for each in np.unique(action):
+            mine = np.flatnonzero(action == each)
+            if (near := places.get(int(each))) is not None:
+                row[mine] = near.find(points[mine], sample[mine], self._rng)
+        apart = np.linalg.norm(points - self._drift.points[row], axis=1)
+        return row, np.where(row == NONE, np.inf, apart)
+
+    def _move(self, context: Array, action: Array, row: Array, plain: Array) -> Array:
+        """[M, F] the next contexts."""
+        log, then = self.log, self.log.then[row]
+        number = self._drift.persistence * context[:, log.moved] + self._drift.surprise[plain, row]
+        for each in np.unique(action):
+            mine = np.flatnonzero((action == each) & (plain == 0))
+            number[mine] += self._drift.usual(context[mine], int(each))
+        there = (context[:, log.missing] == 0) & log.given(row) & log.given(then)
+        after = log.context(then)
+        after[:, log.moved] = np.where(there, np.clip(number, -LIMIT, LIMIT), after[:, log.moved])
+        return after
+
+    def _leave(self, ids: Array, left: int) -> None:
+        """Those that are outside for the first time keep the worst and the best that may follow."""
+        first = ids[~self.left[ids]]
+        self._worst[first] = self._returned[first] + self._factor[first, None] * self.log.least(left)
+        self._best[first] = self._returned[first] + self._factor[first, None] * self.log.most(left)
+        self.left[first] = True
+
+    def _count(self, ids: Array, row: Array, distance: Array, out: Array) -> None:
+        full = self.full[ids]
+        self.steps += int(full.sum())
+        self.out_steps += int(out[full].sum())
+        matched = full & (row != NONE)
+        np.add.at(self.used, self.log.unit[row[matched]], 1.0)
+        self.distance += float(distance[matched].sum())
+
+    def _outside(self, context: Array, sample: Array) -> Array:
+        """[M] bool: a number that is there is beyond its logged range."""
+        number = context[:, self.log.moved]
+        beyond = (number < self._low[sample]) | (number > self._high[sample])
+        return np.any(beyond & (context[:, self.log.missing] == 0), axis=1)
+
+    def _box(self, member: Array) -> tuple[Array, Array]:
+        """[S, D] the range of each moved number over the rows of each sample [S, N], with its margin."""
+        every = np.arange(len(self.log.batch))
+        number, there = self.log.batch.context[:, self.log.moved], self.log.given(every)
+        low = np.stack([np.where(there[mine], number[mine], LIMIT).min(axis=0, initial=LIMIT) for mine in member])
+        high = np.stack([np.where(there[mine], number[mine], -LIMIT).max(axis=0, initial=-LIMIT) for mine in member])
+        margin = MARGIN * np.maximum(high - low, 0.0)
+        return low - margin, high + margin
+
+    def _places(self, rows: Array, member: Array) -> dict[int, Nearest]:
+        """Where to look for each logged action among the rows [R], with their membership [S, R]."""
+        action, same = self.log.batch.action[rows], alike(self.log.batch.context[rows])
+        found = {}
+        for each in np.unique(action):
+            mine = np.flatnonzero(action == each)
+            found[int(each)] = Nearest(rows[mine], self._drift.points[rows[mine]], same[mine], member[:, mine])
+        return found
+
+    def _held_out(self, rows: Array) -> Array:
+        """[K] how far off a match may be: the farthest of the rows, none of them in the first half, from that half."""
+        rows = rows[:: max(1, len(rows) // HELD_OUT)]
+        action = self.log.batch.action[rows]
+        row, distance = self._match(self._drift.points[rows], action, np.ones(len(rows), dtype=np.int64), self._going)
+        farthest = np.full(self.log.batch.mask.shape[1], -1.0)
+        np.maximum.at(farthest, action[row != NONE], distance[row != NONE])
+        return np.where(farthest < 0, farthest.max(initial=0.0), farthest) + SAME
+
+
+def _check(batch: Batch, horizon: int, level: float, particles: int) -> None:
+    if batch.numbers:
+        raise SupportError("the actions are numbers; episodes are stitched from named actions only")
+    shared = batch.candidates.strides[0] == 0 or bool((batch.candidates == batch.candidates[:1]).all())
+    if not (shared and batch.mask.all()):
+        raise SupportError(
+            "the candidates differ from row to row: what an action does can not be looked up in other rows",
+            hint="stitched episodes are for named actions that can always be taken",
+        )
+    if horizon < 2:
+        raise DataError(f"horizon is {horizon}, must be at least 2 steps", field="horizon")
+    if not 0 < level < 1:
+        raise DataError(f"level is {level:g}, must be in (0, 1)", field="level")
+    if particles < 2:
+        raise DataError(f"particles is {particles}, must be at least 2", field="particles")

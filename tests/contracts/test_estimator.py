@@ -1,0 +1,213 @@
+"""The contract of an estimator, over every row of ESTIMATORS. A new row gets these tests by being there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from steersman.core.batch import Batch
+from steersman.core.errors import ConfigError, DataError, SupportError
+from steersman.core.features import Continuous, Encoder
+from steersman.core.policy import Policy, Softmax
+from steersman.evaluate import ESTIMATORS, Evaluation, Settings, evaluate
+from steersman.worlds import tabular
+
+HORIZON = 40
+BANDIT = tabular.bandit(6, 4, chi2=1.0, noise=0.3, seed=1)
+MDP = tabular.garnet(8, 3, horizon=HORIZON, stop=0.15, seed=2)
+RNG = np.random.default_rng(0)
+BEHAVIOR = tabular.softmax(RNG.normal(size=MDP.mean.shape))
+TARGET = tabular.mixed(tabular.softmax(np.log(BEHAVIOR) + 0.4 * RNG.normal(size=MDP.mean.shape)), 0.1)
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log of some kind, with a target: its probabilities on the rows, and as a policy."""
+
+    batch: Batch
+    target: np.ndarray
+    policy: Policy
+    horizon: int | None
+
+
+def single_decisions(seed: int, *, same: bool) -> Log:
+    table = BANDIT.behavior if same else BANDIT.target
+    batch = BANDIT.sample(400, seed)
+    return Log(batch, tabular.rows(batch, table), table_policy(table, batch), None)
+
+
+def sequences(seed: int, *, same: bool) -> Log:
+    """Episodes of 1 to 40 steps over 8 contexts."""
+    table = BEHAVIOR if same else TARGET
+    batch = MDP.sample(250, BEHAVIOR, seed, truncate=True)
+    return Log(batch, tabular.rows(batch, table), table_policy(table, batch), HORIZON)
+
+
+def walks(seed: int, *, same: bool) -> Log:
+    """Episodes of 1 to 15 steps over contexts that never come twice: a number that the two actions push about."""
+    rng = np.random.default_rng(seed)
+    rows: list[tuple[int, float, int, float, bool]] = []
+    for episode in range(250):
+        x = float(rng.normal())
+        for _ in range(15):
+            action = int(rng.integers(2))
+            over = bool(rng.random() < 0.15)
+            rows.append((episode, x, action, 1.0 - 0.2 * x * x, over))
+            if over:
+                break
+            x = 0.8 * x + (0.5 if action else -0.5) + 0.3 * float(rng.normal())
+    unit, number, action, reward, over = (np.array(column) for column in zip(*rows, strict=True))
+    n = len(unit)
+    last = np.append(unit[1:] != unit[:-1], True)
+    encoder = Encoder(context=(Continuous("x", 0.0, 1.0),), actions=("left", "right"))
+    batch = Batch(
+        encoder=encoder,
+        context=np.stack([number, np.zeros(n)], axis=1).astype(np.float32),
+        candidates=np.broadcast_to(np.eye(2, dtype=np.float32), (n, 2, 2)),
+        mask=np.ones((n, 2), dtype=bool),
+        action=action.astype(np.int64),
+        propensity=np.full(n, 0.5),
+        reward=reward,
+        metrics=np.zeros((n, 0)),
+        discount=np.where(over, 0.0, 1.0),
+        next=np.where(last, -1, np.arange(1, n + 1)),
+        unit=unit.astype(np.int64),
+    )
+
+    def scorer(context: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        pull = 0.0 if same else 0.3
+        return (pull * context[:, :1] * np.array([1.0, -1.0])).astype(np.float32)
+
+    policy = Policy(encoder, scorer, Softmax(1.0))
+    return Log(batch, policy.propensities(batch), policy, 15)
+
+
+def table_policy(table: np.ndarray, batch: Batch) -> Policy:
+    def scorer(context: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        return np.log(table[context[:, : len(table)].argmax(axis=1)]).astype(np.float32)
+
+    return Policy(batch.encoder, scorer, Softmax(1.0))
+
+
+def logs_for(name: str):
+    row = ESTIMATORS[name]
+    kinds = [single_decisions] * row.one_step + [sequences, walks] * row.sequence
+    return [kind for kind in kinds if (name, kind) not in {("drl", walks), ("stitched", sequences)}]
+
+
+CASES = [pytest.param(name, kind, id=f"{name}-{kind.__name__}") for name in ESTIMATORS for kind in logs_for(name)]
+JUDGES = [case for case in CASES if ESTIMATORS[case.values[0]].judge]
+WEIGHERS = [case for case in JUDGES if ESTIMATORS[case.values[0]].rests_on == "weights"]
+
+
+def ask(name: str, log: Log, **changes: object) -> Evaluation:
+    headline = name if ESTIMATORS[name].judge else ""
+    settings = Settings(estimators=(name,), headline=headline, folds=3)
+    asked = {"seed": 0, "horizon": log.horizon, "policy": log.policy, **changes}
+    return evaluate(log.batch, log.target, settings, **asked)
+
+
+def of(name: str, evaluation: Evaluation):
+    return next(e for e in evaluation.estimates if e.estimator == name and e.metric == "reward")
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_the_behavior_policy_gets_the_logged_mean(name, kind):
+    log = kind(3, same=True)
+    evaluation = ask(name, log)
+    found = of(name, evaluation)
+    error = (found.high - found.low) / 2 / 1.96
+    assert abs(found.value - evaluation.baseline.value) <= 3 * error + 1e-9
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_scaling_the_reward_scales_the_estimate(name, kind):
+    log = kind(4, same=False)
+    one = of(name, ask(name, log))
+    ten = of(name, ask(name, replace(log, batch=replace(log.batch, reward=-10 * log.batch.reward, metric_names=(),
+                                                        metrics=np.zeros((len(log.batch), 0))))))  # fmt: skip
+    scale = max(abs(one.low), abs(one.high))
+    assert ten.value == pytest.approx(-10 * one.value, abs=1e-3 * scale)
+    assert (ten.low, ten.high) == pytest.approx((-10 * one.high, -10 * one.low), abs=1e-2 * scale)
+    assert ten.ess == pytest.approx(one.ess, rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_the_same_seed_gives_the_same_evaluation(name, kind):
+    log = kind(5, same=False)
+    assert msgspec.json.encode(ask(name, log)) == msgspec.json.encode(ask(name, log))
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_higher_level_widens_the_interval_around_the_same_value(name, kind):
+    log = kind(6, same=False)
+    headline = name if ESTIMATORS[name].judge else ""
+    found = [
+        of(name, evaluate(log.batch, log.target, Settings(estimators=(name,), headline=headline, level=level), 0,
+                          log.horizon, log.policy))
+        for level in (0.8, 0.95)
+    ]  # fmt: skip
+    assert found[0].value == found[1].value
+    assert found[1].low <= found[0].low <= found[0].value <= found[0].high <= found[1].high
+    assert found[1].high - found[1].low > found[0].high - found[0].low
+    assert found[0].n == log.batch.unit.max() + 1
+
+
+@pytest.mark.parametrize(("name", "kind"), WEIGHERS)
+def test_copying_every_episode_within_its_unit_adds_no_certainty(name, kind):
+    log = kind(7, same=False)
+    n = len(log.batch)
+    rows = np.concatenate([np.arange(n), np.arange(n)])
+    arrays = {k: getattr(log.batch, k)[rows] for k in ("context", "mask", "action", "propensity", "reward",
+                                                       "metrics", "discount", "unit", "candidates")}  # fmt: skip
+    following = np.concatenate([log.batch.next, np.where(log.batch.next < 0, -1, log.batch.next + n)])
+    twice = Batch(encoder=log.batch.encoder, next=following, metric_names=log.batch.metric_names, **arrays)
+    one, two = (
+        of(name, ask(name, log)),
+        of(name, ask(name, replace(log, batch=twice, target=log.target[rows]))),
+    )
+    width = one.high - one.low
+    assert two.n == one.n
+    assert two.value == pytest.approx(one.value, abs=0.03 * width + 1e-9)
+    assert two.high - two.low == pytest.approx(width, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_target_that_takes_none_of_the_logged_actions_is_refused(name, kind):
+    log = kind(8, same=False)
+    never = np.zeros_like(log.target)
+    never[np.arange(len(never)), (log.batch.action + 1) % never.shape[1]] = 1.0
+    with pytest.raises(SupportError, match="none of the"):
+        ask(name, replace(log, target=never))
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_one_unit_is_refused(name, kind):
+    log = kind(9, same=False)
+    alone = replace(log.batch, unit=np.zeros(len(log.batch), dtype=np.int64))
+    with pytest.raises(DataError, match="1 unit"):
+        ask(name, replace(log, batch=alone))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_estimator_refuses_the_other_kind_of_log(name):
+    row = ESTIMATORS[name]
+    if row.one_step and row.sequence:
+        pytest.skip("it takes both")
+    log = sequences(10, same=False) if row.one_step else single_decisions(10, same=False)
+    with pytest.raises(ConfigError, match=f"{name} is not for a log of"):
+        evaluate(log.batch, log.target, Settings(estimators=(name,)), 0, log.horizon)
+
+
+TRUTH = {single_decisions: BANDIT.value(BANDIT.target), sequences: MDP.value(TARGET)}
+
+
+@pytest.mark.parametrize(("name", "kind"), [case for case in JUDGES if case.values[1] in TRUTH])
+def test_the_mean_over_logs_is_the_true_value(name, kind):
+    logs = 30
+    values = [of(name, ask(name, kind(100 + seed, same=False))).value for seed in range(logs)]
+    error = np.std(values, ddof=1) / np.sqrt(logs)
+    assert np.mean(values) == pytest.approx(TRUTH[kind], abs=4 * error)

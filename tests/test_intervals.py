@@ -1,0 +1,259 @@
+"""Intervals: quantiles against closed forms, errors against brute force, coverage on worlds with known values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steersman.core.errors import DataError, SupportError
+from steersman.evaluate import Evidence, Paths, Settings, Terms, evaluate
+from steersman.evaluate.estimators import dr, ips, logged, snips, wdr
+from steersman.evaluate.evidence import weights
+from steersman.evaluate.intervals import Halves, Influence, bound, estimate, quantile, ratio, student_t
+from steersman.worlds import tabular
+
+WORLD_A = tabular.world_a()
+
+
+def test_student_t_has_its_closed_forms():
+    for p in (0.55, 0.8, 0.95, 0.975, 0.995, 0.9999):
+        assert student_t(p, 1) == pytest.approx(math.tan(math.pi * (p - 0.5)), rel=1e-9)
+        assert student_t(p, 2) == pytest.approx((2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p))), rel=1e-9)
+        root = math.sqrt(4 * p * (1 - p))
+        q = math.cos(math.acos(root) / 3) / root
+        assert student_t(p, 4) == pytest.approx(2 * math.sqrt(q - 1), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("p", "df", "printed"),
+    [(0.975, 5, 2.571), (0.95, 10, 1.812), (0.975, 30, 2.042), (0.975, 120, 1.980), (0.995, 60, 2.660)],
+)
+def test_student_t_is_that_of_the_printed_tables(p, df, printed):
+    assert student_t(p, df) == pytest.approx(printed, abs=5e-4)
+
+
+@given(p=st.floats(0.001, 0.999), df=st.floats(1, 1e7))
+@settings(max_examples=50, deadline=None)
+def test_student_t_is_odd_and_wider_than_normal(p, df):
+    assert student_t(p, df) == pytest.approx(-student_t(1 - p, df), rel=1e-7, abs=1e-9)
+    assert abs(student_t(p, df)) >= abs(NormalDist().inv_cdf(p)) * (1 - 1e-6)
+
+
+def test_student_t_of_many_is_normal():
+    assert student_t(0.975, 999_999) == pytest.approx(NormalDist().inv_cdf(0.975), abs=1e-5)
+    assert student_t(0.975, 1_000_001) == pytest.approx(student_t(0.975, 999_999), abs=1e-5)
+
+
+def test_no_degree_of_freedom_is_refused():
+    with pytest.raises(DataError, match="one unit"):
+        student_t(0.975, 0)
+
+
+@given(st.lists(st.tuples(st.floats(-10, 10), st.floats(0.1, 10)), min_size=3, max_size=30))
+@settings(max_examples=30, deadline=None)
+def test_the_pull_on_a_ratio_is_what_leaving_the_cluster_out_takes_away(rows):
+    top, bottom = np.array(rows).T
+    value, pull = ratio(top, bottom)
+    for c in range(len(top)):
+        without = np.delete(top, c).sum() / np.delete(bottom, c).sum()
+        assert pull[c] == pytest.approx((len(top) - 1) * (value - without), rel=1e-6, abs=1e-6)
+
+
+def test_a_ratio_with_one_cluster_below_is_refused():
+    for bottom in ([0.0, 1.0, 0.0], [1e-12, 1.0, 0.0], [0.0, 0.0, 0.0]):
+        with pytest.raises(SupportError, match="one of the 3 units"):
+            ratio(np.ones(3), np.array(bottom))
+
+
+@given(st.lists(st.floats(-100, 100), min_size=3, max_size=40))
+@settings(max_examples=30, deadline=None)
+def test_the_error_of_a_mean_is_the_textbook_one(values):
+    array = np.array(values)
+    value, pull = ratio(array, np.ones(len(array)))
+    side = Influence(value, pull)
+    assert side.error == pytest.approx(array.std(ddof=1) / math.sqrt(len(array)), rel=1e-6, abs=1e-9)
+
+
+def test_degrees_of_freedom_are_those_of_the_variance():
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=20_000)
+    assert Influence(0.0, normal).df == pytest.approx(19_999, rel=0.1)
+    rare = np.zeros(10_000)
+    rare[:3] = 1.0  # three clusters are all of the variance
+    assert Influence(0.0, rare).df == pytest.approx(6, rel=0.01)
+    assert Influence(0.0, np.array([1.0, -1.0])).df == 1.0
+
+
+@given(p=st.floats(0.51, 0.999), df=st.floats(1, 1000), skew=st.floats(0.01, 2))
+@settings(max_examples=60, deadline=None)
+def test_skew_widens_the_side_of_the_long_tail_and_no_side_is_below_t_of_the_terms(p, df, skew):
+    n = math.ceil(df) + 1
+    up, down = quantile(p, df, skew, n), -quantile(1 - p, df, skew, n)
+    assert up >= student_t(p, df) * (1 - 1e-9)
+    assert down >= student_t(p, n - 1) * (1 - 1e-9)
+    assert down <= max(student_t(p, df), student_t(p, n - 1)) * (1 + 1e-9)
+    assert up == pytest.approx(-quantile(1 - p, df, -skew, n), rel=1e-6, abs=1e-6)
+
+
+def test_skewed_terms_get_the_side_of_their_long_tail_widened():
+    """Normal intervals miss a lognormal mean above 4 times as often as they should; these half as often as that."""
+    rng = np.random.default_rng(0)
+    above, normal_above, both = 0, 0, 0
+    truth = math.exp(0.5)
+    for _ in range(2000):
+        sample = rng.lognormal(size=60)
+        side = Influence(float(sample.mean()), sample - sample.mean())
+        above += truth > bound(side, 0.975)
+        normal_above += truth > side.center + 1.96 * side.error
+        both += bound(side, 0.025) <= truth <= bound(side, 0.975)
+    assert normal_above / 2000 > 0.09
+    assert above / 2000 < 0.06
+    assert 0.94 <= both / 2000 <= 0.98
+
+
+def test_halves_have_the_error_of_the_whole():
+    """Half-samples of 4,000 draws: their spread is the standard error; twins differ by nothing."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=4000)
+    moved = np.array([rng.permutation(x)[:2000].mean() - x.mean() for _ in range(400)])
+    side = Halves(float(x.mean()), moved, moved)
+    assert side.error == pytest.approx(x.std() / math.sqrt(4000), rel=0.12)
+    lift = side.minus_logged(Influence(float(x.mean()), x - x.mean()))
+    assert lift.center == 0
+    assert lift.error == 0
+
+
+def test_the_interval_of_a_lift_is_paired():
+    """Two policies that differ in a tenth of the rows: the error of the difference is far below that of either."""
+    rng = np.random.default_rng(0)
+    reward = rng.normal(5.0, 2.0, 1000)
+    weight = np.where(np.arange(1000) < 100, rng.choice([0.0, 2.0], 1000), 1.0)
+    value, pull = ratio(weight * reward, weight)
+    terms, base = Terms.of(value, pull, weight), Influence(*ratio(reward, np.ones(1000)))
+    lift = terms.minus_logged(base)
+    assert lift.value == pytest.approx(terms.value - base.center)
+    assert lift.low.error < 0.4 * base.error
+
+
+def test_ess_counts_clusters():
+    even = Terms.of(0.0, np.array([1.0, -1.0, 0.0, 0.0]), np.ones(4))
+    assert (even.n, even.ess, even.largest_share) == (4, 4.0, 0.25)
+    one = Terms.of(0.0, np.array([1.0, -1.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0, 0.0]))
+    assert (one.ess, one.largest_share) == (1.0, 1.0)
+    none = Terms.of(0.0, np.zeros(4), np.zeros(4))
+    assert (none.ess, none.largest_share) == (0.0, 1.0)
+
+
+def test_an_estimate_says_its_value_inside_its_interval():
+    trusting = Terms(2.0, Influence(0.0, np.array([1.0, -1.0])), Influence(0.0, np.array([1.0, -1.0])), 2, 2.0, 0.5)
+    found = estimate(trusting, estimator="dm", metric="reward", level=0.9)
+    assert found.low < 0 < found.high
+    assert found.high >= found.value == 2.0
+
+
+# coverage
+
+
+def coverage(names: list[str], draws, truth: float) -> dict[str, float]:
+    inside = dict.fromkeys(names, 0)
+    total = 0
+    for evaluation in draws:
+        total += 1
+        for found in (evaluation.baseline, *evaluation.estimates):
+            if found.estimator in inside and found.metric == "reward":
+                inside[found.estimator] += found.low <= truth <= found.high
+    return {name: count / total for name, count in inside.items()}
+
+
+def bandit_draws(world: tabular.Bandit, n: int, replications: int, **changes: object):
+    for seed in range(replications):
+        batch = world.sample(n, seed)
+        yield evaluate(batch, tabular.rows(batch, world.target), Settings(**changes), seed)
+
+
+def test_intervals_of_single_decisions_cover():
+    world = tabular.bandit(6, 4, chi2=2.0, noise=0.5, seed=7)
+    found = coverage(["dm", "ips", "snips", "dr"], bandit_draws(world, 300, 200), world.value(world.target))
+    assert all(0.92 <= share <= 0.99 for share in found.values()), found
+
+
+def test_intervals_of_sequences_cover():
+    world = tabular.garnet(6, 3, horizon=10, stop=0.1, seed=3)
+    scores = np.random.default_rng(1).normal(size=world.mean.shape)
+    behavior = tabular.softmax(scores)
+    target = tabular.softmax(scores + 0.5 * np.random.default_rng(2).normal(size=scores.shape))
+    draws = []
+    for seed in range(200):
+        batch = world.sample(150, behavior, seed, truncate=bool(seed % 2))
+        draws.append(evaluate(batch, tabular.rows(batch, target), Settings(folds=3), seed, horizon=10))
+    found = coverage(["pdis", "dr", "wdr", "fqe", "drl"], draws, world.value(target))
+    assert all(0.92 <= share <= 0.99 for share in found.values()), found
+    lift = world.value(target) - world.value(behavior)
+    assert 0.92 <= np.mean([e.lift.low <= lift <= e.lift.high for e in draws]) <= 0.99
+
+
+def test_units_with_many_episodes_cover_as_units():
+    """20 units whose rewards share a level of their own: intervals by rows would cover a third of the time."""
+    inside, rows_inside = 0, 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        unit = np.repeat(np.arange(20), 15)
+        reward = rng.normal(size=20)[unit] + 0.3 * rng.normal(size=300)
+        batch = WORLD_A.sample(300, seed)
+        batch = replace(batch, unit=unit, reward=reward)
+        found = Evidence(Paths.of(batch), reward, np.ones(300), np.zeros(300), np.zeros(300))
+        side = logged(found)
+        inside += bound(side, 0.025) <= 0.0 <= bound(side, 0.975)
+        rows_inside += abs(reward.mean()) <= 1.96 * reward.std() / math.sqrt(300)
+    assert rows_inside / 200 < 0.5
+    assert inside / 200 >= 0.92
+
+
+def test_the_interval_of_snips_knows_its_denominator():
+    """World B: rewards around 5.5. IPS's interval over the mean weight would be some seven times as wide."""
+    world = tabular.world_b()
+    batch = world.sample(2000, 0)
+    target = tabular.rows(batch, world.target)
+    none = np.zeros(2000)
+    found = Evidence(Paths.of(batch), batch.reward, weights(batch, target), none, none)
+    assert snips(found).low.error < 0.2 * ips(found).low.error
+    assert dr(found).low.error == pytest.approx(ips(found).low.error)
+    assert wdr(found).low.error == pytest.approx(snips(found).low.error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("world", "n", "widths"),
+    [("a", 2000, {"snips": 0.14}), ("b", 2000, {"snips": 0.21}), ("c", 10_000, {})],
+)
+def test_nominal_95_percent_covers_on_worlds_a_b_c(world, n, widths):
+    made = getattr(tabular, f"world_{world}")()
+    draws = list(bandit_draws(made, n, 500))
+    found = coverage(["dm", "ips", "snips", "dr"], draws, made.value(made.target))
+    assert found["snips"] >= 0.93, found
+    assert all(0.92 <= share <= 0.985 for share in found.values()), found
+    for name, limit in widths.items():
+        wide = [e.high - e.low for d in draws for e in d.estimates if e.estimator == name and e.metric == "reward"]
+        assert np.mean(wide) <= limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("horizon", [20, 60])
+def test_drl_covers_over_long_horizons(horizon):
+    world = tabular.garnet(12, 3, horizon=horizon, stop=0.02, seed=5)
+    rng = np.random.default_rng(5)
+    behavior = tabular.softmax(rng.normal(size=world.mean.shape))
+    target = tabular.mixed(tabular.softmax(2 * rng.normal(size=world.mean.shape)), 0.2)
+    draws = []
+    for seed in range(500):
+        batch = world.sample(300, behavior, seed, truncate=bool(seed % 2))
+        settings = Settings(estimators=("drl", "fqe"))
+        draws.append(evaluate(batch, tabular.rows(batch, target), settings, seed, horizon=horizon))
+    found = coverage(["drl", "fqe"], draws, world.value(target))
+    assert all(0.92 <= share <= 0.985 for share in found.values()), found
