@@ -1,0 +1,1 @@
+"""POLICY -> VERSION: the graph with the preprocessing inside, parity, and the warehouse."""

@@ -1,0 +1,132 @@
+"""Run a stored graph: onnxruntime and numpy only, so that serving never loads what builds graphs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+
+from steersman.core.errors import DataError
+from steersman.core.features import Raw
+
+Array = np.ndarray
+
+CONTEXT_NUMBERS = "context_numbers"
+CONTEXT_TEXTS = "context_texts"
+CANDIDATE_NUMBERS = "candidate_numbers"
+CANDIDATE_TEXTS = "candidate_texts"
+CANDIDATE_IDS = "candidate_ids"
+ENCODED_CONTEXT = "encoded_context"
+ENCODED_CANDIDATES = "encoded_candidates"
+SCORES = "scores"
+ROWWISE = "steersman.rowwise"
+"""Name of a property of the model: `yes` if a row's bits can hardly depend on the rows beside it."""
+
+INPUTS = (CONTEXT_NUMBERS, CONTEXT_TEXTS, CANDIDATE_NUMBERS, CANDIDATE_TEXTS, CANDIDATE_IDS)
+
+CHUNK = 4096
+"""Rows at once where speed per row counts: the layers of a chunk stay in the processor's cache."""
+
+
+class Graph:
+    """Raw rows to scores, the preprocessing inside. Safe to share between threads; one call uses one core.
+
+    Raises:
+        DataError: the bytes are not a graph with these inputs and this output.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._session = open_session(data)
+        self.inputs = tuple(node.name for node in self._session.get_inputs())
+        outputs = [node.name for node in self._session.get_outputs()]
+        if CANDIDATE_IDS not in self.inputs or not set(self.inputs) <= set(INPUTS) or outputs != [SCORES]:
+            raise DataError(
+                f"a graph from {', '.join(self.inputs)} to {', '.join(outputs)}; must be from {CANDIDATE_IDS} "
+                f"and any of {', '.join(INPUTS[:-1])} to {SCORES}",
+                hint="only a composed graph, with its encoder inside, can be served",
+            )
+        self.rowwise = self._session.get_modelmeta().custom_metadata_map.get(ROWWISE) == "yes"
+        self._context_numbers = CONTEXT_NUMBERS in self.inputs
+        self._context_texts = CONTEXT_TEXTS in self.inputs
+        self._candidate_numbers = CANDIDATE_NUMBERS in self.inputs
+        self._candidate_texts = CANDIDATE_TEXTS in self.inputs
+
+    def scores(self, context: Raw, candidates: Raw, ids: Array) -> Array:
+        """Score of every candidate.
+
+        Args:
+            context: [N, ...] from `Encoder.raw_context`.
+            candidates: [N, K, ...] from `Encoder.raw_candidates`.
+            ids: [N, K] object (str), from there too.
+        Returns:
+            [N, K] f32. What stands at padding means nothing.
+        Raises:
+            DataError: the rows are not what the graph's encoder takes.
+        """
+        feed = {CANDIDATE_IDS: ids}
+        if self._context_numbers:
+            feed[CONTEXT_NUMBERS] = context.numbers
+        if self._candidate_numbers:
+            feed[CANDIDATE_NUMBERS] = candidates.numbers
+        if self._context_texts:
+            feed[CONTEXT_TEXTS] = _texts(context)
+        if self._candidate_texts:
+            feed[CANDIDATE_TEXTS] = _texts(candidates)
+        return _run(self._session, feed)
+
+
+class EncodedScorer:
+    """A Scorer over encoded arrays: the part of a stored graph behind its encoder.
+
+    Args:
+        data: ONNX with the inputs `encoded_context` and `encoded_candidates`, either may be absent.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._session = open_session(data)
+        self._inputs = [node.name for node in self._session.get_inputs()]
+
+    def __call__(self, context: Array, candidates: Array) -> Array:
+        """[N, F] f32, [N, K, A] f32 -> [N, K] f32, a chunk at a time."""
+        scores = np.empty(candidates.shape[:2], dtype=np.float32)
+        for start in range(0, len(scores), CHUNK):
+            rows = slice(start, start + CHUNK)
+            chunk = {ENCODED_CONTEXT: context[rows], ENCODED_CANDIDATES: candidates[rows]}
+            scores[rows] = _run(self._session, {name: chunk[name] for name in self._inputs})
+        return scores
+
+
+def open_session(data: bytes) -> onnxruntime.InferenceSession:
+    """A session on one core that never spins: the server decides what runs in parallel.
+
+    Raises:
+        DataError: the bytes are not an ONNX model that onnxruntime can run.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors have no common class
+        raise DataError(f"{len(data)} bytes are not an ONNX model that can run: {error}") from None
+
+
+def _run(session: onnxruntime.InferenceSession, feed: dict[str, Array]) -> Array:
+    try:
+        return session.run([SCORES], feed)[0]
+    except UnicodeEncodeError as error:
+        raise DataError(f"a text can not be written as UTF-8: {error}") from None
+    except Exception as error:  # onnxruntime's own errors have no common class
+        given = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items())
+        raise DataError(f"the graph can not take {given}: {error}") from error
+
+
+def _texts(raw: Raw) -> Array:
+    if raw.texts.dtype == object:
+        return raw.texts
+    raise DataError(
+        f"texts are {raw.texts.dtype}, must be object",
+        hint="numpy's own text type drops NUL characters at the end of a text",
+    )

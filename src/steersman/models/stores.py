@@ -1,0 +1,201 @@
+"""Where a warehouse keeps its files: a local disk, or any object storage that fsspec knows."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from steersman.core.errors import ConfigError
+
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+
+
+class Store(Protocol):
+    """Files under one root. Paths are relative to it, parts joined by `/`."""
+
+    def entries(self, path: str) -> list[str]:
+        """Names of what is in a directory; none if there is no such directory."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """Raises FileNotFoundError if there is no such file."""
+        ...
+
+    def place(self, path: str, files: Mapping[str, bytes]) -> bool:
+        """Make a directory of these files that nobody sees until its last file is whole; False: it exists."""
+        ...
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a file: who reads it finds the old bytes or the new ones, never a part."""
+        ...
+
+    def locked(self, path: str) -> AbstractContextManager[None]:
+        """Keep other writers of a directory out while one reads, changes and writes it."""
+        ...
+
+
+def open_store(url: str) -> Store:
+    """The store of a path or URL, e.g. `warehouse`, `s3://bucket/warehouse`, `memory://warehouse`.
+
+    Raises:
+        ConfigError: no storage is known under the URL's scheme, or its driver is not installed.
+    """
+    try:
+        filesystem, root = url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"warehouse {url!r} can not be opened: {error}", field="warehouse") from None
+    if isinstance(filesystem, LocalFileSystem):
+        return Disk(Path(root))
+    return Objects(filesystem, root)
+
+
+class Disk:
+    """A local disk. What is written is fsynced before it appears, and its directory after.
+
+    A directory is written aside, as `.publish-<random>` beside its place, and renamed; a writer that is killed
+    leaves that hidden directory, which nobody reads and which may be deleted.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def entries(self, path: str) -> list[str]:
+        try:
+            return os.listdir(self._root / path)  # noqa: PTH208  # names only: an entry may vanish meanwhile
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def exists(self, path: str) -> bool:
+        return (self._root / path).is_file()
+
+    def read(self, path: str) -> bytes:
+        try:
+            return (self._root / path).read_bytes()
+        except (NotADirectoryError, IsADirectoryError):
+            raise FileNotFoundError(errno.ENOENT, "no such file", path) from None
+
+    def place(self, path: str, files: Mapping[str, bytes]) -> bool:
+        target = self._root / path
+        _make_directory(target.parent)
+        aside = target.parent / f".publish-{secrets.token_hex(8)}"
+        try:
+            aside.mkdir()
+            for name, data in files.items():
+                _write(aside / name, data)
+            _sync(aside)
+            aside.rename(target)  # refuses a directory that has files
+        except BaseException as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in TAKEN:
+                return False
+            raise
+        _sync(target.parent)
+        return True
+
+    def replace(self, path: str, data: bytes) -> None:
+        target = self._root / path
+        _make_directory(target.parent)
+        aside = target.parent / f".{target.name}-{secrets.token_hex(8)}"
+        try:
+            _write(aside, data)
+            aside.replace(target)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        _sync(target.parent)
+
+    @contextmanager
+    def locked(self, path: str) -> Iterator[None]:
+        """The lock is the kernel's: it ends with its process, so a killed writer locks nobody out."""
+        _make_directory(self._root / path)
+        with (self._root / path / ".lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+class Objects:
+    """Object storage: no rename and no locks.
+
+    The first file of a directory is created only if it is not there, which gives the directory to one writer;
+    the last file is the sign that the others are whole. Two who replace the same file at once: the last one wins.
+    """
+
+    def __init__(self, filesystem: Any, root: str) -> None:
+        self._filesystem = filesystem
+        self._root = root.rstrip("/")
+
+    def entries(self, path: str) -> list[str]:
+        self._filesystem.invalidate_cache()  # others write, too
+        try:
+            found = self._filesystem.ls(self._at(path), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [name.rstrip("/").rpartition("/")[2] for name in found]
+
+    def exists(self, path: str) -> bool:
+        self._filesystem.invalidate_cache()
+        return self._filesystem.isfile(self._at(path))
+
+    def read(self, path: str) -> bytes:
+        return self._filesystem.cat_file(self._at(path))
+
+    def place(self, path: str, files: Mapping[str, bytes]) -> bool:
+        (first, claim), *rest = files.items()
+        try:
+            self._filesystem.pipe_file(self._at(f"{path}/{first}"), claim, mode="create")
+        except OSError:  # not every driver says FileExistsError
+            if self.exists(f"{path}/{first}"):
+                return False
+            raise
+        for name, data in rest:
+            self._filesystem.pipe_file(self._at(f"{path}/{name}"), data)
+        return True
+
+    def replace(self, path: str, data: bytes) -> None:
+        self._filesystem.pipe_file(self._at(path), data)
+
+    def locked(self, path: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+
+def _make_directory(path: Path) -> None:
+    """Make it and its parents, each fsynced into the one above."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        _sync(directory.parent)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
