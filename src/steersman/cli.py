@@ -1,0 +1,416 @@
+"""Commands over flow: the answer first, numbers with intervals and units, what to do next, a meaningful exit code."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from steersman import config, demo, flow
+from steersman.core.decision import json_schemas
+from steersman.core.errors import Error, GateError, SupportError
+from steersman.core.report import Estimate, Report
+from steersman.progress import bar
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except Error as error:
+        if options.json:
+            print_json({"error": error.message, "hint": error.hint, "field": error.field})
+        else:
+            err.print(f"[bold red]error[/]  {_plain(error.message)}")
+            if error.hint:
+                err.print(f"[bold]hint[/]   {_plain(error.hint)}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        err.print("interrupted; what was acknowledged is on the disk")
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    shared = _shared_options(Path(), False)
+    root = argparse.ArgumentParser(prog="steersman", description="A product learns to decide better from its own log.")
+    root.set_defaults(json=False)
+    root.add_argument("--version", action="version", version=f"steersman {flow.code_version()}")
+    verbs = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        command = verbs.add_parser(name, help=text, description=text, parents=[shared])
+        command.set_defaults(run=run)
+        return command
+
+    init = verb("init", _init, "Write a commented steersman.toml that runs, and version 1: the uniform policy.")
+    init.add_argument("directory", type=Path, nargs="?", default=Path())
+    init.add_argument("--name", default="timing", help="of the first problem")
+    _demo_options(verb("demo", _demo, "Run a closed loop on a world whose truth is known."))
+    serve = verb("serve", _serve, "Serve decisions over HTTP and log each before its answer leaves.")
+    serve.add_argument("--port", type=int, help="instead of the port in steersman.toml; 0 takes a free one")
+    _log_options(verb("log", _log, "Look at the log, compact it, or import another one."))
+    build = verb("build", _build, "Join and order the log into a Batch.")
+    build.add_argument("name")
+    build.add_argument("--since", type=_instant, default=0, help="e.g. 2026-11-01 or 2026-11-01T12:00:00Z")
+    build.add_argument("--until", type=_instant, help="first instant that is not in the window")
+    train = verb("train", _train, "Fit a policy on the last build.")
+    train.add_argument("name")
+    train.add_argument("--seed", type=int, default=0)
+    judge = verb("evaluate", _evaluate, "Estimate a policy from the log alone, and ask the gates.")
+    judge.add_argument("name", metavar="NAME[@VERSION]", help="alone: the last candidate; @7, @champion: a stored one")
+    judge.add_argument("--seed", type=int, default=0)
+    verb("export", _export, "Write the last candidate as ONNX, if it gives the same numbers.").add_argument("name")
+    publish = verb("publish", _publish, "Store the last candidate as the next version, if its gates passed.")
+    publish.add_argument("name")
+    publish.add_argument("--force", action="store_true", help="even if a gate failed; the version says so for ever")
+    promote = verb("promote", _promote, "Make a version the champion; running servers swap to it.")
+    promote.add_argument("name", metavar="NAME[@VERSION]", help="alone: the challenger")
+    verb("rollback", _rollback, "Move the champion back to where it was before.").add_argument("name")
+    verb("replay", _replay, "Make a logged decision again and compare.").add_argument("decision")
+    verb("status", _status, "Where each problem stands.")
+    return root
+
+
+def _shared_options(project: object, json: object) -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--project", type=Path, default=project, metavar="DIR", help="directory of steersman.toml")
+    shared.add_argument("--json", action="store_true", default=json, help="print the result as one JSON object")
+    return shared
+
+
+def _demo_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("world", choices=["cartpole", "open-bandit"])
+    command.add_argument("--directory", type=Path, help="where log, reports and warehouse go (default: demo/WORLD)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--rounds", type=int, default=2, help="cartpole: how often the loop goes round")
+    command.add_argument("--decisions", type=int, default=30_000, help="cartpole: of the uniform policy at first")
+    command.add_argument("--episodes", type=int, default=100, help="cartpole: live episodes of each new version")
+    command.add_argument("--campaign", choices=["all", "men", "women"], default="all", help="open-bandit")
+
+
+def _log_options(command: argparse.ArgumentParser) -> None:
+    # An option before the action must not be undone by the default of the same option after it.
+    shared = [_shared_options(argparse.SUPPRESS, argparse.SUPPRESS)]
+    actions = command.add_subparsers(required=True, metavar="ACTION")
+    read = actions.add_parser("import", parents=shared, help="read another log, with a declared mapping of its columns")
+    read.add_argument("source", type=Path, help="a .parquet, .csv or .jsonl file")
+    read.add_argument("--name", required=True, help="of the problem")
+    read.add_argument("--mapping", type=Path, help="TOML: our field = their column or SQL expression")
+    read.add_argument("--format", default="", help="horizon or dsjson: a log in a format that needs no mapping")
+    read.add_argument("--max-reject-share", type=float, default=0.01)
+    read.set_defaults(action=_log_import)
+    actions.add_parser("compact", parents=shared, help="segments to Parquet").set_defaults(action=_log_compact)
+    actions.add_parser("schema", parents=shared, help="JSON Schema of every noun").set_defaults(action=_log_schema)
+
+
+def _instant(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date; for example 2026-11-01T12:00:00Z") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1_000_000)
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    problem, _, version = name.partition("@")
+    return problem, version or None
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of stdout."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _show(options: argparse.Namespace, value: Any, *lines: str) -> None:
+    if options.json:
+        print_json(value)
+    else:
+        for line in lines:
+            out.print(line)
+
+
+def _init(options: argparse.Namespace) -> None:
+    project = flow.init(options.directory, options.name)
+    path = project.root / config.FILE
+    _show(
+        options,
+        {"config": str(path), "warehouse": project.warehouse_url, "policy": options.name, "version": 1},
+        f"wrote  {path}",
+        f"stored {options.name}@1, the uniform-random policy, in {project.warehouse_url}",
+        f"next   steersman serve --project {options.directory}",
+    )
+
+
+def _serve(options: argparse.Namespace) -> int:
+    project = config.load(options.project)
+    return flow.serve(project, port=options.port, on_ready=lambda url: _show_ready(options, project, url))
+
+
+def _show_ready(options: argparse.Namespace, project: config.Project, url: str) -> None:
+    _show(
+        options,
+        {"url": url, "policies": sorted(project.policies)},
+        f"serving {', '.join(sorted(project.policies))} on {url}   (stop with Ctrl-C: it drains)",
+        *(
+            f"try     curl -d '{flow.example_request(project, name)}' {url}/v1/decide/{name}"
+            for name in project.policies
+        ),
+    )
+    sys.stdout.flush()
+
+
+def _log_import(options: argparse.Namespace) -> None:
+    project = config.load(options.project)
+    mapping = flow.read_mapping(options.mapping) if options.mapping else None
+    found = flow.import_log(project, options.name, options.source, mapping, options.max_reject_share, options.format)
+    _show(
+        options,
+        found,
+        f"imported  {found.decisions:,} decisions, {found.outcomes:,} outcomes; {found.rejected:,} rows refused",
+        *([f"left out  {found.left_out:,} rows that are no decisions to learn from"] if found.left_out else []),
+        *(
+            [f"set aside {project.root / 'rejects'}: each with its line and reason"]
+            if found.rejected or found.left_out
+            else []
+        ),
+        f"next      steersman build {options.name}",
+    )
+
+
+def _log_compact(options: argparse.Namespace) -> None:
+    found = flow.compact(config.load(options.project))
+    aside = [f"set aside   {found.aside:,} records: {_plain(found.reasons[0])}"] if found.aside else []
+    damaged = [f"damaged     {one.segment} at byte {one.offset:,}: kept, and read around" for one in found.damage]
+    _show(
+        options,
+        found,
+        f"compacted   {found.decisions:,} decisions and {found.outcomes:,} outcomes into {found.files:,} files",
+        f"segments    {found.segments:,} read to their end and removed; {found.torn:,} ended in half a record",
+        *aside,
+        *damaged,
+    )
+
+
+def _log_schema(options: argparse.Namespace) -> None:
+    print_json(json_schemas())
+
+
+def _log(options: argparse.Namespace) -> None:
+    options.action(options)
+
+
+def _build(options: argparse.Namespace) -> None:
+    built = flow.build(config.load(options.project), options.name, since=options.since, until=options.until)
+    counts = built.counts
+    _show(
+        options,
+        built,
+        f"batch   {built.decisions:,} decisions   {counts.episodes:,} episodes of {counts.units:,} units   "
+        f"digest {built.digest[:12]}",
+        f"ends    {counts.terminated:,} terminated   {counts.truncated:,} truncated   {counts.open:,} still open",
+        f"left    {counts.waiting:,} decisions still wait   {counts.duplicates:,} duplicates",
+        f"joined  {counts.outcomes:,} outcomes   {counts.late:,} late   {counts.dangling:,} without decision   "
+        f"{counts.without_outcome:,} decisions without outcome",
+        f"next    steersman train {options.name}",
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    project = config.load(options.project)
+    with bar(f"train {options.name}", quiet=options.json) as progress:
+        candidate = flow.train(project, options.name, seed=options.seed, progress=progress)
+    _show(
+        options,
+        candidate,
+        f"trained {candidate.learner}, seed {candidate.seed}, on {Path(candidate.build).name}: {candidate.directory}",
+        f"next    steersman evaluate {options.name}",
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    name, version = _split(options.name)
+    project = config.load(options.project)
+    with bar(f"evaluate {options.name}", quiet=options.json):
+        report = flow.judge(project, name, version, seed=options.seed)
+    _show(options, report, *report_lines(report))
+    if report.passed:
+        return 0
+    unknown = any(verdict.status == "not identified" for verdict in report.verdicts)
+    return SupportError.exit_code if unknown else GateError.exit_code
+
+
+def report_lines(report: Report) -> list[str]:
+    """A report for people: the headline first, then the other estimates, then one line a gate."""
+    rest = [estimate for estimate in report.estimates if estimate != report.headline]
+    lines = [
+        f"[bold]{estimate_line(report.headline)}[/]   baseline {report.baseline.value:.4g} "
+        f"\\[{report.baseline.low:.4g}, {report.baseline.high:.4g}]   {report.decisions:,} decisions",
+        estimate_line(report.lift),
+        *map(estimate_line, rest),
+    ]
+    colors = {"pass": "green", "fail": "red", "not identified": "yellow"}
+    for verdict in report.verdicts:
+        color = colors[verdict.status]
+        lines.append(f"[{color}]{verdict.status:<14}[/]  {verdict.gate:<14}  {_plain(verdict.reason)}")
+    lines += [f"not estimated   {verdict.gate:<14}  {_plain(verdict.reason)}" for verdict in report.refused]
+    lines += [f"next            {_plain(verdict.next)}" for verdict in report.verdicts if verdict.next]
+    return lines
+
+
+def estimate_line(estimate: Estimate) -> str:
+    """One estimate on one line.
+
+    >>> estimate_line(Estimate(estimator="dr", value=0.142, low=0.131, high=0.153, level=0.95, n=40, ess=9.8))
+    'dr              0.142 \\\\[0.131, 0.153] reward   n 40   ess 10'
+    """
+    return (
+        f"{estimate.estimator:<14}  {estimate.value:.4g} \\[{estimate.low:.4g}, {estimate.high:.4g}] "
+        f"{estimate.metric}   n {estimate.n:,}   ess {estimate.ess:,.0f}"
+    )
+
+
+def _export(options: argparse.Namespace) -> None:
+    path, difference = flow.export(config.load(options.project), options.name)
+    _show(
+        options,
+        {"graph": str(path), "max_abs_difference": difference},
+        f"wrote   {path}   largest difference to the trained policy {difference:.1e} (limit 1e-05)",
+        f"next    steersman publish {options.name}",
+    )
+
+
+def _publish(options: argparse.Namespace) -> None:
+    version = flow.publish(config.load(options.project), options.name, force=options.force)
+    forced = "   [yellow]forced: a gate had failed[/]" if version.forced else ""
+    _show(
+        options,
+        version,
+        f"stored  {version.name}@{version.number}   digest {version.digest[:12]}{forced}",
+        f"next    steersman promote {version.name}",
+    )
+
+
+def _promote(options: argparse.Namespace) -> None:
+    name, version = _split(options.name)
+    number = flow.promote(config.load(options.project), name, version or flow.CHALLENGER)
+    _show(
+        options,
+        {"policy": name, "champion": number},
+        f"champion  {name}@{number}; running servers swap to it within their poll_s",
+        f"back      steersman rollback {name}",
+    )
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    number = flow.rollback(config.load(options.project), options.name)
+    _show(options, {"policy": options.name, "champion": number}, f"champion  {options.name}@{number} again")
+
+
+def _replay(options: argparse.Namespace) -> int:
+    found = flow.replay(config.load(options.project), options.decision)
+    verdict = "[green]identical[/]" if found.identical else "[red]different[/]"
+    _show(
+        options,
+        found,
+        f"logged  {_plain(found.logged_action)}   propensity {found.logged_propensity!r}   version {found.version}",
+        f"again   {_plain(found.action)}   propensity {found.propensity!r}   {verdict}",
+    )
+    return 0 if found.identical else 1
+
+
+def _status(options: argparse.Namespace) -> None:
+    rows = flow.status(config.load(options.project))
+    if options.json:
+        print_json({"policies": rows})
+        return
+    table = Table("problem", "versions", "aliases", "last build", "last candidate", box=None)
+    for row in rows:
+        aliases = "  ".join(f"{alias} {number}" for alias, number in sorted(row.aliases.items()))
+        versions = ", ".join(map(str, row.versions)) or "none yet"
+        table.add_row(row.problem, versions, aliases, row.build or "none yet", row.candidate or "none yet")
+    out.print(table)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    directory = options.directory or demo.free_directory(Path("demo") / options.world)
+    if options.world == "cartpole":
+        _demo_cartpole(options, directory)
+    else:
+        _demo_open_bandit(options, directory)
+
+
+def _demo_cartpole(options: argparse.Namespace, directory: Path) -> None:
+    def tell(made: demo.Round) -> None:
+        if not options.json:
+            estimate = f"{made.estimate.value:.1f} \\[{made.estimate.low:.1f}, {made.estimate.high:.1f}]"
+            live = f"{made.live_return.mean:.1f} of 200 ({made.live_return.n} episodes)"
+            row = (str(made.round), str(made.version), f"{made.decisions:,}", estimate, f"{made.baseline:.1f}")
+            out.print(_cells(*row, made.gate, live))
+
+    if not options.json:
+        out.print(f"CartPole: {options.decisions:,} decisions at random, then {options.rounds} rounds of the loop")
+        names = ("round", "version", "decisions", "estimate from the log", "baseline", "gate", "true mean return, live")
+        out.print(f"[bold]{_cells(*names)}[/]")
+    run = demo.cartpole(
+        directory,
+        rounds=options.rounds,
+        decisions=options.decisions,
+        episodes=options.episodes,
+        seed=options.seed,
+        tell=tell,
+        quiet=options.json,
+    )
+    _show(
+        options,
+        run,
+        "",
+        f"log        {directory}/log",
+        f"reports    {directory}/candidates/cartpole/*/report.json",
+        f"warehouse  {directory}/warehouse",
+        f"next       steersman status --project {directory}",
+        f"           steersman serve --project {directory}",
+        "           steersman init my-product, and your own log: see README.md",
+    )
+
+
+def _cells(*texts: str) -> str:
+    widths = (5, 7, 9, 24, 8, 14, 0)
+    # a backslash only keeps rich from reading [ as markup: it takes no room
+    return "  ".join(text.ljust(width + text.count("\\")) for text, width in zip(texts, widths, strict=True))
+
+
+def _demo_open_bandit(options: argparse.Namespace, directory: Path) -> None:
+    with bar(f"open bandit, campaign {options.campaign}", quiet=options.json):
+        run = demo.open_bandit(directory, campaign=options.campaign, cache=Path(".cache"), seed=options.seed)
+    truth, baseline = run.truth_interval, run.baseline_interval
+    _show(
+        options,
+        run,
+        f"Open Bandit Dataset, campaign {run.campaign}: what Bernoulli Thompson sampling would have got,",
+        "estimated from the log of the uniform-random policy alone (clicks per recommendation)",
+        *map(estimate_line, run.estimates),
+        f"truth           {truth.value:.4g} \\[{truth.low:.4g}, {truth.high:.4g}]   its own log",
+        f"baseline        {baseline.value:.4g} \\[{baseline.low:.4g}, {baseline.high:.4g}]   the log's own",
+        f"next            steersman status --project {directory}",
+    )

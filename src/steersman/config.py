@@ -1,0 +1,296 @@
+"""steersman.toml -> Project. An unknown key is an error with a "did you mean"."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from steersman import evaluate as evaluation
+from steersman.core.decision import Actions, Numbers, One, Problem, Ranked, check_rules
+from steersman.core.errors import ConfigError, DataError, NotFoundError, did_you_mean
+from steersman.core.policy import EpsilonGreedy, Explorer
+from steersman.serve.http import Settings
+
+FILE = "steersman.toml"
+T = TypeVar("T", bound=Struct)
+
+
+class LogConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """[log]
+
+    Attributes:
+        directory: relative to the file.
+        durability: `commit`: an answer waits until its record is on the disk; `buffered`: until the kernel has it.
+        segment_mb: size of a segment file, MiB.
+    """
+
+    directory: str = "log"
+    durability: Literal["commit", "buffered"] = "commit"
+    segment_mb: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.segment_mb <= 256:
+            raise DataError(f"segment_mb is {self.segment_mb}, must be 1 to 256", field="segment_mb")
+
+
+class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """[engine]
+
+    Attributes:
+        url: `duckdb`.
+        memory_limit: e.g. "4GB"; beyond it the engine spills to disk.
+        threads: 0: one a core.
+    """
+
+    url: str = "duckdb"
+    memory_limit: str = ""
+    threads: int = 0
+
+
+class LearnConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """[problem.NAME.learn]
+
+    Attributes:
+        learner: a name of the table of learners.
+        explorer: how the policy that comes out explores when it is served.
+        holdout: share of the units that training never sees and evaluation judges on, in (0, 1).
+        settings: of the learner: the rest of the table, checked by the learner.
+    """
+
+    learner: str = "dqn"
+    explorer: Explorer = EpsilonGreedy(0.1)
+    holdout: float = 0.3
+    settings: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if not 0 < self.holdout < 1:
+            raise DataError(f"holdout is {self.holdout:g}, must be in (0, 1)", field="holdout")
+
+
+class PolicyConfig(Struct, frozen=True):
+    """Everything about one problem.
+
+    Attributes:
+        problem: the noun.
+        learn, evaluate, gates: how its policies are made and judged.
+    """
+
+    problem: Problem
+    learn: LearnConfig
+    evaluate: evaluation.Settings
+    gates: evaluation.Gates
+
+
+class Project(Struct, frozen=True):
+    """A directory with a steersman.toml.
+
+    Attributes:
+        root: of everything that is relative.
+        warehouse: fsspec URL, or a path relative to the root.
+        policies: problem name -> its settings.
+    """
+
+    root: Path
+    log: LogConfig
+    serve: Settings
+    engine: EngineConfig
+    warehouse: str
+    policies: dict[str, PolicyConfig]
+
+    def policy(self, name: str) -> PolicyConfig:
+        """The settings of a problem.
+
+        Raises:
+            NotFoundError: the project has no such problem.
+        """
+        if name not in self.policies:
+            raise NotFoundError(
+                f"{self.root / FILE} has no problem {name!r}", hint=did_you_mean(name, self.policies), field=name
+            )
+        return self.policies[name]
+
+    @property
+    def problems(self) -> dict[str, Problem]:
+        """Problem name -> problem."""
+        return {name: policy.problem for name, policy in self.policies.items()}
+
+    @property
+    def log_directory(self) -> Path:
+        """Where the segments and the Parquet files are."""
+        return self.root / self.log.directory
+
+    @property
+    def warehouse_url(self) -> str:
+        """An fsspec URL or an absolute path."""
+        return self.warehouse if "://" in self.warehouse else str(self.root / self.warehouse)
+
+
+def load(directory: Path) -> Project:
+    """Read the project of a directory.
+
+    Raises:
+        ConfigError: the file is absent, is no TOML, or has a key or a value we do not understand; the message
+            says which one, in dotted form.
+    """
+    path = directory / FILE
+    if not path.exists():
+        raise ConfigError(f"{path} is not there", hint="steersman init writes one")
+    return parse(_table(path), directory.resolve())
+
+
+def read(kind: type[T], path: Path) -> T:
+    """A Struct from a TOML file of its own.
+
+    Raises:
+        ConfigError: see `load`.
+    """
+    return section(kind, _table(path), path.name)
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", hint="see https://toml.io") from None
+
+
+def parse(table: Mapping[str, Any], root: Path) -> Project:
+    """A project from the table of a TOML file; see `load`."""
+    _known(table, ("log", "serve", "engine", "warehouse", "problem"), "")
+    problems = table.get("problem", {})
+    if not isinstance(problems, dict) or not problems:
+        raise ConfigError(
+            f"{root / FILE} declares no problem", hint="add a table [problem.NAME] with reward, wait_s and actions"
+        )
+    warehouse = table.get("warehouse", {})
+    _known(warehouse, ("url",), "warehouse")
+    return Project(
+        root=root,
+        log=section(LogConfig, table.get("log", {}), "log"),
+        serve=section(Settings, table.get("serve", {}), "serve"),
+        engine=section(EngineConfig, table.get("engine", {}), "engine"),
+        warehouse=str(warehouse.get("url", "warehouse")),
+        policies={name: _policy(name, problem) for name, problem in problems.items()},
+    )
+
+
+def _policy(name: str, table: Mapping[str, Any]) -> PolicyConfig:
+    where = f"problem.{name}"
+    own = {key: value for key, value in table.items() if key not in ("learn", "evaluate", "gates")}
+    _known(own, set(Problem.__struct_fields__) - {"name"} | {"learn", "evaluate", "gates"}, where)
+    if isinstance(own.get("actions"), dict):
+        _known_actions(own["actions"], f"{where}.actions")
+    if isinstance(own.get("combine"), dict):
+        _known_rules(own["combine"], f"{where}.combine")
+    return PolicyConfig(
+        problem=section(Problem, {"name": name, **own}, where),
+        learn=section(LearnConfig, table.get("learn", {}), f"{where}.learn"),
+        evaluate=section(evaluation.Settings, table.get("evaluate", {}), f"{where}.evaluate"),
+        gates=section(evaluation.Gates, table.get("gates", {}), f"{where}.gates"),
+    )
+
+
+def _known_actions(table: Mapping[str, Any], where: str) -> None:
+    kinds: dict[str, type[Actions]] = {"one": One, "ranked": Ranked, "numbers": Numbers}
+    kind = table.get("kind", "")
+    if kind not in kinds:
+        raise ConfigError(f"{where}.kind is {kind!r}", hint=did_you_mean(str(kind), kinds), field=f"{where}.kind")
+    _known(table, {"kind", *kinds[kind].__struct_fields__}, where)
+
+
+def _known_rules(table: Mapping[str, Any], where: str) -> None:
+    """Names the metric, which the path of a msgspec error does not."""
+    try:
+        check_rules(table, where)
+    except DataError as error:
+        raise ConfigError(error.message, hint=error.hint, field=error.field) from None
+
+
+def section(kind: type[T], table: Any, where: str) -> T:
+    """A table of the file as its Struct.
+
+    Args:
+        table: what TOML gave.
+        where: dotted name of the table, for errors.
+    Raises:
+        ConfigError: an unknown key, a wrong type or a value out of range.
+    """
+    _known(table, kind.__struct_fields__, where)
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at ")
+        missing = re.search(r"missing required field `(\w+)`", message)
+        field = ".".join(filter(None, [where, path.strip("`").removeprefix("$").strip("."), missing and missing[1]]))
+        raise ConfigError(f"{field}: {message}", field=field) from None
+    except (DataError, ConfigError) as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint, field=f"{where}.{error.field}") from None
+
+
+def _known(table: Any, known: Any, where: str) -> None:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where} is {table!r}, must be a table", field=where)
+    for key in table:
+        if key not in known:
+            dotted = f"{where}.{key}" if where else key
+            raise ConfigError(f"unknown key {dotted}", hint=did_you_mean(key, known), field=dotted)
+
+
+def template(name: str) -> str:
+    """The text of a commented steersman.toml that runs: one problem with two named actions."""
+    return _TEMPLATE.replace("NAME", name)
+
+
+_TEMPLATE = """\
+# Steersman project. Every key below with a value is in force; a line that starts with "# key" shows a default.
+
+[log]
+# directory = "log"
+# durability = "commit"      # an answer waits until its decision is on the disk; "buffered": until the kernel has it
+# segment_mb = 64
+
+[warehouse]
+# url = "warehouse"          # a path, or an object storage URL that fsspec knows (s3://..., gs://...)
+
+[serve]
+# host = "127.0.0.1"
+# port = 8080                # 0 takes a free port and prints it
+# workers = 1                # processes that share the port
+# max_body_bytes = 1048576
+# poll_s = 1.0               # how often a server looks whether an alias moved
+
+[engine]
+# url = "duckdb"
+# memory_limit = "4GB"       # beyond it, it spills to disk
+
+[problem.NAME]
+reward = "clicks"            # an expression over the metrics of the outcomes; there is no default
+wait_s = 600                 # an outcome counts if it comes within this many seconds of its decision
+default_outcome = { clicks = 0.0 }   # what a decision without any outcome is worth
+# combine = { clicks = "max" }   # of several outcomes: first, last, sum (if not named), mean, median, min, max
+# discount = 1.0             # of the reward one step later, in (0, 1]
+# horizon = 200              # an episode is over after this many steps
+actions = { kind = "one", names = ["now", "tonight"] }   # leave names out if each request brings its candidates
+
+[problem.NAME.context]       # field = type; a field not listed here is refused. No fields: anything goes
+hour = "number"
+device = "text"
+
+[problem.NAME.learn]
+learner = "dqn"
+explorer = { kind = "epsilon", epsilon = 0.1 }   # or { kind = "softmax", temperature = 1.0, floor = 0.02 }
+# settings = { n_step = 5, discount = 0.99 }   # of the learner
+# holdout = 0.3              # share of the units that training never sees and evaluation judges on
+
+[problem.NAME.evaluate]
+# level = 0.95
+
+[problem.NAME.gates]
+# margin = 0.0               # the lower bound of the lift over the baseline must be above this
+"""

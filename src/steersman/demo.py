@@ -1,0 +1,258 @@
+"""Closed loops on worlds whose truth is known, through the verbs and a real server."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from steersman import config, flow
+from steersman.config import Project
+from steersman.core.errors import ConflictError, Error, GateError
+from steersman.core.report import Estimate
+from steersman.progress import bar
+from steersman.worlds import cartpole as world
+from steersman.worlds import open_bandit as fashion
+
+CARTPOLE = "cartpole"
+CARTPOLE_TOML = """\
+# CartPole: push a cart left or right so that the pole on it stays up. 200 steps are the most there are.
+
+[problem.cartpole]
+reward = "upright"           # each step that began upright is worth 1, the last one too
+wait_s = 1
+horizon = 200
+actions = { kind = "one", names = ["left", "right"] }
+
+[problem.cartpole.context]
+cart_position = "number"
+cart_velocity = "number"
+pole_angle = "number"
+pole_velocity = "number"
+
+[problem.cartpole.learn]
+learner = "dqn"
+explorer = { kind = "epsilon", epsilon = 0.1 }
+"""
+
+
+class Interval(Struct, frozen=True):
+    """An estimate without its diagnostics."""
+
+    value: float
+    low: float
+    high: float
+
+
+class LiveReturn(Struct, frozen=True):
+    """Mean return of n episodes that a version really served."""
+
+    mean: float
+    n: int
+
+
+class Round(Struct, frozen=True):
+    """One round of the loop: what the log promised of a version, and what the version then did.
+
+    Attributes:
+        round: from 1.
+        version: that served the live episodes.
+        decisions: in the log when the version was trained and judged.
+        estimate: of its value, from the log alone, before anyone saw it.
+        baseline: value of the policies that made the log.
+        gate: pass, fail or not identified.
+        live_return: of the version's first live episodes.
+    """
+
+    round: int
+    version: int
+    decisions: int
+    estimate: Interval
+    baseline: float
+    gate: str
+    live_return: LiveReturn
+
+
+class CartPoleRun(Struct, frozen=True):
+    """All rounds, and where everything is."""
+
+    rounds: tuple[Round, ...]
+    directory: str
+
+
+Tell = Callable[[Round], None]
+
+
+def cartpole(directory: Path, *, rounds: int, decisions: int, episodes: int, seed: int,
+             tell: Tell = lambda _: None, quiet: bool = True) -> CartPoleRun:  # fmt: skip
+    """The closed loop on CartPole-v1 cut at 200 steps, over real HTTP.
+
+    Args:
+        directory: of the project; must be empty or absent.
+        rounds: how often to train, judge, publish and serve.
+        decisions: of the uniform-random policy, before the first round.
+        episodes: live episodes of each new version; they join the log of the next round.
+        seed: of the world and of training.
+        tell: called after each round.
+        quiet: no progress bars.
+    """
+    project = fresh(directory, CARTPOLE_TOML)
+    flow.publish_uniform(project, CARTPOLE)
+    done: list[Round] = []
+    with server(project) as url:
+        with bar("v1 decides at random", quiet=quiet) as progress:
+            world.play(url, CARTPOLE, decisions=decisions, seed=seed, prefix="r0", progress=progress)
+        for number in range(1, rounds + 1):
+            done.append(_round(project, url, number, episodes, seed, quiet))
+            tell(done[-1])
+    return CartPoleRun(tuple(done), str(directory))
+
+
+def _round(project: Project, url: str, number: int, episodes: int, seed: int, quiet: bool) -> Round:
+    wait_over = project.policy(CARTPOLE).problem.wait_s
+    time.sleep(wait_over)  # the last decisions enter the batch once their outcomes can not come any more
+    built = flow.build(project, CARTPOLE)
+    with bar(f"round {number}: train", quiet=quiet) as progress:
+        flow.train(project, CARTPOLE, seed=seed, progress=progress)
+    report = flow.judge(project, CARTPOLE, seed=seed)
+    flow.export(project, CARTPOLE)
+    try:
+        version = flow.publish(project, CARTPOLE).number
+        flow.promote(project, CARTPOLE, str(version))
+    except GateError:  # nothing is released: the version that serves goes on
+        version = flow.champion(project, CARTPOLE)
+    wait_for_version(url, CARTPOLE, version)
+    with bar(f"round {number}: v{version} decides", quiet=quiet) as progress:
+        played = world.play(
+            url, CARTPOLE, episodes=episodes, seed=seed + 1000 * number, prefix=f"r{number}", progress=progress
+        )
+    headline = report.headline
+    return Round(
+        round=number,
+        version=version,
+        decisions=built.decisions,
+        estimate=Interval(headline.value, headline.low, headline.high),
+        baseline=report.baseline.value,
+        gate="pass" if report.passed else next(v.status for v in report.verdicts if v.status != "pass"),
+        live_return=LiveReturn(float(np.mean(played.returns)), len(played.returns)),
+    )
+
+
+class OpenBanditRun(Struct, frozen=True):
+    """Estimates of a policy that never decided in the log, beside what it got when it did.
+
+    Attributes:
+        estimates: of the Bernoulli Thompson sampling policy, from the uniform-random log.
+        truth: its click rate in its own log; truth_interval: of that rate, at 95%.
+        baseline: click rate of the uniform-random log; baseline_interval: of that rate, at 95%.
+    """
+
+    campaign: fashion.Name
+    estimates: tuple[Estimate, ...]
+    truth: float
+    truth_interval: Interval
+    baseline: float
+    baseline_interval: Interval
+    directory: str
+
+
+def open_bandit(directory: Path, *, campaign: fashion.Name, cache: Path, seed: int) -> OpenBanditRun:
+    """Judge a production policy on a log of real decisions that another policy made.
+
+    Args:
+        directory: of the project; must be empty or absent.
+        campaign: all, men or women.
+        cache: where the data set's archive lies, or is fetched to.
+        seed: of the evaluation.
+    """
+    archive = fashion.fetch(cache)
+    project = fresh(directory, fashion.toml(campaign))
+    source = fashion.write_csv(archive, "random", campaign, project.root / "random.csv")
+    flow.import_log(project, fashion.NAME, source, flow.read_mapping(fashion.mapping(project.root / "mapping.toml")))
+    built = flow.build(project, fashion.NAME)
+    policy = fashion.bernoulli_ts(archive, campaign)
+    report = flow.judge_policy(project, fashion.NAME, policy, f"bernoulli-ts {campaign}", seed=seed)
+    truth = fashion.click_rate(archive, "bts", campaign)
+    return OpenBanditRun(
+        campaign=campaign,
+        estimates=report.estimates,
+        truth=truth.value,
+        truth_interval=Interval(truth.value, truth.low, truth.high),
+        baseline=report.baseline.value,
+        baseline_interval=Interval(report.baseline.value, report.baseline.low, report.baseline.high),
+        directory=built.directory,
+    )
+
+
+def fresh(directory: Path, toml: str) -> Project:
+    """A new project with this steersman.toml.
+
+    Raises:
+        ConflictError: the directory has something in it; it is left alone.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise ConflictError(f"{directory} is not empty", hint="name another one with --directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / config.FILE).write_text(toml, encoding="utf-8")
+    return config.load(directory)
+
+
+def free_directory(parent: Path) -> Path:
+    """The first of parent/1, parent/2, ... that is not there."""
+    number = 1
+    while (parent / str(number)).exists():
+        number += 1
+    return parent / str(number)
+
+
+@contextmanager
+def server(project: Project) -> Iterator[str]:
+    """`steersman serve` as its own process on a free port; gives its URL, drains it at the end.
+
+    Raises:
+        Error: it did not start, or did not drain.
+    """
+    command = [sys.executable, "-m", "steersman", "serve", "--project", str(project.root), "--port", "0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise Error("the server ended before it was ready", hint=f"see: {' '.join(command)}")
+        yield msgspec.json.decode(line)["url"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=60)
+    if code != 0:
+        raise Error(f"the server ended with exit code {code}")
+
+
+def wait_for_version(url: str, policy: str, version: int, timeout_s: float = 30.0) -> None:
+    """Return once the server answers with this version.
+
+    Raises:
+        Error: it does not within timeout_s.
+    """
+    place = urlsplit(url)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        connection = http.client.HTTPConnection(place.hostname or "", place.port or 80, timeout=5)
+        try:
+            connection.request("GET", "/v1/status")
+            status = msgspec.json.decode(connection.getresponse().read())
+        finally:
+            connection.close()
+        if status["policies"][policy]["version"] == version:
+            return
+        time.sleep(0.05)
+    raise Error(f"the server did not swap to {policy}@{version} within {timeout_s:g} s", hint=f"see {url}/v1/status")

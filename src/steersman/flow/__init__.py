@@ -1,0 +1,548 @@
+"""The verbs, in the order of the loop: serve, build, train, evaluate, export, publish, promote, rollback, replay.
+
+Each verb works alone on what is on the disk, so that any scheduler can call it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import secrets
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from steersman import config, engine, evaluate, learn, log, timeline
+from steersman.config import PolicyConfig, Project
+from steersman.core.batch import Batch
+from steersman.core.decision import Decision
+from steersman.core.errors import ConfigError, ConflictError, DataError, GateError, NotFoundError
+from steersman.core.features import Encoder, Raw, columns
+from steersman.core.policy import Policy, Uniform
+from steersman.core.report import Report
+from steersman.core.version import Parents, Version
+from steersman.flow import places
+from steersman.models import onnx
+from steersman.models.graph import Graph
+from steersman.models.warehouse import Draft, Warehouse
+from steersman.serve import decide, plane, workers
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+
+
+def now_us() -> int:
+    """Microseconds since 1970, UTC: the only clock of the verbs."""
+    return time.time_ns() // 1000
+
+
+class Built(Struct, frozen=True):
+    """What `build` made."""
+
+    problem: str
+    directory: str
+    digest: str
+    decisions: int
+    since: int
+    until: int
+    counts: timeline.Counts
+
+
+class Candidate(Struct, frozen=True):
+    """What `train` made: a policy that nobody was shown yet.
+
+    Attributes:
+        directory: holds policy/, and report.json and model.onnx once the verbs after `train` ran.
+        build: directory of the build it was trained on.
+        data: digest of the whole Batch of that build.
+        config: digest of the problem and of the learner's settings.
+        policy: digest of the policy's files.
+    """
+
+    problem: str
+    directory: str
+    build: str
+    data: str
+    config: str
+    policy: str
+    learner: str
+    seed: int
+
+
+class Replayed(Struct, frozen=True):
+    """A decision made again from its id, its log line and its version."""
+
+    decision: str
+    version: int
+    logged_action: str
+    logged_propensity: float
+    action: str
+    propensity: float
+    identical: bool
+
+
+class PolicyStatus(Struct, frozen=True):
+    """One row of `status`."""
+
+    problem: str
+    versions: tuple[int, ...]
+    aliases: dict[str, int]
+    build: str
+    candidate: str
+
+
+def build(project: Project, name: str, *, since: int = 0, until: int | None = None, as_of: int | None = None) -> Built:
+    """Join and order the log of [since, until) into a Batch on disk.
+
+    Args:
+        name: of the problem.
+        since, until: window of decisions, microseconds UTC; until defaults to as_of.
+        as_of: the instant up to which outcomes have come in; a decision enters once its wait is over by then.
+    """
+    policy = project.policy(name)
+    as_of = now_us() if as_of is None else as_of
+    until = as_of if until is None else until
+    with _engine(project) as tables:
+        log.compact(project.log_directory, project.problems, tables)
+        files = log.files(project.log_directory, name, since, until)
+        built = timeline.build(tables, policy.problem, files, since=since, until=until, as_of=as_of)
+    directory = places.place(project, "builds", name, built.batch.digest)
+    if not directory.exists():  # the same data has the same digest: it is there already, whole
+        timeline.save(built, directory)
+    places.point(directory)
+    return Built(
+        problem=name,
+        directory=str(directory),
+        digest=built.batch.digest,
+        decisions=len(built.batch),
+        since=built.since,
+        until=built.until,
+        counts=built.counts,
+    )
+
+
+def train(project: Project, name: str, *, seed: int = 0, progress: Progress | None = None) -> Candidate:
+    """Fit the configured learner on the training units of the last build."""
+    policy = project.policy(name)
+    directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
+    batch = timeline.load(directory).batch
+    settings = learn.configure(policy.learn.learner, policy.learn.settings)
+    rows, _ = timeline.split(batch, policy.learn.holdout)
+    learned = learn.fit(batch.take(rows), settings, seed, progress)
+    learned = Policy(learned.encoder, learned.scorer, policy.learn.explorer)
+    config_digest = places.digest_of(policy.problem, policy.learn, settings)
+    place = places.place(
+        project, "candidates", name, places.digest_of(batch.digest, config_digest, seed, code_version())
+    )
+    learn.save(learned, place / "policy")
+    candidate = Candidate(
+        problem=name,
+        directory=str(place),
+        build=str(directory),
+        data=batch.digest,
+        config=config_digest,
+        policy=places.digest_of_files(place / "policy"),
+        learner=policy.learn.learner,
+        seed=seed,
+    )
+    places.write(place / "candidate.json", candidate)
+    places.point(place)
+    return candidate
+
+
+def latest_candidate(project: Project, name: str) -> Candidate:
+    """The candidate that the last `train` made."""
+    place = places.latest(project, "candidates", name, hint=f"steersman train {name}")
+    candidate = msgspec.json.decode((place / "candidate.json").read_bytes(), type=Candidate)
+    made_on = places.place(project, "builds", name, Path(candidate.build).name)
+    return msgspec.structs.replace(candidate, directory=str(place), build=str(made_on))  # a project may be moved
+
+
+def judge(project: Project, name: str, version: str | None = None, *, seed: int = 0) -> Report:
+    """Estimate a policy's value and the baseline's from the log alone, and ask the gates.
+
+    Args:
+        version: number or alias of a stored version; None: the last candidate. A candidate is judged on the
+            units that its training never saw, a stored version on every row of the last build.
+    """
+    if version is not None:
+        stored, graph = _stored(project, name, version)
+        policy = Policy(stored.encoder, onnx.encoded_scorer(graph), stored.explorer)
+        return judge_policy(project, name, policy, stored.digest, seed=seed)
+    candidate = latest_candidate(project, name)
+    place = Path(candidate.directory)
+    built = timeline.load(Path(candidate.build))
+    _, rows = timeline.split(built.batch, project.policy(name).learn.holdout)
+    report = _report(project.policy(name), learn.load(place / "policy"), candidate.policy, built, rows, seed)
+    places.write(place / "report.json", report)
+    return report
+
+
+def judge_policy(project: Project, name: str, policy: Policy, digest: str, *, seed: int = 0) -> Report:
+    """The same for any policy, on every row of the last build; the report lies beside the build."""
+    directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
+    built = timeline.load(directory)
+    report = _report(project.policy(name), policy, digest, built, np.arange(len(built.batch)), seed)
+    places.write(directory.parent / f"report-{digest[:12]}.json", report)
+    return report
+
+
+def _report(
+    settings: PolicyConfig, policy: Policy, digest: str, built: timeline.Built, rows: np.ndarray, seed: int
+) -> Report:
+    batch, policy = _together(built, policy)
+    batch = batch.take(rows)
+    target = policy.propensities(batch)
+    found = evaluate.evaluate(batch, target, settings.evaluate, seed, settings.problem.horizon, policy)
+    return Report(
+        problem=settings.problem.name,
+        policy=digest,
+        baseline=found.baseline,
+        headline=found.headline,
+        lift=found.lift,
+        estimates=found.estimates,
+        verdicts=evaluate.judge(found, settings.gates),
+        refused=found.refused,
+        data=batch.digest,
+        since=built.since,
+        until=built.until,
+        decisions=len(batch),
+        seed=seed,
+    )
+
+
+def _together(built: timeline.Built, policy: Policy) -> tuple[Batch, Policy]:
+    """The batch and the policy with one encoder, whoever made the batch.
+
+    The policy's own, from the raw rows; but a policy that reads nothing of the context is asked with the columns of
+    the build, for the models of the evaluation need them.
+
+    Raises:
+        DataError: the policy reads a field that the rows do not have.
+    """
+    batch, raw, encoder = built.batch, built.raw, policy.encoder
+    if encoder.digest == batch.encoder.digest:
+        return batch, policy
+    same_candidates = (encoder.candidate, encoder.actions) == (batch.encoder.candidate, batch.encoder.actions)
+    if not encoder.context and same_candidates:
+        blind = policy.scorer
+        return batch, Policy(batch.encoder, lambda context, some: blind(context[:, :0], some), policy.explorer)
+    context = encoder.encode_context(columns(raw.context, batch.encoder.context, encoder.context))
+    one = slice(0, 1) if raw.ids.strides[0] == 0 else slice(None)  # all rows have the same candidates
+    numbers = columns(raw.candidates, batch.encoder.candidate, encoder.candidate)
+    candidates = encoder.encode_candidates(Raw(numbers.numbers[one], numbers.texts[one]), raw.ids[one])
+    candidates = np.broadcast_to(candidates, (len(batch), *candidates.shape[1:]))
+    return dataclasses.replace(batch, encoder=encoder, context=context, candidates=candidates), policy
+
+
+# graph and version
+
+
+def export(project: Project, name: str) -> tuple[Path, float]:
+    """Write the last candidate as ONNX with the preprocessing inside, if it gives the policy's own numbers.
+
+    Returns:
+        the file, and the largest |difference| between graph and policy over the whole batch.
+    Raises:
+        ParityError: they differ by more than 1e-5 somewhere; nothing is written.
+    """
+    candidate = latest_candidate(project, name)
+    place = Path(candidate.directory)
+    policy = learn.load(place / "policy")
+    built = timeline.load(Path(candidate.build))
+    graph = onnx.compose(policy.encoder, learn.to_onnx(policy))
+    difference = onnx.check_parity(Graph(graph), policy.scorer, built.raw, built.batch)
+    path = place / "model.onnx"
+    places.write_bytes(path, graph)
+    return path, difference
+
+
+def publish(project: Project, name: str, *, force: bool = False) -> Version:
+    """Store the last candidate as the next version and call it the challenger.
+
+    Raises:
+        GateError: a gate failed, or nobody judged it, and `force` is not set. A forced version says so for ever.
+        NotFoundError: it was not exported.
+    """
+    candidate = latest_candidate(project, name)
+    place = Path(candidate.directory)
+    if not (place / "model.onnx").exists():
+        raise NotFoundError(f"{name}: the last candidate has no graph yet", hint=f"steersman export {name}")
+    report = _read_report(place)
+    failed = "nobody judged it" if report is None else _failures(report)
+    if failed and not force:
+        raise GateError(f"{name}: not published: {failed}", hint=f"steersman evaluate {name}, or publish --force")
+    warehouse = Warehouse(project.warehouse_url)
+    made = learn.load(place / "policy")
+    draft = Draft(
+        name=name,
+        encoder=made.encoder,
+        explorer=made.explorer,
+        parents=Parents(data=candidate.data, config=candidate.config, code=code_version()),
+        report=report,
+        forced=bool(failed),
+        seed=secrets.token_hex(16),
+        made_at=now_us(),
+    )
+    version = warehouse.publish(draft, (place / "model.onnx").read_bytes())
+    warehouse.set_alias(name, CHALLENGER, version.number, now_us())
+    return version
+
+
+def publish_uniform(project: Project, name: str) -> Version:
+    """Store the uniform-random policy: what a product without a version begins with, and explores most."""
+    policy = project.policy(name)
+    encoder = Encoder(actions=tuple(sorted(getattr(policy.problem.actions, "names", ()))))
+    warehouse = Warehouse(project.warehouse_url)
+    draft = Draft(
+        name=name,
+        encoder=encoder,
+        explorer=Uniform(),
+        parents=Parents(data="", config=places.digest_of(policy.problem), code=code_version()),
+        seed=secrets.token_hex(16),
+        made_at=now_us(),
+    )
+    version = warehouse.publish(draft, onnx.compose(encoder, None))
+    warehouse.set_alias(name, CHAMPION, version.number, now_us())
+    return version
+
+
+def champion(project: Project, name: str) -> int:
+    """Number of the version that decides now."""
+    return Warehouse(project.warehouse_url).resolve(name, CHAMPION)
+
+
+def promote(project: Project, name: str, version: str = CHALLENGER, alias: str = CHAMPION) -> int:
+    """Move an alias to a version; running servers swap to the champion by themselves."""
+    project.policy(name)
+    warehouse = Warehouse(project.warehouse_url)
+    number = warehouse.resolve(name, version)
+    warehouse.set_alias(name, alias, number, now_us())
+    return number
+
+
+def rollback(project: Project, name: str, alias: str = CHAMPION) -> int:
+    """Move an alias back to where it was before its last move."""
+    project.policy(name)
+    return Warehouse(project.warehouse_url).rollback(name, alias, now_us())
+
+
+# the server, and logs from elsewhere
+
+
+def serve(project: Project, *, port: int | None = None, on_ready: Callable[[str], None] | None = None) -> int:
+    """Serve the champions until SIGTERM, drain, and return the exit code.
+
+    Args:
+        port: instead of the project's; 0 takes a free one.
+        on_ready: takes the URL, when connections are accepted.
+    """
+    settings = project.serve if port is None else msgspec.structs.replace(project.serve, port=port)
+
+    def work(_: int, sock: socket | None, ready: Callable[[int], None]) -> int:
+        segment_bytes = project.log.segment_mb << 20
+        with log.Pen(project.log_directory, durability=project.log.durability, segment_bytes=segment_bytes) as pen:
+            served = _plane(project, pen)
+            return workers.run(
+                served, settings, wanted=lambda: _champions(project), on_ready=ready, on_drained=pen.flush, sock=sock
+            )
+
+    def ready(taken: int) -> None:
+        if on_ready is not None:
+            on_ready(f"http://{settings.host}:{taken}")
+
+    if settings.workers == 1:
+        return work(0, None, ready)
+    return workers.supervise(settings, work, ready)
+
+
+def _plane(project: Project, pen: log.Pen) -> plane.Plane:
+    warehouse = Warehouse(project.warehouse_url)
+
+    def load(name: str, number: int) -> plane.Live:
+        version, data = warehouse.read(name, number)
+        graph = Graph(data)
+        return plane.Live(version, project.policy(name).problem, graph.scores, rowwise=graph.rowwise)
+
+    def new_id() -> str:
+        return plane.time_ordered_id(now_us(), os.urandom(8))
+
+    return plane.Plane(load, pen.append, now=now_us, new_id=new_id, durability=project.log.durability)
+
+
+def _champions(project: Project) -> dict[str, int]:
+    """Problem -> number of the version that should decide; what servers follow."""
+    warehouse = Warehouse(project.warehouse_url)
+    aliases = {name: warehouse.aliases(name) for name in project.policies}
+    return {name: found[CHAMPION] for name, found in aliases.items() if CHAMPION in found}
+
+
+def import_log(
+    project: Project,
+    name: str,
+    source: Path,
+    mapping: log.Mapping | None,
+    max_reject_share: float = 0.01,
+    form: str = "",
+) -> log.Imported:
+    """Append another system's log to ours; rows that break a law lie in rejects/ with line and reason.
+
+    Args:
+        source: .csv, .jsonl or .parquet; without a mapping: our own log as JSON lines.
+        form: `horizon` or `dsjson`: a log in that format, which needs no mapping.
+    """
+    if form and mapping is not None:
+        raise ConfigError(f"the format {form} is known: it takes no mapping", hint="leave out --mapping or --format")
+    problem = project.policy(name).problem
+    rejects = project.root / "rejects" / f"{source.name}.jsonl"
+    rejects.parent.mkdir(parents=True, exist_ok=True)
+    if form:
+        with log.Pen(project.log_directory) as pen:
+            return log.import_lines(pen, source, form, problem, rejects=rejects, max_reject_share=max_reject_share)
+    with _engine(project) as tables, log.Pen(project.log_directory) as pen:
+        return log.import_rows(
+            pen, tables, source, mapping, problem, rejects=rejects, max_reject_share=max_reject_share
+        )
+
+
+def read_mapping(path: Path) -> log.Mapping:
+    """A mapping of columns from a TOML file."""
+    return config.read(log.Mapping, path)
+
+
+def compact(project: Project) -> log.Compacted:
+    """Move what is new in the segments to Parquet."""
+    with _engine(project) as tables:
+        return log.compact(project.log_directory, project.problems, tables)
+
+
+# the project, and looking back
+
+
+def init(directory: Path, name: str) -> Project:
+    """Write a commented steersman.toml that runs, and store version 1 of its policy: uniform-random.
+
+    Raises:
+        ConflictError: there is a steersman.toml already; it is left alone.
+    """
+    path = directory / config.FILE
+    if path.exists():
+        raise ConflictError(f"{path} is there already", hint="edit it, or name another directory")
+    text = config.template(name)
+    config.parse(tomllib.loads(text), directory)  # a bad name is refused before anything is written
+    directory.mkdir(parents=True, exist_ok=True)
+    places.write_bytes(path, text.encode())
+    project = config.load(directory)
+    publish_uniform(project, name)
+    return project
+
+
+def example_request(project: Project, name: str) -> str:
+    """A decide request for the problem, as JSON: what a newcomer types first."""
+    problem = project.policy(name).problem
+    values: dict[str, float | str | list[str]] = {"number": 1, "auto": 1, "text": "a", "list": ["a"]}
+    request: dict[str, Any] = {
+        "unit": "u1",
+        "context": {field: values[kind] for field, kind in problem.context.items()},
+    }
+    if not getattr(problem.actions, "names", ()):
+        request["candidates"] = [{"id": "a"}, {"id": "b"}]
+    return msgspec.json.encode(request).decode()
+
+
+def replay(project: Project, decision_id: str) -> Replayed:
+    """Make a logged decision again, bit for bit, from its log line and the version that made it.
+
+    Raises:
+        NotFoundError: the log has no such decision, or the warehouse no such version.
+        DataError: another system decided, so there is no version to ask.
+    """
+    return replay_all(project, [decision_id])[0]
+
+
+def replay_all(project: Project, decision_ids: Sequence[str]) -> list[Replayed]:
+    """The same for many decisions; a version is read once."""
+    warehouse = Warehouse(project.warehouse_url)
+    versions: dict[tuple[str, int], tuple[Version, Graph]] = {}
+    replayed = []
+    with _engine(project) as tables:
+        for decision_id in decision_ids:
+            decision = log.find(project.log_directory, decision_id, tables)
+            if decision.version == 0:
+                raise DataError(f"decision {decision.id} was imported: no version of ours made it", field="version")
+            key = decision.problem, decision.version
+            if key not in versions:
+                version, graph = warehouse.read(*key)
+                versions[key] = version, Graph(graph)
+            version, runs = versions[key]
+            problem = project.policy(decision.problem).problem
+            action, propensity = decide.replay(decision, problem, version, runs.scores)
+            replayed.append(_replayed(decision, action, propensity))
+    return replayed
+
+
+def _replayed(decision: Decision, action: str, propensity: float) -> Replayed:
+    return Replayed(
+        decision=decision.id,
+        version=decision.version,
+        logged_action=str(decision.action),
+        logged_propensity=decision.propensity,
+        action=action,
+        propensity=propensity,
+        identical=action == decision.action and propensity == decision.propensity,
+    )
+
+
+def status(project: Project) -> tuple[PolicyStatus, ...]:
+    """Where each problem of the project stands."""
+    warehouse = Warehouse(project.warehouse_url)
+    return tuple(
+        PolicyStatus(
+            problem=name,
+            versions=tuple(warehouse.numbers(name)),
+            aliases=warehouse.aliases(name),
+            build=places.pointed(project, "builds", name),
+            candidate=places.pointed(project, "candidates", name),
+        )
+        for name in project.policies
+    )
+
+
+@contextmanager
+def _engine(project: Project) -> Iterator[engine.Engine]:
+    settings = project.engine
+    tables = engine.open(settings.url, memory_limit=settings.memory_limit, threads=settings.threads)
+    try:
+        yield tables
+    finally:
+        tables.close()
+
+
+def _stored(project: Project, name: str, version: str) -> tuple[Version, bytes]:
+    warehouse = Warehouse(project.warehouse_url)
+    return warehouse.read(name, warehouse.resolve(name, version))
+
+
+def _failures(report: Report) -> str:
+    return "; ".join(f"{verdict.gate}: {verdict.reason}" for verdict in report.verdicts if verdict.status != "pass")
+
+
+def _read_report(place: Path) -> Report | None:
+    path = place / "report.json"
+    return msgspec.json.decode(path.read_bytes(), type=Report) if path.exists() else None
+
+
+def code_version() -> str:
+    """Version of Steersman."""
+    return importlib.metadata.version("steersman")

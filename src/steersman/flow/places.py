@@ -1,0 +1,68 @@
+"""Where verbs leave what they made for the next verb: builds/ and candidates/ of a project, found by digest."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from steersman.config import Project
+from steersman.core.errors import NotFoundError
+from steersman.engine.disk import replacing
+
+
+def place(project: Project, kind: str, name: str, digest: str) -> Path:
+    """Directory of one thing of a kind (`builds`, `candidates`) of a problem."""
+    return project.root / kind / name / digest[:12]
+
+
+def point(directory: Path) -> None:
+    """Make this the latest of its kind."""
+    write_bytes(directory.parent / "LATEST", directory.name.encode())
+
+
+def pointed(project: Project, kind: str, name: str) -> str:
+    """Name of the latest of a kind; empty: there is none."""
+    pointer = project.root / kind / name / "LATEST"
+    return pointer.read_text().strip() if pointer.exists() else ""
+
+
+def latest(project: Project, kind: str, name: str, *, hint: str) -> Path:
+    """Directory of the latest of a kind.
+
+    Raises:
+        NotFoundError: there is none, or the project has no such problem.
+    """
+    project.policy(name)
+    digest = pointed(project, kind, name)
+    if not digest:
+        raise NotFoundError(f"{name}: nothing in {kind}/ yet", hint=hint)
+    return place(project, kind, name, digest)
+
+
+def write(path: Path, noun: Struct) -> None:
+    """Replace a file as a whole by the noun as JSON."""
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(noun)))
+
+
+def write_bytes(path: Path, body: bytes) -> None:
+    """Replace a file as a whole: a reader sees the old one or the new one."""
+    with replacing(path) as aside:
+        aside.write_bytes(body)
+
+
+def digest_of(*parts: Any) -> str:
+    """SHA-256 of nouns and numbers."""
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def digest_of_files(directory: Path) -> str:
+    """SHA-256 of all files below a directory, their names included."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,38 @@
+"""A progress bar on long work; none when nobody looks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int, dict[str, float]], None]]:
+    """A function (done, total, figures) that draws a bar on stderr, and draws nothing if stderr is no terminal.
+
+    Args:
+        title: what is being done.
+        quiet: draw nothing.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total, figures: None
+        return
+    fields = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*fields, console=Console(stderr=True), transient=True) as drawn:
+        task = drawn.add_task(title, total=None, figures="")
+
+        def advance(done: int, total: int, figures: dict[str, float]) -> None:
+            text = "  ".join(f"{name} {value:,.4g}" for name, value in figures.items())
+            drawn.update(task, completed=done, total=total, figures=text)
+
+        yield advance

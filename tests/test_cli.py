@@ -1,0 +1,106 @@
+"""The commands: the answer for people and as JSON, and an exit code for each class of error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from product import Client, project, serving
+from steersman import cli, log
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    assert cli.main(["init", str(tmp_path), "--name", "timing"]) == 0
+    return tmp_path
+
+
+def test_init_writes_a_file_that_runs_and_never_writes_over_one(shop: Path, capsys) -> None:
+    before = (shop / "steersman.toml").read_text()
+    code, _, err = run(capsys, "init", str(shop))
+    assert (code, "is there already" in err) == (7, True)
+    assert (shop / "steersman.toml").read_text() == before
+    code, out, _ = run(capsys, "status", "--project", str(shop), "--json")
+    [row] = json.loads(out)["policies"]
+    assert (code, row["versions"], row["aliases"]) == (0, [1], {"champion": 1})
+    assert "champion 1" in run(capsys, "status", "--project", str(shop))[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "hint"),
+    [
+        (["build", "timing"], 3, "window"),
+        (["build", "timin"], 6, "did you mean timing?"),
+        (["train", "timing"], 6, "steersman build timing"),
+        (["evaluate", "timing"], 6, "steersman train timing"),
+        (["evaluate", "timing@7"], 6, "version"),
+        (["export", "timing"], 6, "steersman train timing"),
+        (["publish", "timing"], 6, "steersman train timing"),
+        (["promote", "timing"], 6, "champion"),
+        (["promote", "timing@9"], 6, "version"),
+        (["rollback", "timing"], 7, "version"),
+        (["replay", "nothing"], 6, "decide"),
+        (["log", "import", "absent.csv", "--name", "timing"], 3, ""),
+    ],
+)
+def test_what_can_not_be_done_says_why_and_what_next(shop: Path, capsys, arguments, code, hint) -> None:
+    got, out, err = run(capsys, *arguments, "--project", str(shop))
+    assert (got, out) == (code, "")
+    assert hint in err
+    got, out, _ = run(capsys, *arguments, "--project", str(shop), "--json")
+    assert got == code
+    assert sorted(json.loads(out)) == ["error", "field", "hint"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "hint"),
+    [
+        ("reward =", "rewrad =", "did you mean reward?"),
+        ('learner = "dqn"', 'lerner = "dqn"', "did you mean learner?"),
+        ("wait_s = 600", "wait_s = -1", ""),
+        ('hour = "number"', 'hour = "nmber"', ""),
+        ('kind = "epsilon", epsilon = 0.1', 'kind = "epsilon", epsilon = 1.1', ""),
+        ('kind = "one"', 'kind = "won"', "did you mean one?"),
+        ("[problem.timing]", "[problem.timing", ""),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_with_its_place(shop: Path, capsys, old, new, hint) -> None:
+    path = shop / "steersman.toml"
+    path.write_text(path.read_text().replace(old, new))
+    code, out, err = run(capsys, "status", "--project", str(shop))
+    assert (code, out) == (2, "")
+    assert hint in err
+
+
+def test_the_log_is_compacted_and_counted_once(tmp_path: Path, capsys) -> None:
+    made = project(tmp_path)
+    with serving(made) as url:
+        for number in range(5):
+            assert Client(url).post("/v1/decide/greeting", {"unit": f"u{number}"})[0] == 200
+    code, out, _ = run(capsys, "log", "compact", "--project", str(tmp_path))
+    assert code == 0
+    assert "5 decisions and 0 outcomes" in out
+    code, out, _ = run(capsys, "log", "--json", "--project", str(tmp_path), "compact")
+    assert (code, json.loads(out)["decisions"]) == (0, 0)
+    assert not list(log.read(made.log_directory))
+
+
+def test_the_schema_of_every_noun_is_printed(capsys) -> None:
+    code, out, _ = run(capsys, "log", "schema")
+    assert code == 0
+    assert {"Problem", "Decision", "Outcome"} <= set(json.loads(out))
+
+
+def test_a_date_that_is_none_is_refused_with_an_example(capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["build", "timing", "--since", "yesterday"])
+    assert end.value.code == 2
+    assert "2026-11-01T12:00:00Z" in capsys.readouterr().err
