@@ -22,6 +22,7 @@ from steersman.core.errors import ConfigError, Error, MissingExtra
 
 FIELDS = ("cart_position", "cart_velocity", "pole_angle", "pole_velocity")
 ACTIONS = ("left", "right")
+CANDIDATES = tuple({"id": action} for action in ACTIONS)
 METRIC = "upright"
 """1 for every step that began upright, the last one too."""
 
@@ -226,7 +227,9 @@ def _episode(
     outcomes: list[dict[str, Any]] = []
     for step in itertools.count():
         context = dict(zip(FIELDS, observation.tolist(), strict=True))
-        answer = _decode_answer((yield path, {"unit": unit, "step": step, "context": context}))
+        answer = _decode_answer(
+            (yield path, {"unit": unit, "step": step, "context": context, "candidates": CANDIDATES})
+        )
         tally.decisions += 1
         versions[answer.version] = None
         if answer.action not in ACTIONS:
