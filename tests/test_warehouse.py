@@ -446,18 +446,6 @@ def test_what_is_not_there_is_not_found_with_what_is(three, name, reference, hin
         three.resolve(name, reference)
 
 
-def test_the_fingerprint_changes_with_every_move_and_only_then(three):
-    seen = [three.fingerprint("ctr")]
-    three.publish(draft(), GRAPH)
-    assert three.fingerprint("ctr") == seen[0] == ""
-    for number in (1, 2, 1):
-        three.set_alias("ctr", "champion", number, at=number)
-        seen.append(three.fingerprint("ctr"))
-    three.rollback("ctr", "champion", at=4)
-    seen.append(three.fingerprint("ctr"))
-    assert len(set(seen)) == 5 and Warehouse(three.url).fingerprint("ctr") == seen[-1]
-
-
 def test_damaged_aliases_are_refused_by_the_name_of_their_file(disk):
     disk.publish(draft(), GRAPH)
     (Path(disk.url) / "ctr/aliases.json").write_text('{"aliases": {"champion": "one"}}')
@@ -499,7 +487,6 @@ def test_no_name_leads_out_of_the_warehouse(tmp_path, disk, bad):
         lambda: disk.resolve(bad, "latest"),
         lambda: disk.aliases(bad),
         lambda: disk.history(bad),
-        lambda: disk.fingerprint(bad),
         lambda: disk.set_alias(bad, "champion", 1, at=1),
         lambda: disk.set_alias("ctr", bad, 1, at=1),
         lambda: disk.rollback(bad, "champion", at=1),
@@ -526,6 +513,6 @@ def test_a_warehouse_of_an_unknown_kind_is_a_mistake_in_the_configuration():
 
 
 def test_a_warehouse_that_is_not_there_yet_is_empty(house):
-    assert house.names() == () and house.numbers("ctr") == () and house.fingerprint("ctr") == ""
+    assert house.names() == () and house.numbers("ctr") == ()
     with pytest.raises(NotFoundError, match="no policy 'ctr'"):
         house.read("ctr", 1)

@@ -171,14 +171,6 @@ class Warehouse:
         """Every move of an alias of a policy, oldest first."""
         return self._aliases(name).history
 
-    def fingerprint(self, name: str) -> str:
-        """Changes whenever an alias of the policy moves: for servers that poll. Reads one small file."""
-        _check_name(name)
-        try:
-            return hashlib.sha256(self._store.read(f"{name}/{ALIASES}")).hexdigest()
-        except FileNotFoundError:
-            return ""
-
     def set_alias(self, name: str, alias: str, number: int, at: int) -> None:
         """Point an alias at a version; pointing it where it points already is no move.
 
