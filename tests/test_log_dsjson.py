@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 
 from product import project as made_project
 from steersman import cli, flow, log
+from steersman import engine as engines
 from steersman.core.decision import Candidate, Decision, One, Outcome, Problem, Ranked
 from steersman.core.errors import DataError
+from steersman.log.foreign import Job
+
+ENGINE = engines.open("duckdb", threads=1)
 
 AT = 1_627_552_800_999_000  # 2021-07-29 10:00:00.999 UTC
 
@@ -62,7 +66,8 @@ def put(directory: Path, *events: dict[str, Any] | str, name: str = "log.json") 
 
 def run(pen: log.Pen, source: Path, what: Problem | None = None, **changes: Any) -> log.Imported:
     rejects = source.with_name("rejects.jsonl")
-    return log.import_lines(pen, source, "dsjson", what or problem(), rejects=rejects, **changes)
+    given = log.Source(path=source, form="dsjson")
+    return log.import_log(pen, ENGINE, given, what or problem(), rejects=rejects, **changes)
 
 
 def nouns(directory: Path) -> list[Any]:
@@ -132,34 +137,68 @@ def test_candidates_without_an_id_are_named_by_their_features(tmp_path: Path, pe
     assert one.action == one.candidates[1].id != one.candidates[0].id
 
 
-DANGLING = {"RewardValue": 846.7, "ActionTaken": False, "EnqueuedTimeUtc": "2018-12-13T03:27:57.000Z", "EventId": "id"}
+DANGLING = {
+    "RewardValue": 846.7, "ActionTaken": False, "EnqueuedTimeUtc": "2021-07-29T12:00:00.999Z", "EventId": "ev1",
+    "DanglingReward": True,
+}  # fmt: skip
+TWO_HOURS = 7_200_000_000
 
 
-def test_a_reward_without_event_is_refused_and_counted(tmp_path: Path, pen: log.Pen) -> None:
-    source = put(tmp_path, event(), DANGLING | {"DanglingReward": True}, DANGLING)
-    assert run(pen, source, max_reject_share=0.7) == log.Imported(rows=3, decisions=1, outcomes=1, rejected=2)
-    assert [(row["line"], "found no event" in row["reason"]) for row in rejected(source)] == [(2, True), (3, True)]
+def test_a_dangling_reward_is_an_outcome_of_its_decision_at_its_time(tmp_path: Path, pen: log.Pen) -> None:
+    elsewhere = {"RewardValue": 0.0, "EnqueuedTimeUtc": "2021-07-29T12:00:00.999Z", "EventId": "gone"}
+    source = put(tmp_path, event(), DANGLING, DANGLING, elsewhere)
+    assert run(pen, source, max_reject_share=0.0) == log.Imported(rows=4, decisions=1, outcomes=4)
+    _, joined, late, again, other = nouns(pen.directory)
+    assert late == Outcome(id=late.id, decision="ev1", at=AT + TWO_HOURS, metrics={"reward": 846.7})
+    assert again == late  # the same line twice counts once
+    assert (other.decision, other.metrics) == ("gone", {"reward": 0.0})
+    assert len({joined.id, late.id, other.id}) == 3
 
 
-def test_what_was_deferred_and_never_activated_is_left_out_and_counted_apart(tmp_path: Path, pen: log.Pen) -> None:
-    shown = {"o": [{"EventId": "ev1", "ActionTaken": True}]}
-    lines = [
-        event(EventId="plain"),
-        event(EventId="skipped", _skipLearn=True),
-        event(EventId="deferred", DeferredAction=True),
-        event(EventId="alone", DeferredAction=True, o=None),
-        event(EventId="shown", DeferredAction=True, **shown),
-        event(EventId="at once", DeferredAction=False),
-    ]
-    source = put(tmp_path, *lines)
-    assert run(pen, source, max_reject_share=0.0) == log.Imported(rows=6, decisions=3, outcomes=3, left_out=3)
-    assert [noun.id for noun in nouns(pen.directory)[::2]] == ["plain", "shown", "at once"]
-    assert [row["line"] for row in rejected(source)] == [2, 3, 4]
+def test_a_dangling_activation_activates_and_has_no_reward_of_its_own(tmp_path: Path, pen: log.Pen) -> None:
+    taken = DANGLING | {"ActionTaken": True}
+    lines = [taken | {"RewardValue": 0.0}, taken | {"RewardValue": None}, taken]
+    run(pen, put(tmp_path, *lines))
+    found = [(noun.activates, noun.metrics) for noun in nouns(pen.directory)]
+    assert found == [(True, {}), (True, {}), (True, {"reward": 846.7})]
 
 
-def test_a_log_of_nothing_but_deferred_events_imports_as_nothing(tmp_path: Path, pen: log.Pen) -> None:
-    assert run(pen, put(tmp_path, event(_skipLearn=True))) == log.Imported(rows=1, left_out=1)
-    assert nouns(pen.directory) == []
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"RewardValue": None}, "a reward without a value"),
+        ({"RewardValue": "many"}, "RewardValue"),
+        ({"EnqueuedTimeUtc": "late"}, "EnqueuedTimeUtc is 'late', no time"),
+        ({"EventId": ""}, "decision has 0 characters"),
+    ],
+)
+def test_a_dangling_line_that_breaks_a_law_is_refused(pen: log.Pen, changes: dict[str, Any], said: str) -> None:
+    assert said in reason(pen, DANGLING | changes)
+
+
+DEFERRED = [({"DeferredAction": True}), ({"_deferred": True}), ({"_skipLearn": True})]
+ACTIVE = [{"EventId": "ev1", "ActionTaken": True}, {"EventId": "ev1", "DeferredAction": False}]
+
+
+@pytest.mark.parametrize("deferred", DEFERRED)
+def test_what_was_deferred_says_so_until_an_observation_activates_it(
+    tmp_path: Path, pen: log.Pen, deferred: dict[str, Any]
+) -> None:
+    reward_alone = event()["o"]
+    seen = [None, [], reward_alone, *([*reward_alone, one] for one in ACTIVE)]
+    lines = [event(EventId=f"e{i}", **deferred, o=found) for i, found in enumerate(seen)]
+    run(pen, put(tmp_path, *lines), max_reject_share=0.0)
+    found = nouns(pen.directory)
+    assert all(decision.deferred for decision in found[::2])
+    assert [outcome.activates for outcome in found[1::2]] == [False, False, False, True, True]
+    assert [outcome.metrics for outcome in found[1::2]] == [{"reward": 0.5}] * 5
+
+
+def test_what_was_never_deferred_is_plain(tmp_path: Path, pen: log.Pen) -> None:
+    run(pen, put(tmp_path, event(o=ACTIVE), event(DeferredAction=False, _skipLearn=False, EventId="b")))
+    found = nouns(pen.directory)
+    assert not any(decision.deferred for decision in found[::2])
+    assert not any(outcome.activates for outcome in found[1::2])
 
 
 @pytest.mark.parametrize(("label", "fits"), [(0.8500009, True), (0.850002, False), (0.15, False)])
@@ -258,7 +297,8 @@ def test_an_object_nested_without_end_is_refused(pen: log.Pen) -> None:
     )
 )
 def test_any_line_is_imported_or_set_aside_never_lost(tmp_path: Path, changes: dict[str, Any]) -> None:
-    judged = list(log.importing.FORMS["dsjson"](put(tmp_path, event() | changes), problem()))
+    source = log.Source(path=put(tmp_path, event() | changes), form="dsjson")
+    judged = list(log.importing.FORMS["dsjson"](Job(ENGINE, source, problem(), tmp_path)))
     assert len(judged) == 1
     assert bool(judged[0].records) != bool(judged[0].reason)
 
@@ -268,17 +308,24 @@ def test_the_command_imports_a_log_that_then_builds(tmp_path: Path, capsys: pyte
     made = made_project(root, '[problem.cafe]\nreward = "reward"\nwait_s = 0\nactions = { kind = "one" }\n')
     context = event()["c"] | {"FromUrl": {"weather": "Sunny"}, "User": {"visits": 2}}
     lines = [
-        event(EventId=f"ev{number}", _label_cost=-(number % 2), _skipLearn=number >= 30 or None, c=context)
+        event(EventId=f"ev{number}", _label_cost=-(number % 2), DeferredAction=number >= 20 or None, c=context)
         for number in range(40)
     ]
-    source = put(tmp_path, *lines)
+    activations = [
+        {"RewardValue": 0, "ActionTaken": True, "EventId": f"ev{number}", "EnqueuedTimeUtc": lines[0]["Timestamp"]}
+        for number in range(30)
+    ]
+    source = put(tmp_path, *lines, *activations)
     place = ["log", "--project", str(root)]
     command = ["import", str(source), "--name", "cafe", "--format", "dsjson"]
     for _ in range(2):  # twice counts once
         assert cli.main([*place, "--json", *command]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found == {"rows": 40, "decisions": 30, "outcomes": 30, "rejected": 0, "left_out": 10}
+        assert found == {"rows": 70, "decisions": 40, "outcomes": 70, "rejected": 0, "behavior": None}
     assert cli.main([*place, *command]) == 0
-    assert "left out  10 rows" in capsys.readouterr().out
+    assert "imported   40 decisions, 70 outcomes" in capsys.readouterr().out
+    flow.compact(made)
+    deferred = log.find(made.log_directory, "ev35", ENGINE)
+    assert deferred.deferred
     built = flow.build(made, "cafe")
     assert (built.decisions, built.counts.units, built.counts.without_outcome) == (30, 30, 0)

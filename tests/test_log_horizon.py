@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 
 from product import project as made_project
 from steersman import cli, flow, log
+from steersman import engine as engines
 from steersman.core.decision import Candidate, Decision, Numbers, One, Outcome, Problem
 from steersman.core.errors import ConfigError, DataError
+from steersman.log.foreign import Job
+
+ENGINE = engines.open("duckdb", threads=1)
 
 MIDNIGHT = 1_546_300_800_000_000  # 2019-01-01 00:00:00 UTC
 DAY = 86_400_000_000
@@ -51,7 +55,8 @@ def put(directory: Path, *steps: dict[str, Any] | str, name: str = "steps.json")
 
 def run(pen: log.Pen, source: Path, what: Problem | None = None, **changes: Any) -> log.Imported:
     rejects = source.with_name("rejects.jsonl")
-    return log.import_lines(pen, source, "horizon", what or problem(), rejects=rejects, **changes)
+    given = log.Source(path=source, form="horizon")
+    return log.import_log(pen, ENGINE, given, what or problem(), rejects=rejects, **changes)
 
 
 def nouns(directory: Path) -> list[Any]:
@@ -234,7 +239,8 @@ def test_numbers_and_unknown_formats_are_refused_before_any_line(tmp_path: Path,
     with pytest.raises(DataError, match="does not choose one action"):
         run(pen, source, problem(actions=Numbers(low=(0.0,), high=(1.0,))))
     with pytest.raises(ConfigError, match="no format 'horizn'") as error:
-        log.import_lines(pen, source, "horizn", problem(), rejects=tmp_path / "rejects")
+        given = log.Source(path=source, form="horizn")
+        log.import_log(pen, ENGINE, given, problem(), rejects=tmp_path / "rejects")
     assert "horizon" in error.value.hint
     with pytest.raises(DataError, match="is not a file"):
         run(pen, tmp_path / "none.json")
@@ -260,7 +266,8 @@ def test_a_compressed_file_reads_the_same_and_a_torn_one_changes_nothing(tmp_pat
 )
 def test_any_line_is_imported_or_refused_never_lost(tmp_path: Path, changes: dict[str, Any]) -> None:
     source = put(tmp_path, step() | changes)
-    judged = list(log.importing.FORMS["horizon"](source, problem()))
+    job = Job(ENGINE, log.Source(path=source, form="horizon"), problem(), tmp_path)
+    judged = list(log.importing.FORMS["horizon"](job))
     assert len(judged) == 1
     assert bool(judged[0].records) != bool(judged[0].reason)
 
@@ -280,7 +287,7 @@ def test_the_command_imports_a_log_that_then_builds(tmp_path: Path, capsys: pyte
     for _ in range(2):  # twice counts once
         assert cli.main(command) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found == {"rows": 80, "decisions": 80, "outcomes": 80, "rejected": 0, "left_out": 0}
+        assert found == {"rows": 80, "decisions": 80, "outcomes": 80, "rejected": 0, "behavior": None}
     built = flow.build(made, "pole")
     assert (built.decisions, built.counts.episodes, built.counts.terminated) == (80, 20, 10)
     mapping = tmp_path / "mapping.toml"

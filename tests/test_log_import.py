@@ -67,7 +67,8 @@ def nouns(directory: Path) -> list[Decision | Outcome]:
 
 def run(pen: log.Pen, engine: Engine, source: Path, how: log.Mapping | None, **changes: Any) -> log.Imported:
     what = changes.pop("problem", problem())
-    return log.import_rows(pen, engine, source, how, what, rejects=source.with_name("rejects.jsonl"), **changes)
+    given = log.Source(path=source, mapping=how)
+    return log.import_log(pen, engine, given, what, rejects=source.with_name("rejects.jsonl"), **changes)
 
 
 def rejected(source: Path) -> list[dict[str, Any]]:
@@ -242,7 +243,7 @@ def test_an_unknown_key_of_a_mapping_is_refused() -> None:
 
 
 BAD_ROWS = {
-    "0": "propensity is 0", "1.5": "propensity is 1.5", "-0.1": "propensity is -0.1", "": "propensity is nan",
+    "0": "propensity is 0", "1.5": "propensity is 1.5", "-0.1": "propensity is -0.1", "": "propensity is missing",
     "x": "propensity is 'x', must be a number", "nan": "not a number", "inf": "propensity is inf",
 }  # fmt: skip
 

@@ -146,9 +146,8 @@ def build(archive: Path, name: str, directory: Path):
     tables = engine.open(threads=1)
     try:
         with log.Pen(directory / "log", durability="buffered") as pen:
-            imported = log.import_rows(
-                pen, tables, source, msgspec.convert(mapping, log.Mapping), problem, rejects=directory / "rejects.jsonl"
-            )
+            given = log.Source(path=source, mapping=msgspec.convert(mapping, log.Mapping))
+            imported = log.import_log(pen, tables, given, problem, rejects=directory / "rejects.jsonl")
         assert (imported.decisions, imported.outcomes, imported.rejected) == (10_000, 10_000, 0)
         log.compact(directory / "log", {problem.name: problem}, tables)
         files = log.files(directory / "log", problem.name, 0, 2**60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -556,24 +557,22 @@ def test_other_kinds_of_actions_are_refused(tables, tmp_path, actions):
         build(tables, log(tmp_path, [decision("d1")]), problem(actions=actions))
 
 
-# --- split
+# --- parts
 
 
-def test_a_split_keeps_units_whole_and_is_always_the_same(tables, tmp_path):
-    built = build(tables, log(tmp_path, *games([3] * 40)))
-    learn, judge = timeline.split(built.batch, 0.25)
-    assert sorted([*learn, *judge]) == list(range(120))
-    assert not set(built.batch.unit[learn]) & set(built.batch.unit[judge])
-    assert len(judge) == 30
-    assert built.batch.unit[judge].tolist() != sorted(built.batch.unit)[:30]  # not simply the first units
-    for rows, again in zip((learn, judge), timeline.split(built.batch, 0.25), strict=True):
-        np.testing.assert_array_equal(rows, again)
-    assert len(built.batch.take(judge).starts) == 10
+def test_a_part_is_whole_units_and_a_unit_stays_in_its_part_when_the_log_grows(tables, tmp_path):
+    decisions, outcomes = games([3] * 40)
+    few = build(tables, log(tmp_path / "few", decisions[:60], outcomes))
+    many = build(tables, log(tmp_path / "many", decisions, outcomes))
+    of_few, of_many = (timeline.parts(built.unit, built.draws, 0.2, 0.3) for built in (few, many))
+    for built, rows in ((few, of_few), (many, of_many)):
+        assert sorted(np.concatenate(rows)) == list(range(len(built)))
+    for before, after in zip(of_few, of_many, strict=True):
+        assert {few.decision_ids[row] for row in before} <= {many.decision_ids[row] for row in after}
+    assert not set(many.unit[of_many[0]]) & set(many.unit[of_many[2]])
 
 
-@pytest.mark.parametrize("holdout", [1e-9, 1 - 1e-9])
-def test_a_split_leaves_a_unit_on_both_sides(tables, tmp_path, holdout):
-    built = build(tables, log(tmp_path, *games([1, 2, 3])))
-    assert all(len(rows) for rows in timeline.split(built.batch, holdout))
-    with pytest.raises(DataError, match="one unit"):
-        timeline.split(build(tables, log(tmp_path, *games([4]))).batch, holdout)
+def test_the_draw_of_a_unit_is_a_hash_of_its_name(tables, tmp_path):
+    built = build(tables, log(tmp_path, [decision("d1", unit="Ünit 7")]))
+    digits = hashlib.md5("Ünit 7".encode()).hexdigest()[:8]
+    assert built.draws.tolist() == [int(digits, 16) / 16**8]

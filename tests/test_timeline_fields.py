@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from steersman import engine, timeline
 from steersman.core.decision import NO_TEXT, Candidate, One, Problem
-from steersman.core.errors import DataError
-from steersman.core.features import Category, Continuous, Encoder
+from steersman.core.errors import ConfigError, DataError
+from steersman.core.features import Category, Continuous, Encoder, Ids, list_keys
 from steersman.timeline import Built
+from steersman.timeline.settings import Settings
 from timeline_log import FAR, Files, decision, log, outcome, parquet, problem, shuffled_log, types
 
 FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -30,8 +31,12 @@ def tables() -> Iterator[engine.Engine]:
     opened.close()
 
 
-def build(tables, files: Files, at: Problem | None = None, encoder: Encoder | None = None) -> Built:
-    return timeline.build(tables, at or problem(), files, since=0, until=FAR, as_of=FAR, encoder=encoder)
+def build(
+    tables, files: Files, at: Problem | None = None, encoder: Encoder | None = None, given: Settings | None = None
+) -> Built:
+    return timeline.build(
+        tables, at or problem(), files, since=0, until=FAR, as_of=FAR, encoder=encoder, settings=given or Settings()
+    )
 
 
 # --- statistics
@@ -47,8 +52,10 @@ def build(tables, files: Files, at: Problem | None = None, encoder: Encoder | No
 @example([1e9] + [0.0] * 29)
 def test_mean_and_deviation_are_those_of_the_finite_values(tables, tmp_path, values):
     rows = [decision(f"d{i}", at_s=i, x=value) for i, value in enumerate(values)]
-    built = build(tables, log(tmp_path, rows), problem(context={"x": "number"}))
-    (field,) = built.batch.encoder.context
+    built = build(
+        tables, log(tmp_path, rows), problem(context={"x": "number"}), given=Settings(context={"x": "continuous"})
+    )
+    (field,) = built.encoder.context
     finite = [value for value in values if value is not None and math.isfinite(value)]
     if not finite:
         assert field == Continuous("x", 0.0, 1.0)
@@ -139,10 +146,22 @@ def test_files_need_not_have_the_same_columns(tables, tmp_path):
     assert built.raw.context.texts.tolist() == [[NO_TEXT], ["z"]]
 
 
-@pytest.mark.parametrize("declared", [{}, {"tags": "auto"}, {"tags": "list"}])
-def test_a_list_is_refused_by_name(tables, tmp_path, declared):
-    with pytest.raises(DataError, match=r"context\.tags is a list") as error:
-        build(tables, log(tmp_path, [decision("d1", tags=["a"], x=1.0)]), problem(context=declared))
+@pytest.mark.parametrize("declared", [{}, {"tags": "auto", "n": "auto"}, {"tags": "list", "n": "list"}])
+def test_lists_become_columns_as_the_encoder_makes_them(tables, tmp_path, declared):
+    logged = [{"tags": ["a", "b"], "n": [1.0]}, {"tags": [], "n": [2.0, 2.5]}, {"tags": None, "n": None}]
+    rows = [decision(f"d{i}", at_s=i, **values) for i, values in enumerate(logged)]
+    built = build(tables, log(tmp_path, rows), problem(context=declared))
+    assert built.encoder.context == (Ids("n", 16), Ids("tags", 16))
+    raw = built.encoder.raw_context(logged)
+    np.testing.assert_array_equal(built.raw.context.lists, raw.lists)
+    np.testing.assert_array_equal(built.batch.context, built.encoder.encode_context(raw))
+
+
+def test_a_list_of_lists_is_refused_by_name(tables, tmp_path):
+    row = decision("d1", x=1.0) | {"context.tags": [["a"]]}
+    path = parquet(tmp_path / "1.parquet", [row], types([row]) | {"context.tags": "VARCHAR[][]"})
+    with pytest.raises(DataError, match=r"context\.tags is a list of lists") as error:
+        build(tables, Files([path], []))
     assert error.value.field == "context.tags"
 
 
@@ -156,7 +175,7 @@ def test_a_field_that_holds_something_else_is_refused(tables, tmp_path, declared
 def test_an_auto_field_without_a_value_is_refused(tables, tmp_path):
     with pytest.raises(DataError, match=r"context\.y is declared auto") as error:
         build(tables, log(tmp_path, [decision("d1", x=1.0)]), problem(context={"x": "auto", "y": "auto"}))
-    assert error.value.hint == "declare it as number or text"
+    assert error.value.hint == "declare it as number, text or list"
 
 
 def test_the_text_that_stands_for_missing_is_refused(tables, tmp_path):
@@ -171,10 +190,32 @@ def test_a_field_may_have_any_name(tables, tmp_path):
     assert [field.name for field in built.batch.encoder.context] == ["id", 'we"ird; drop']
 
 
-def test_too_many_texts_are_refused(tables, tmp_path):
+def test_too_many_texts_are_hashed(tables, tmp_path):
     rows = [decision(f"d{i}", at_s=i, t=f"t{i}") for i in range(1001)]
-    with pytest.raises(DataError, match="field t has 1001 different texts"):
-        build(tables, log(tmp_path, rows))
+    rows[3]["context.t"] = None
+    files = log(tmp_path, [*rows, decision("d1001", at_s=1001, t="t1001")])
+    built = build(tables, files)
+    assert built.encoder.context == (Ids("t", 1024),)
+    lists = [[row["context.t"]] if row["context.t"] else None for row in rows] + [["t1001"]]
+    np.testing.assert_array_equal(built.raw.context.lists[:, 0], list_keys("t", lists))
+    assert built.batch.context.sum(axis=1).tolist() == [1.0] * 1002
+    again = build(tables, files, encoder=built.encoder)
+    np.testing.assert_array_equal(again.batch.context, built.batch.context)
+
+
+def test_types_are_identified_and_the_profiles_say_why(tables, tmp_path):
+    r = np.random.default_rng(0)
+    skewed = r.lognormal(0, 1, 300)
+    rows = [decision(f"d{i}", at_s=i, x=float(x), on=float(i % 2), one=4.0) for i, x in enumerate(skewed)]
+    built = build(tables, log(tmp_path, rows), given=Settings(context={"on": "continuous"}))
+    assert [(p.name, p.type, p.declared) for p in built.profiles] == [
+        ("on", "continuous", True),
+        ("one", "constant", False),
+        ("x", "boxcox", False),
+    ]
+    assert built.batch.context.shape == (300, 5)
+    with pytest.raises(ConfigError, match="did you mean one"):
+        build(tables, log(tmp_path, rows), given=Settings(context={"ones": "constant"}))
 
 
 def test_an_encoder_that_is_given_is_used_as_it_is(tables, tmp_path):

@@ -14,6 +14,7 @@ from steersman.core.batch import array_fields
 from steersman.core.decision import One
 from steersman.core.errors import ConflictError, DataError, NotFoundError
 from steersman.timeline import Built
+from steersman.timeline.built import Ids
 from timeline_log import FAR, decision, log, outcome, problem
 
 
@@ -60,8 +61,10 @@ def test_numbers_stay_on_disk_and_shared_candidates_stay_one_row(built, tmp_path
         read.batch.reward[0] = 1.0
     shared = built.batch.candidates.strides[0] == 0
     assert (read.batch.candidates.strides[0] == 0) == shared
-    stored = np.load(tmp_path / "build" / "candidates.npy", allow_pickle=False)
+    stored = np.load(tmp_path / "build" / "candidate_numbers.npy", allow_pickle=False)
     assert len(stored) == (1 if shared else len(built.batch))
+    assert isinstance(read.batch.context, np.memmap)
+    assert isinstance(timeline.load(tmp_path / "build").batch.context, np.memmap)  # encoded once, then only mapped
 
 
 def test_nothing_on_disk_is_a_pickle(built, tmp_path):
@@ -80,7 +83,7 @@ def test_a_build_is_written_once(built, tmp_path):
 
 
 def test_a_build_that_can_not_be_written_whole_is_not_there(built, tmp_path):
-    broken = replace(built, decision_ids=np.array(["\ud800"] * len(built.batch), dtype=object))
+    broken = replace(built, ids=Ids(np.array(["\ud800"] * len(built), dtype=object)))
     with pytest.raises(UnicodeEncodeError):
         timeline.save(broken, tmp_path / "build")
     assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from steersman import config, demo, flow
 from steersman.core.decision import json_schemas
 from steersman.core.errors import Error, GateError, SupportError
 from steersman.core.report import Estimate, Report
+from steersman.flow import features
 from steersman.progress import bar
 
 out = Console(highlight=False, soft_wrap=True)
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("name")
     build.add_argument("--since", type=_instant, default=0, help="e.g. 2026-11-01 or 2026-11-01T12:00:00Z")
     build.add_argument("--until", type=_instant, help="first instant that is not in the window")
+    _features_options(verb("features", _features, "Show what every field of the last build became, and how it moved."))
     train = verb("train", _train, "Fit a policy on the last build.")
     train.add_argument("name")
     train.add_argument("--seed", type=int, default=0)
@@ -103,19 +105,56 @@ def _demo_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--campaign", choices=["all", "men", "women"], default="all", help="open-bandit")
 
 
+def _features_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name")
+    command.add_argument(
+        "--report",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="FILE.html",
+        help="with importance for the logged reward, and as an HTML page with pictures (default: beside the build)",
+    )
+
+
 def _log_options(command: argparse.ArgumentParser) -> None:
     # An option before the action must not be undone by the default of the same option after it.
     shared = [_shared_options(argparse.SUPPRESS, argparse.SUPPRESS)]
     actions = command.add_subparsers(required=True, metavar="ACTION")
-    read = actions.add_parser("import", parents=shared, help="read another log, with a declared mapping of its columns")
-    read.add_argument("source", type=Path, help="a .parquet, .csv or .jsonl file")
-    read.add_argument("--name", required=True, help="of the problem")
-    read.add_argument("--mapping", type=Path, help="TOML: our field = their column or SQL expression")
-    read.add_argument("--format", default="", help="horizon or dsjson: a log in a format that needs no mapping")
-    read.add_argument("--max-reject-share", type=float, default=0.01)
-    read.set_defaults(action=_log_import)
+    _import_options(actions.add_parser("import", parents=shared, help="read another log", **_IMPORT_HELP))
     actions.add_parser("compact", parents=shared, help="segments to Parquet").set_defaults(action=_log_compact)
     actions.add_parser("schema", parents=shared, help="JSON Schema of every noun").set_defaults(action=_log_schema)
+
+
+def _import_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", type=Path, nargs="?", help="a file, or the directory of a Minari dataset")
+    command.add_argument("--name", required=True, help="of the problem")
+    command.add_argument("--mapping", type=Path, help="TOML: our field = their column or SQL expression")
+    command.add_argument("--format", default="", help="horizon, dsjson or minari: it needs no mapping")
+    command.add_argument("--sql", default="", help="read the rows of this query; SOURCE, if given, is the table source")
+    command.add_argument(
+        "--propensity",
+        choices=["logged", "estimate", "uniform"],
+        default="logged",
+        help="where missing propensities come from: nowhere (an error); a model of the behavior policy, and every "
+        "report says so; your word that each candidate was as likely as the others, which the log must not refute",
+    )
+    command.add_argument("--max-reject-share", type=float, default=0.01, help="more refused rows fail the import")
+    command.set_defaults(action=_log_import)
+
+
+_IMPORT_HELP: dict[str, Any] = {
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+    "description": """\
+Append another system's log to ours. A row that can not be read is set aside in rejects/ with its line and reason.
+
+  .csv .jsonl .ndjson (also .gz) .parquet   with --mapping
+  the rows of a query                       with --sql and --mapping, or --sql and --format horizon
+  Horizon's table, JSON lines or .parquet   --format horizon
+  Vowpal Wabbit's dsjson (Personalizer)     --format dsjson
+  a directory with a Minari dataset         --format minari --propensity estimate (or uniform)
+  our own log as JSON lines                 without any of these""",
+}
 
 
 def _instant(text: str) -> int:
@@ -182,20 +221,33 @@ def _show_ready(options: argparse.Namespace, project: config.Project, url: str) 
 
 def _log_import(options: argparse.Namespace) -> None:
     project = config.load(options.project)
-    mapping = flow.read_mapping(options.mapping) if options.mapping else None
-    found = flow.import_log(project, options.name, options.source, mapping, options.max_reject_share, options.format)
+    source = flow.read_source(
+        options.source, options.mapping, form=options.format, sql=options.sql, propensities=options.propensity
+    )
+    found = flow.import_log(project, options.name, source, options.max_reject_share)
     _show(
         options,
         found,
-        f"imported  {found.decisions:,} decisions, {found.outcomes:,} outcomes; {found.rejected:,} rows refused",
-        *([f"left out  {found.left_out:,} rows that are no decisions to learn from"] if found.left_out else []),
-        *(
-            [f"set aside {project.root / 'rejects'}: each with its line and reason"]
-            if found.rejected or found.left_out
-            else []
-        ),
-        f"next      steersman build {options.name}",
+        f"imported   {found.decisions:,} decisions, {found.outcomes:,} outcomes; {found.rejected:,} rows refused",
+        *([f"set aside  {project.root / 'rejects'}: each with its line and reason"] if found.rejected else []),
+        *(_behavior_lines(found.behavior) if found.behavior else []),
+        f"next       steersman build {options.name}",
     )
+
+
+def _behavior_lines(found: flow.log.Behavior) -> list[str]:
+    """Where the missing propensities came from, with what it was decided by."""
+    what = {
+        "logistic": "estimated by a logistic model of the context",
+        "frequencies": "estimated by the frequencies of the actions: the context told no more",
+        "uniform": "declared uniform, which the log does not refute",
+    }
+    losses = f"{found.loss_logistic:.4f} by the model, {found.loss_frequencies:.4f} by the frequencies"
+    return [
+        f"propensity {found.decisions:,} were missing: {what[found.method]}; the smallest is {found.smallest:.3g}",
+        f"           log loss {losses}, {found.loss_uniform:.4f} if uniform (nats/decision on unseen units)",
+        f"           the model is better by {found.gain:.4f} [{found.low:.4f}, {found.high:.4f}]",
+    ]
 
 
 def _log_compact(options: argparse.Namespace) -> None:
@@ -229,11 +281,23 @@ def _build(options: argparse.Namespace) -> None:
         f"batch   {built.decisions:,} decisions   {counts.episodes:,} episodes of {counts.units:,} units   "
         f"digest {built.digest[:12]}",
         f"ends    {counts.terminated:,} terminated   {counts.truncated:,} truncated   {counts.open:,} still open",
-        f"left    {counts.waiting:,} decisions still wait   {counts.duplicates:,} duplicates",
+        f"left    {counts.waiting:,} decisions still wait   {counts.duplicates:,} duplicates   "
+        f"{counts.deferred:,} never activated   {counts.too_long + counts.too_late:,} left out on demand",
         f"joined  {counts.outcomes:,} outcomes   {counts.late:,} late   {counts.dangling:,} without decision   "
         f"{counts.without_outcome:,} decisions without outcome",
         f"next    steersman train {options.name}",
     )
+
+
+def _features(options: argparse.Namespace) -> None:
+    project = config.load(options.project)
+    if options.report is None:
+        found = features.features(project, options.name)
+        _show(options, found, *map(_plain, features.lines(found)))
+        return
+    with bar(f"features {options.name}", quiet=options.json):
+        found, path = features.report(project, options.name, None if options.report == Path() else options.report)
+    _show(options, found, f"wrote  {_plain(str(path))}", *map(_plain, features.lines(found)))
 
 
 def _train(options: argparse.Namespace) -> None:

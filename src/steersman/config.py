@@ -12,12 +12,14 @@ import msgspec
 from msgspec import Struct
 
 from steersman import evaluate as evaluation
+from steersman import timeline
 from steersman.core.decision import Actions, Numbers, One, Problem, Ranked, check_rules
 from steersman.core.errors import ConfigError, DataError, NotFoundError, did_you_mean
 from steersman.core.policy import EpsilonGreedy, Explorer
 from steersman.serve.http import Settings
 
 FILE = "steersman.toml"
+_SECTIONS = ("build", "learn", "evaluate", "gates")
 T = TypeVar("T", bound=Struct)
 
 
@@ -43,7 +45,7 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """[engine]
 
     Attributes:
-        url: `duckdb`.
+        url: `duckdb`, or the master of a Spark: `local[4]`, `spark://host:7077`.
         memory_limit: e.g. "4GB"; beyond it the engine spills to disk.
         threads: 0: one a core.
     """
@@ -59,18 +61,26 @@ class LearnConfig(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         learner: a name of the table of learners.
         explorer: how the policy that comes out explores when it is served.
-        holdout: share of the units that training never sees and evaluation judges on, in (0, 1).
+        holdout: share of the units that training never sees and evaluation judges on, in (0, 1): the test.
+        validation: share of the units that training only looks at to choose between its own nets, in [0, 1); the
+            rest, at least something, is learned from. A unit stays in its part in every later build.
         settings: of the learner: the rest of the table, checked by the learner.
     """
 
     learner: str = "dqn"
     explorer: Explorer = EpsilonGreedy(0.1)
     holdout: float = 0.3
+    validation: float = 0.0
     settings: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         if not 0 < self.holdout < 1:
             raise DataError(f"holdout is {self.holdout:g}, must be in (0, 1)", field="holdout")
+        if not (self.validation >= 0 and self.validation + self.holdout < 1):
+            raise DataError(
+                f"validation is {self.validation:g} and holdout {self.holdout:g}: together they must be below 1",
+                field="validation",
+            )
 
 
 class PolicyConfig(Struct, frozen=True):
@@ -78,10 +88,12 @@ class PolicyConfig(Struct, frozen=True):
 
     Attributes:
         problem: the noun.
+        build: what must hold of its data, what is left out, which fields have a type of their own.
         learn, evaluate, gates: how its policies are made and judged.
     """
 
     problem: Problem
+    build: timeline.Settings
     learn: LearnConfig
     evaluate: evaluation.Settings
     gates: evaluation.Gates
@@ -182,14 +194,15 @@ def parse(table: Mapping[str, Any], root: Path) -> Project:
 
 def _policy(name: str, table: Mapping[str, Any]) -> PolicyConfig:
     where = f"problem.{name}"
-    own = {key: value for key, value in table.items() if key not in ("learn", "evaluate", "gates")}
-    _known(own, set(Problem.__struct_fields__) - {"name"} | {"learn", "evaluate", "gates"}, where)
+    own = {key: value for key, value in table.items() if key not in _SECTIONS}
+    _known(own, set(Problem.__struct_fields__) - {"name"} | set(_SECTIONS), where)
     if isinstance(own.get("actions"), dict):
         _known_actions(own["actions"], f"{where}.actions")
     if isinstance(own.get("combine"), dict):
         _known_rules(own["combine"], f"{where}.combine")
     return PolicyConfig(
         problem=section(Problem, {"name": name, **own}, where),
+        build=section(timeline.Settings, table.get("build", {}), f"{where}.build"),
         learn=section(LearnConfig, table.get("learn", {}), f"{where}.learn"),
         evaluate=section(evaluation.Settings, table.get("evaluate", {}), f"{where}.evaluate"),
         gates=section(evaluation.Gates, table.get("gates", {}), f"{where}.gates"),
@@ -268,6 +281,7 @@ _TEMPLATE = """\
 [engine]
 # url = "duckdb"
 # memory_limit = "4GB"       # beyond it, it spills to disk
+# url = "spark://host:7077"  # the same on a Spark: pip install "steersman[spark]"
 
 [problem.NAME]
 reward = "clicks"            # an expression over the metrics of the outcomes; there is no default
@@ -276,17 +290,27 @@ default_outcome = { clicks = 0.0 }   # what a decision without any outcome is wo
 # combine = { clicks = "max" }   # of several outcomes: first, last, sum (if not named), mean, median, min, max
 # discount = 1.0             # of the reward one step later, in (0, 1]
 # horizon = 200              # an episode is over after this many steps
+# horizon_s = 3600.0         # and after this many seconds
+# shaping = { now = -0.01 }  # what is added to the reward for the action itself
 actions = { kind = "one", names = ["now", "tonight"] }   # leave names out if each request brings its candidates
 
 [problem.NAME.context]       # field = type; a field not listed here is refused. No fields: anything goes
 hour = "number"
 device = "text"
 
+[problem.NAME.build]
+# assertions = ["propensity >= 0.01"]    # SQL that must hold of every decision, or a build stops and shows which
+# max_length_quantile = 0.99 # longer episodes are left out
+# within_s = 86400           # decisions later than this after the start of their episode are left out
+# shards = 1                 # parts of whole units, one per training process
+# context = { hour = "enumerated" }      # instead of the type that is identified from the data
+
 [problem.NAME.learn]
 learner = "dqn"
 explorer = { kind = "epsilon", epsilon = 0.1 }   # or { kind = "softmax", temperature = 1.0, floor = 0.02 }
 # settings = { n_step = 5, discount = 0.99 }   # of the learner
 # holdout = 0.3              # share of the units that training never sees and evaluation judges on
+# validation = 0.0           # share of the units by which training chooses between its nets
 
 [problem.NAME.evaluate]
 # level = 0.95

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import spark_here
 from steersman import engine as engines
-from steersman.core.errors import DataError, NotFoundError
+from steersman.core.errors import ConflictError, DataError, NotFoundError
 from steersman.engine import ENGINES, Engine, identifier, literal
 
-# Spark needs a Java machine of its own; it joins when its row does.
 
-
-@pytest.fixture(params=sorted(ENGINES))
+@pytest.fixture(params=[pytest.param(name, marks=[spark_here.needed] if name == "spark" else []) for name in ENGINES])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    opened = engines.open(request.param, threads=1, temp_directory=tmp_path / "spill")
+    spill = tmp_path / "spill"
+    opened = spark_here.opened(spill) if request.param == "spark" else engines.open(request.param, temp_directory=spill)
     yield opened
     opened.close()
 
@@ -142,11 +145,150 @@ def test_a_file_that_is_not_there_and_a_file_that_is_not_parquet(engine: Engine,
         engine.view("v", [])
 
 
-def test_the_order_of_a_file_is_the_order_of_its_rows(engine: Engine, tmp_path: Path) -> None:
-    engine.copy("SELECT CAST(x AS BIGINT) AS x FROM unnest(range(200000)) AS t(x)", tmp_path / "n.parquet")
+def test_rows_are_numbered_through_the_files_and_taken_by_their_numbers(engine: Engine, tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{i}.parquet") for i in range(2)]
+    for i, file in enumerate(files):
+        engine.copy(f"SELECT x + {5 * i} AS x FROM range(5) AS t(x) ORDER BY x", Path(file))
+    if engine.distributed:
+        with pytest.raises(DataError, match="distributed"):
+            engine.view("numbered", files, row="row")
+        with pytest.raises(DataError, match="distributed"):
+            engine.take("numbered", {"x": "x"}, np.array([0]))
+        return
+    engine.view("numbered", files, row="row")
+    rows = engine.query("SELECT x, row FROM numbered")
+    assert np.array_equal(rows["x"], rows["row"])
+    assert engine.take("numbered", {"y": "x * 10"}, np.array([7, 0, 7]))["y"].tolist() == [70, 0, 70]
+
+
+def test_a_copy_has_the_order_of_its_statement(engine: Engine, tmp_path: Path) -> None:
+    engine.copy("SELECT (x * 7919) % 100003 AS x FROM range(30000) AS t(x)", tmp_path / "mixed.parquet")
+    engine.view("mixed", [str(tmp_path / "mixed.parquet")])
+    engine.copy("SELECT x AS y FROM mixed ORDER BY mixed.x DESC", tmp_path / "sorted.parquet")
+    reader = engines.open("duckdb", threads=1)
+    reader.view("sorted", [str(tmp_path / "sorted.parquet")], row="row")
+    rows = reader.query("SELECT y FROM sorted ORDER BY row")["y"]
+    reader.close()
+    assert len(rows) == 30_000
+    assert (np.diff(rows) < 0).all()
+
+
+def test_what_is_kept_stays_what_it_was_and_may_read_what_it_replaces(engine: Engine, tmp_path: Path) -> None:
+    engine.copy("SELECT 1 AS x", tmp_path / "1.parquet")
+    engine.view("v", [str(tmp_path / "1.parquet")])
+    engine.keep("k", "SELECT x + 1 AS x FROM v")
+    engine.copy("SELECT 10 AS x", tmp_path / "1.parquet")
+    assert engine.query("SELECT x FROM k")["x"].tolist() == [2]
+    engine.keep("k", "SELECT x + 1 AS x FROM k UNION ALL SELECT NULL")
+    assert engine.query("SELECT x FROM k ORDER BY x")["x"].tolist() == [3, None]
+    engine.keep("none", "SELECT x FROM k WHERE x > 100")
+    assert engine.query("SELECT x FROM none")["x"].tolist() == []
+
+
+def test_a_name_is_one_thing_a_view_or_what_was_kept(engine: Engine, tmp_path: Path) -> None:
+    engine.copy("SELECT 1 AS x", tmp_path / "1.parquet")
+    engine.view("v", [str(tmp_path / "1.parquet")])
+    engine.keep("v", "SELECT 2 AS x")
+    assert engine.query("SELECT x FROM v")["x"].tolist() == [2]
+    engine.view("v", [str(tmp_path / "1.parquet")])
+    assert engine.query("SELECT x FROM v")["x"].tolist() == [1]
+
+
+def test_shards_are_all_rows_each_once_in_the_order_of_the_statement(engine: Engine, tmp_path: Path) -> None:
+    engine.copy("SELECT x, x % 4 AS part, (x * 31) % 997 AS k FROM range(997) AS t(x)", tmp_path / "n.parquet")
     engine.view("n", [str(tmp_path / "n.parquet")])
-    rows = engine.query("SELECT x, row_number() OVER () - 1 AS i FROM n")
-    assert np.array_equal(rows["x"], rows["i"])
+    shards = engine.shards(
+        "SELECT x, CASE WHEN part = 3 THEN 1 ELSE part END AS part FROM n ORDER BY n.k", tmp_path / "s", 4, "part"
+    )
+    assert sorted(tmp_path.joinpath("s").iterdir()) == shards
+    reader = engines.open("duckdb", threads=1)
+    found = []
+    for path in shards:
+        reader.view("shard", [str(path)], row="row")
+        assert list(reader.query("DESCRIBE shard")["column_name"]) == ["x", "row"]
+        found.append(reader.query("SELECT x FROM shard ORDER BY row")["x"].tolist())
+    reader.close()
+    order = sorted(range(997), key=lambda x: (x * 31) % 997)
+    assert found == [[x for x in order if x % 4 == 0], [x for x in order if x % 4 in (1, 3)],
+                     [x for x in order if x % 4 == 2], []]  # fmt: skip
+
+
+@pytest.mark.parametrize("by", ["3", "-1", "CAST(NULL AS INTEGER)", "0.5E0"])
+def test_a_row_without_a_shard_is_refused_and_nothing_is_written(engine: Engine, tmp_path: Path, by: str) -> None:
+    with pytest.raises(DataError, match="from 0 to 2"):
+        engine.shards(f"SELECT 1 AS x, {by} AS by UNION ALL SELECT 2, 0", tmp_path / "s", 3, "by")
+    assert not [path for path in tmp_path.iterdir() if path.name != "spill"]
+
+
+def test_shards_are_written_once_and_there_is_at_least_one(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least 1"):
+        engine.shards("SELECT 0 AS by, 1 AS x", tmp_path / "s", 0, "by")
+    engine.shards("SELECT 0 AS by, 1 AS x", tmp_path / "s", 1, "by")
+    with pytest.raises(ConflictError):
+        engine.shards("SELECT 0 AS by, 1 AS x", tmp_path / "s", 1, "by")
+
+
+def test_types_are_described_in_one_set_of_names(engine: Engine, tmp_path: Path) -> None:
+    types = {
+        "a": "BIGINT",
+        "b.c": "DOUBLE",
+        "d": "VARCHAR",
+        "e": "BOOLEAN",
+        "f": "VARCHAR[]",
+        "g": "UBIGINT",
+        "h": "INTEGER",
+    }
+    columns = ", ".join(f"CAST(NULL AS {kind}) AS {identifier(name)}" for name, kind in types.items())
+    described = engine.query(f"DESCRIBE SELECT {columns}")
+    assert dict(zip(described["column_name"], described["column_type"], strict=True)) == types
+    engine.copy(f"SELECT {columns.replace('NULL AS UBIGINT', '7 AS BIGINT')}", tmp_path / "t.parquet")
+    engine.view("t", [str(tmp_path / "t.parquet")])
+    described = engine.query("DESCRIBE t")
+    assert dict(zip(described["column_name"], described["column_type"], strict=True)) == types | {"g": "BIGINT"}
+
+
+def test_unsigned_64_bits_keep_all_of_them(engine: Engine) -> None:
+    row = engine.query("SELECT CAST(18446744073709551615 AS UBIGINT) AS a, CAST(NULL AS UBIGINT) AS b")
+    assert row["a"].tolist() == [2**64 - 1]
+    assert row["a"].dtype == np.uint64
+    assert row["b"].tolist() == [None]
+
+
+def test_lists_are_arrays_of_the_same_kinds_as_columns(engine: Engine) -> None:
+    row = engine.query(
+        "SELECT [CAST(1.0 AS DOUBLE), NULL] AS numbers, ['a', NULL] AS texts, [[1.5E0], NULL] AS nested, "
+        "CAST(NULL AS VARCHAR[]) AS none, CAST([] AS DOUBLE[]) AS empty, [1, NULL] AS some, [1, 2] AS all"
+    )
+    assert row["numbers"][0].dtype == row["empty"][0].dtype == np.float64
+    assert np.isnan(row["numbers"][0][1])
+    assert row["texts"][0].tolist() == ["a", None]
+    assert row["nested"][0][0].tolist() == [1.5]
+    assert row["nested"][0][1] is None
+    assert row["none"][0] is None
+    assert row["empty"][0].tolist() == []
+    assert row["some"][0].tolist() == [1, None]
+    assert row["all"][0].dtype == np.int64
+
+
+def test_sums_of_whole_numbers_are_exact_in_128_bits(engine: Engine, tmp_path: Path) -> None:
+    values = [(-1) ** i * (2**62 - i * 12345678901) for i in range(40)] + [2**62] * 20
+    engine.copy(" UNION ALL ".join(f"SELECT {value} AS x" for value in values), tmp_path / "n.parquet")
+    engine.view("n", [str(tmp_path / "n.parquet")])
+    found = engine.query("SELECT CAST(SUM(CAST(x AS HUGEINT)) AS DOUBLE) AS total FROM n")["total"]
+    assert found.tolist() == [float(sum(values))]
+
+
+def test_quantiles_are_values_of_nearest_rank(engine: Engine, tmp_path: Path) -> None:
+    n, levels = 300, [Decimal(k) / 100 for k in range(101)]
+    engine.copy(f"SELECT CAST((x * 37) % {n} AS DOUBLE) AS x FROM range({n}) AS t(x)", tmp_path / "n.parquet")
+    engine.view("n", [str(tmp_path / "n.parquet")])
+    found = engine.query(f"SELECT quantile_disc(x, [{', '.join(map(str, levels))}]) AS q FROM n")["q"][0]
+    assert found.tolist() == [max(math.ceil(level * n), 1) - 1.0 for level in levels]
+
+
+def test_the_hash_of_a_text_is_a_number_that_python_finds_too(engine: Engine) -> None:
+    found = engine.query("SELECT CAST('0x' || substr(md5(u), 1, 15) AS BIGINT) AS h FROM (SELECT 'größe' AS u) AS t")
+    assert found["h"].tolist() == [int(hashlib.md5("größe".encode()).hexdigest()[:15], 16)]
 
 
 def test_the_engine_never_reads_the_variables_of_the_process(engine: Engine) -> None:

@@ -106,10 +106,13 @@ class Problem(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         discount: value of a reward one step (or `discount_unit_s` seconds) later, in (0, 1].
         discount_unit_s: None: the discount is per step; else per this many seconds.
         horizon: steps after which an episode is over by the rules of the product; None: no limit.
+        horizon_s: seconds after the first decision of an episode from which the next decision begins another one;
+            None: no limit.
         default_outcome: metrics of a decision for which none arrived within `wait_s`.
         combine: metric -> how its values combine if several outcomes within `wait_s` have it; not named: `sum`.
             `first` and `last` go by `at` of the outcome, then by its id; the `median` of an even number of values
             is the mean of the middle two. A default is never combined with what came.
+        shaping: id of an action -> what is added to the reward of a decision that took it.
     """
 
     name: str
@@ -121,8 +124,10 @@ class Problem(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     discount: float = 1.0
     discount_unit_s: float | None = None
     horizon: int | None = None
+    horizon_s: float | None = None
     default_outcome: dict[str, float] = {}
     combine: dict[str, Rule] = {}
+    shaping: dict[str, float] = {}
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -140,9 +145,24 @@ class Problem(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise DataError(f"discount_unit_s is {self.discount_unit_s:g}, must be above 0", field="discount_unit_s")
         if self.horizon is not None and self.horizon < 1:
             raise DataError(f"horizon is {self.horizon}, must be at least 1 step", field="horizon")
+        if self.horizon_s is not None and not (self.horizon_s > 0 and math.isfinite(self.horizon_s)):
+            raise DataError(f"horizon_s is {self.horizon_s:g}, must be above 0 seconds", field="horizon_s")
         _check_field_names("context", self.context)
         _check_field_names("candidate", self.candidate)
         check_rules(self.combine, "combine")
+        self._check_shaping()
+
+    def _check_shaping(self) -> None:
+        names = getattr(self.actions, "names", ())
+        for action, bonus in self.shaping.items():
+            if not math.isfinite(bonus):
+                raise DataError(f"shaping of {action!r} is {bonus}, must be finite", field=f"shaping.{action}")
+            if names and action not in names:
+                raise DataError(
+                    f"shaping of {action!r}: there is no such action",
+                    hint=did_you_mean(action, names),
+                    field=f"shaping.{action}",
+                )
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -173,6 +193,8 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
         version: number of the version that decided; 0: a policy that Steersman did not serve.
         step: place in the unit's episode, if the product counts; else `at` orders.
         noise: key of the perturbation (evolution strategies).
+        deferred: it may never have been carried out: it counts only if an outcome says `activates`.
+        estimated: nobody logged the propensity; it is an estimate, and every report on it says so.
     """
 
     id: str
@@ -186,6 +208,8 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int = 0
     step: int | None = None
     noise: int | None = None
+    deferred: bool = False
+    estimated: bool = False
 
     def __post_init__(self) -> None:
         check_id("id", self.id)
@@ -248,6 +272,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
         metrics: name -> finite number.
         ends: the decision was the last of its episode, because the world ended it (`terminated`)
             or because somebody stopped looking (`truncated`).
+        activates: the decision was deferred, and has been carried out.
     """
 
     id: str
@@ -255,6 +280,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     at: int
     metrics: dict[str, float] = {}
     ends: Ends | None = None
+    activates: bool = False
 
     def __post_init__(self) -> None:
         check_id("id", self.id)

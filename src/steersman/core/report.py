@@ -80,6 +80,8 @@ class Report(Struct, frozen=True, kw_only=True):
         data: digest of the Batch.
         since, until: the window [since, until) of decisions, microseconds UTC.
         decisions: how many.
+        estimated: how many decisions of the build have a propensity that nobody logged, only an estimate of it: the
+            intervals know nothing of its error.
         seed: of every random number in the evaluation.
     """
 
@@ -95,6 +97,7 @@ class Report(Struct, frozen=True, kw_only=True):
     since: int
     until: int
     decisions: int
+    estimated: int = 0
     seed: int
 
     def __post_init__(self) -> None:

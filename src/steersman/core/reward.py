@@ -7,7 +7,7 @@ import functools
 import operator
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -115,16 +115,23 @@ def metrics_of(expression: str) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def compute(expression: str, metrics: Mapping[str, np.ndarray]) -> np.ndarray:
+class Names(Protocol):
+    """Ids of decisions by row: an array, a list, or whatever looks one up when it is needed."""
+
+    def __getitem__(self, row: int, /) -> str: ...
+
+
+def compute(expression: str, metrics: Mapping[str, np.ndarray], names: Names | None = None) -> np.ndarray:
     """Reward of every row.
 
     Args:
         expression: see `metrics_of`.
         metrics: name -> [N] f64.
+        names: [N] ids of the decisions, for the error; None: it counts rows.
     Returns:
         [N] f64, in units of reward.
     Raises:
-        DataError: a metric is absent, or the reward of a row is not finite.
+        DataError: a metric is absent, or the reward of a row is not finite; it names the first such decision.
 
     >>> compute("clicks - cost", {"clicks": np.array([1.0, 0.0]), "cost": np.array([0.25, 0.5])})
     array([ 0.75, -0.5 ])
@@ -138,13 +145,59 @@ def compute(expression: str, metrics: Mapping[str, np.ndarray]) -> np.ndarray:
     rewards = np.ascontiguousarray(np.broadcast_to(result, (n,)))
     bad = np.flatnonzero(~np.isfinite(rewards))
     if bad.size:
-        values = {name: float(metrics[name][bad[0]]) for name in metrics_of(expression)}
+        row = int(bad[0])
+        values = {name: float(metrics[name][row]) for name in metrics_of(expression)}
         raise DataError(
-            f"row {bad[0]}: reward {expression!r} is {rewards[bad[0]]} with {values}; {bad.size} such rows of {n}",
+            f"{_who(row, names)}: reward {expression!r} is {rewards[row]} with {values}; {bad.size} such rows of {n}",
             hint="give the problem a default_outcome for decisions without one, or guard the division",
             field="reward",
         )
     return rewards
+
+
+def shaped(
+    rewards: np.ndarray, action: np.ndarray, ids: np.ndarray, shaping: Mapping[str, float], names: Names | None = None
+) -> np.ndarray:
+    """Rewards with what the problem adds for the action that was taken.
+
+    Args:
+        rewards: [N] f64, see `compute`.
+        action: [N] i64, place of the action taken among the candidates.
+        ids: [N, K] object, ids of the candidates; a broadcast view, or [1, K], where all rows have the same.
+        shaping: id of an action -> what is added, finite; an action that is not named gets nothing.
+        names: see `compute`.
+    Returns:
+        [N] f64; `rewards` itself if nothing is added.
+    Raises:
+        DataError: a sum is not finite; it names the first such decision.
+
+    >>> ids = np.array([["send", "wait"]], dtype=object)
+    >>> shaped(np.array([1.0, 1.0]), np.array([0, 1]), ids, {"send": -0.25})
+    array([0.75, 1.  ])
+    """
+    if not shaping:
+        return rewards
+    if len(ids) == 1 or ids.strides[0] == 0:
+        bonus = np.array([shaping.get(name, 0.0) for name in ids[0]])[action]
+    else:
+        taken = ids[np.arange(len(ids)), action].tolist()
+        bonus = np.fromiter((shaping.get(name, 0.0) for name in taken), np.float64, count=len(taken))
+    with np.errstate(over="ignore"):
+        result = rewards + bonus
+    bad = np.flatnonzero(~np.isfinite(result))
+    if bad.size:
+        row = int(bad[0])
+        name = ids[row if len(ids) > 1 else 0, action[row]]
+        raise DataError(
+            f"{_who(row, names)}: reward {rewards[row]:g} with the shaping {bonus[row]:g} of {name!r} is "
+            f"{result[row]:g}; {bad.size} such rows of {len(result)}",
+            field=f"shaping.{name}",
+        )
+    return result
+
+
+def _who(row: int, names: Names | None) -> str:
+    return f"row {row}" if names is None else f"decision {names[row]}"
 
 
 def _value(node: ast.expr, metrics: Mapping[str, np.ndarray]) -> Any:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from steersman.core.errors import ConflictError
 
 
 def fsync_directory(directory: Path) -> None:
@@ -46,3 +49,31 @@ def replacing(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+@contextmanager
+def appearing(directory: Path) -> Iterator[Path]:
+    """A directory beside `directory` to write files to; at the end it takes its name, whole and durable.
+
+    If the body raises, what it wrote is removed.
+
+    Raises:
+        ConflictError: the directory is there already.
+    """
+    if directory.exists():
+        raise ConflictError(f"{directory} is there already", hint="it is written once")
+    make_directory(directory.parent)
+    aside = directory.with_name(f".{directory.name}.{os.getpid()}.part")
+    shutil.rmtree(aside, ignore_errors=True)  # left by a process that died and had the same number
+    aside.mkdir()
+    try:
+        yield aside
+        for path in aside.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        fsync_directory(aside)
+        aside.rename(directory)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    fsync_directory(directory.parent)

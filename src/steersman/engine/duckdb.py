@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,21 @@ import duckdb
 import numpy as np
 
 from steersman.core.errors import ConfigError, DataError, Error, NotFoundError
-from steersman.engine import identifier, literal
-from steersman.engine.disk import replacing
+from steersman.engine import identifier, literal, shard_paths
+from steersman.engine.disk import appearing, replacing
+
+_SHARDED = "steersman_sharded"
 
 
 class DuckDB:
     """See `steersman.engine.Engine`."""
 
     name = "duckdb"
+    distributed = False
 
-    def __init__(self, memory_limit: str = "", threads: int = 0, temp_directory: Path | None = None) -> None:
+    def __init__(
+        self, url: str = name, memory_limit: str = "", threads: int = 0, temp_directory: Path | None = None
+    ) -> None:
         settings: dict[str, Any] = {
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
@@ -37,27 +42,65 @@ class DuckDB:
         except duckdb.Error as error:
             raise ConfigError(f"the engine refuses its settings: {_first_line(error)}", field="engine") from None
         self._connection.execute("SET TimeZone = 'UTC'")
+        self._connection.execute("SET enable_progress_bar = false")  # standard output is for answers
 
-    def view(self, name: str, files: Sequence[str]) -> None:
+    def view(self, name: str, files: Sequence[str], *, row: str = "") -> None:
         """See `Engine.view`."""
         if not files:
             raise DataError(f"view {name}: there are no files", hint="a view takes its columns from its files")
         paths = ", ".join(literal(_no_glob(file)) for file in files)
+        columns = f"*, {self._row(paths)} AS {identifier(row)}" if row else "*"
+        self._run(f"DROP TABLE IF EXISTS temp.main.{identifier(name)}")
         # Hive partitioning would add the folder's name as a column that the files do not have.
         self._run(
-            f"CREATE OR REPLACE VIEW {identifier(name)} AS SELECT * FROM "
+            f"CREATE OR REPLACE VIEW {identifier(name)} AS SELECT {columns} FROM "
             f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"
         )
+
+    def _row(self, paths: str) -> str:
+        """SQL of the number of a row in the files one after the other."""
+        counts = self._run(f"SELECT num_rows FROM parquet_file_metadata([{paths}])")["num_rows"]
+        if len(counts) == 1:
+            return "file_row_number"
+        before = ", ".join(map(str, np.cumsum([0, *counts[:-1]]).tolist()))
+        return f"CAST([{before}][CAST(file_index AS BIGINT) + 1] + file_row_number AS BIGINT)"
+
+    def take(self, view: str, columns: Mapping[str, str], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Engine.take`."""
+        wanted = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in columns.items())
+        found = self._run(f"SELECT {wanted} FROM {identifier(view)}") if columns else {}
+        return {name: _column(name, found.pop(name)[rows]) for name in list(found)}
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> dict[str, np.ndarray]:
         """See `Engine.query`."""
         return {name: _column(name, values) for name, values in self._run(sql, parameters).items()}
+
+    def keep(self, name: str, sql: str) -> None:
+        """See `Engine.keep`."""
+        self._run(f"CREATE OR REPLACE TEMP TABLE {identifier(name)} AS {sql}")
+        self._run(f"DROP VIEW IF EXISTS memory.main.{identifier(name)}")
 
     def copy(self, sql: str, path: Path) -> int:
         """See `Engine.copy`."""
         with replacing(path) as aside:
             result = self._run(f"COPY ({sql}\n) TO {literal(str(aside))} (FORMAT parquet, COMPRESSION zstd)")
         return int(result["Count"][0])
+
+    def shards(self, sql: str, directory: Path, n: int, by: str) -> list[Path]:
+        """See `Engine.shards`."""
+        paths, column = shard_paths(directory, n), identifier(by)
+        self.keep(_SHARDED, sql)
+        try:
+            right = f"{column} >= 0 AND {column} < {n} AND {column} = FLOOR({column})"
+            wrong = f"SELECT {column} AS n FROM {_SHARDED} WHERE ({right}) IS NOT TRUE LIMIT 1"
+            if len(found := self.query(wrong)["n"]):
+                raise DataError(f"{by} is {found[0]}, must be a whole number from 0 to {n - 1}", field=by)
+            with appearing(directory) as aside:
+                for number, path in enumerate(shard_paths(aside, n)):
+                    self.copy(f"SELECT * EXCLUDE ({column}) FROM {_SHARDED} WHERE {column} = {number}", path)
+        finally:
+            self._run(f"DROP TABLE IF EXISTS {_SHARDED}")
+        return paths
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -25,7 +25,6 @@ import numpy as np
 
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError, SupportError
-from steersman.core.features import LIMIT
 from steersman.evaluate.intervals import student_t
 from steersman.evaluate.nearest import NONE, Nearest, alike
 from steersman.evaluate.transitions import Drift, Transitions
@@ -334,7 +333,7 @@ class _Walk:
             number[mine] += self._drift.usual(context[mine], int(each))
         there = (context[:, log.missing] == 0) & log.given(row) & log.given(then)
         after = log.context(then)
-        after[:, log.moved] = np.where(there, np.clip(number, -LIMIT, LIMIT), after[:, log.moved])
+        after[:, log.moved] = np.where(there, np.clip(number, *log.bounds), after[:, log.moved])
         return after
 
     def _leave(self, ids: Array, left: int) -> None:
@@ -362,8 +361,8 @@ class _Walk:
         """[S, D] the range of each moved number over the rows of each sample [S, N], with its margin."""
         every = np.arange(len(self.log.batch))
         number, there = self.log.batch.context[:, self.log.moved], self.log.given(every)
-        low = np.stack([np.where(there[mine], number[mine], LIMIT).min(axis=0, initial=LIMIT) for mine in member])
-        high = np.stack([np.where(there[mine], number[mine], -LIMIT).max(axis=0, initial=-LIMIT) for mine in member])
+        low = np.stack([np.where(there[mine], number[mine], np.inf).min(axis=0, initial=np.inf) for mine in member])
+        high = np.stack([np.where(there[mine], number[mine], -np.inf).max(axis=0, initial=-np.inf) for mine in member])
         margin = MARGIN * np.maximum(high - low, 0.0)
         return low - margin, high + margin
 

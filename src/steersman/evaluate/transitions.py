@@ -9,7 +9,7 @@ import numpy as np
 
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError, SupportError
-from steersman.core.features import Continuous
+from steersman.core.features import EDGE, LIMIT, BoxCox, Continuous, Probability, Quantile, Transform, placed
 from steersman.evaluate.evidence import Paths, whole
 
 Array = np.ndarray
@@ -46,6 +46,7 @@ class Transitions:
         units: U.
         discount: the largest of a usable row that goes on.
         moved: [D] columns with numbers that vary.
+        bounds: [2, D] the smallest and the largest number that their encoder gives.
         missing: [D] their missing indicators.
         kept: [F'] all columns that vary.
     """
@@ -61,6 +62,7 @@ class Transitions:
     units: int
     discount: float
     moved: Array
+    bounds: Array
     missing: Array
     kept: Array
 
@@ -86,7 +88,7 @@ class Transitions:
                 hint="one decision an episode needs no stitching: use dr",
             )
         units, unit = np.unique(batch.unit, return_inverse=True)
-        moved = _moved(batch)
+        moved, bounds = _moved(batch)
         return cls(
             batch=batch,
             outcomes=outcomes,
@@ -99,6 +101,7 @@ class Transitions:
             units=len(units),
             discount=float(batch.discount[on].max()),
             moved=moved,
+            bounds=bounds,
             missing=moved + 1,
             kept=np.flatnonzero(np.ptp(batch.context, axis=0) > 0),
         )
@@ -288,14 +291,24 @@ def _usable(batch: Batch, step: Array, horizon: int) -> Array:
     return ~still_open & ~cut[step]
 
 
-def _moved(batch: Batch) -> Array:
-    """Columns with numbers that vary where they are not missing."""
-    moved = []
-    at = 0
-    for transform in batch.encoder.context:
-        if isinstance(transform, Continuous):
-            values = batch.context[batch.context[:, at + 1] == 0, at]
-            if values.size and np.ptp(values) > 0:
-                moved.append(at)
-        at += transform.width
-    return np.array(moved, dtype=np.int64)
+def _moved(batch: Batch) -> tuple[Array, Array]:
+    """Columns [D] with numbers that vary where they are not missing, and the range [2, D] that their encoder gives."""
+    moved, ranges = [], []
+    for found in placed(batch.encoder.context):
+        bounds = _RANGE.get(type(found.transform))
+        if bounds is None:
+            continue
+        values = batch.context[batch.context[:, found.missing_at] == 0, found.at]
+        if values.size and np.ptp(values) > 0:
+            moved.append(found.at)
+            ranges.append(bounds)
+    return np.array(moved, dtype=np.int64), np.array(ranges).reshape(-1, 2).T
+
+
+_FARTHEST_LOGIT = math.log((1 - EDGE) / EDGE)
+_RANGE: dict[type[Transform], tuple[float, float]] = {
+    Continuous: (-LIMIT, LIMIT),
+    BoxCox: (-LIMIT, LIMIT),
+    Probability: (-_FARTHEST_LOGIT, _FARTHEST_LOGIT),
+    Quantile: (0.0, 1.0),
+}

@@ -25,8 +25,8 @@ from steersman import config, engine, evaluate, learn, log, timeline
 from steersman.config import PolicyConfig, Project
 from steersman.core.batch import Batch
 from steersman.core.decision import Decision
-from steersman.core.errors import ConfigError, ConflictError, DataError, GateError, NotFoundError
-from steersman.core.features import Encoder, Raw, columns
+from steersman.core.errors import ConflictError, DataError, GateError, NotFoundError
+from steersman.core.features import Encoder, columns
 from steersman.core.policy import Policy, Uniform
 from steersman.core.report import Report
 from steersman.core.version import Parents, Version
@@ -40,6 +40,9 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+
+LATE_S = 86_400.0
+"""Seconds after its wait in which a build still looks for outcomes of its decisions, to say that they came late."""
 
 
 def now_us() -> int:
@@ -113,22 +116,35 @@ def build(project: Project, name: str, *, since: int = 0, until: int | None = No
     policy = project.policy(name)
     as_of = now_us() if as_of is None else as_of
     until = as_of if until is None else until
-    with _engine(project) as tables:
-        log.compact(project.log_directory, project.problems, tables)
-        files = log.files(project.log_directory, name, since, until)
-        built = timeline.build(tables, policy.problem, files, since=since, until=until, as_of=as_of)
-    directory = places.place(project, "builds", name, built.batch.digest)
-    if not directory.exists():  # the same data has the same digest: it is there already, whole
-        timeline.save(built, directory)
+    compact(project)
+    with _engine(project) as tables, places.scratch(project, "builds", name) as into:
+        late_s = policy.problem.wait_s + LATE_S
+        files = log.files(project.log_directory, name, since, until, wait_s=late_s)
+        make = timeline.build_shards if tables.distributed or policy.build.shards > 1 else timeline.build
+        made = make(
+            tables,
+            policy.problem,
+            files,
+            since=since,
+            until=until,
+            as_of=as_of,
+            settings=policy.build,
+            into=into,
+        )
+        parts = [made] if isinstance(made, timeline.Built) else made
+        digest = timeline.digest_of(parts)
+        directory = places.place(project, "builds", name, digest)
+        if not directory.exists():  # the same data has the same digest: it is there already, whole
+            timeline.save(parts, directory)
     places.point(directory)
     return Built(
         problem=name,
         directory=str(directory),
-        digest=built.batch.digest,
-        decisions=len(built.batch),
-        since=built.since,
-        until=built.until,
-        counts=built.counts,
+        digest=digest,
+        decisions=sum(map(len, parts)),
+        since=since,
+        until=until,
+        counts=timeline.add_up([part.counts for part in parts]),
     )
 
 
@@ -136,9 +152,10 @@ def train(project: Project, name: str, *, seed: int = 0, progress: Progress | No
     """Fit the configured learner on the training units of the last build."""
     policy = project.policy(name)
     directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
-    batch = timeline.load(directory).batch
+    built = timeline.load(directory)
+    batch = built.batch
     settings = learn.configure(policy.learn.learner, policy.learn.settings)
-    rows, _ = timeline.split(batch, policy.learn.holdout)
+    rows, _, _ = timeline.parts(built.unit, built.draws, policy.learn.validation, policy.learn.holdout)
     learned = learn.fit(batch.take(rows), settings, seed, progress)
     learned = Policy(learned.encoder, learned.scorer, policy.learn.explorer)
     config_digest = places.digest_of(policy.problem, policy.learn, settings)
@@ -183,7 +200,8 @@ def judge(project: Project, name: str, version: str | None = None, *, seed: int 
     candidate = latest_candidate(project, name)
     place = Path(candidate.directory)
     built = timeline.load(Path(candidate.build))
-    _, rows = timeline.split(built.batch, project.policy(name).learn.holdout)
+    shares = project.policy(name).learn
+    _, _, rows = timeline.parts(built.unit, built.draws, shares.validation, shares.holdout)
     report = _report(project.policy(name), learn.load(place / "policy"), candidate.policy, built, rows, seed)
     places.write(place / "report.json", report)
     return report
@@ -218,6 +236,7 @@ def _report(
         since=built.since,
         until=built.until,
         decisions=len(batch),
+        estimated=built.counts.estimated,
         seed=seed,
     )
 
@@ -240,8 +259,8 @@ def _together(built: timeline.Built, policy: Policy) -> tuple[Batch, Policy]:
         return batch, Policy(batch.encoder, lambda context, some: blind(context[:, :0], some), policy.explorer)
     context = encoder.encode_context(columns(raw.context, batch.encoder.context, encoder.context))
     one = slice(0, 1) if raw.ids.strides[0] == 0 else slice(None)  # all rows have the same candidates
-    numbers = columns(raw.candidates, batch.encoder.candidate, encoder.candidate)
-    candidates = encoder.encode_candidates(Raw(numbers.numbers[one], numbers.texts[one]), raw.ids[one])
+    features = columns(raw.candidates, batch.encoder.candidate, encoder.candidate)
+    candidates = encoder.encode_candidates(features.take(one), raw.ids[one])
     candidates = np.broadcast_to(candidates, (len(batch), *candidates.shape[1:]))
     return dataclasses.replace(batch, encoder=encoder, context=context, candidates=candidates), policy
 
@@ -388,42 +407,34 @@ def _champions(project: Project) -> dict[str, int]:
     return {name: found[CHAMPION] for name, found in aliases.items() if CHAMPION in found}
 
 
-def import_log(
-    project: Project,
-    name: str,
-    source: Path,
-    mapping: log.Mapping | None,
-    max_reject_share: float = 0.01,
-    form: str = "",
-) -> log.Imported:
+def import_log(project: Project, name: str, source: log.Source, max_reject_share: float = 0.01) -> log.Imported:
     """Append another system's log to ours; rows that break a law lie in rejects/ with line and reason.
 
     Args:
-        source: .csv, .jsonl or .parquet; without a mapping: our own log as JSON lines.
-        form: `horizon` or `dsjson`: a log in that format, which needs no mapping.
+        source: what is read, and how.
+        max_reject_share: share of the rows in [0, 1] that may be refused.
     """
-    if form and mapping is not None:
-        raise ConfigError(f"the format {form} is known: it takes no mapping", hint="leave out --mapping or --format")
-    problem = project.policy(name).problem
     rejects = project.root / "rejects" / f"{source.name}.jsonl"
     rejects.parent.mkdir(parents=True, exist_ok=True)
-    if form:
-        with log.Pen(project.log_directory) as pen:
-            return log.import_lines(pen, source, form, problem, rejects=rejects, max_reject_share=max_reject_share)
-    with _engine(project) as tables, log.Pen(project.log_directory) as pen:
-        return log.import_rows(
-            pen, tables, source, mapping, problem, rejects=rejects, max_reject_share=max_reject_share
+    with _engine(project, "duckdb") as tables, log.Pen(project.log_directory) as pen:
+        return log.import_log(
+            pen, tables, source, project.policy(name).problem, rejects=rejects, max_reject_share=max_reject_share
         )
 
 
-def read_mapping(path: Path) -> log.Mapping:
-    """A mapping of columns from a TOML file."""
-    return config.read(log.Mapping, path)
+def read_source(
+    path: Path | None, mapping: Path | None = None, *, form: str = "", sql: str = "", propensities: str = "logged"
+) -> log.Source:
+    """What `import_log` takes, from what a command line says: the mapping of columns is a TOML file."""
+    table = None if mapping is None else config.read(log.Mapping, mapping)
+    return msgspec.convert(
+        {"path": path, "form": form, "mapping": table, "sql": sql, "propensities": propensities}, log.Source
+    )
 
 
 def compact(project: Project) -> log.Compacted:
     """Move what is new in the segments to Parquet."""
-    with _engine(project) as tables:
+    with _engine(project, "duckdb") as tables:
         return log.compact(project.log_directory, project.problems, tables)
 
 
@@ -476,7 +487,7 @@ def replay_all(project: Project, decision_ids: Sequence[str]) -> list[Replayed]:
     warehouse = Warehouse(project.warehouse_url)
     versions: dict[tuple[str, int], tuple[Version, Graph]] = {}
     replayed = []
-    with _engine(project) as tables:
+    with _engine(project, "duckdb") as tables:
         for decision_id in decision_ids:
             decision = log.find(project.log_directory, decision_id, tables)
             if decision.version == 0:
@@ -520,9 +531,10 @@ def status(project: Project) -> tuple[PolicyStatus, ...]:
 
 
 @contextmanager
-def _engine(project: Project) -> Iterator[engine.Engine]:
+def _engine(project: Project, url: str = "") -> Iterator[engine.Engine]:
+    """The engine of the project, or the one of this URL; the log on this disk is read by the one on this machine."""
     settings = project.engine
-    tables = engine.open(settings.url, memory_limit=settings.memory_limit, threads=settings.threads)
+    tables = engine.open(url or settings.url, memory_limit=settings.memory_limit, threads=settings.threads)
     try:
         yield tables
     finally:

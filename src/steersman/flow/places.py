@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,21 @@ from msgspec import Struct
 
 from steersman.config import Project
 from steersman.core.errors import NotFoundError
-from steersman.engine.disk import replacing
+from steersman.engine.disk import make_directory, replacing
 
 
 def place(project: Project, kind: str, name: str, digest: str) -> Path:
     """Directory of one thing of a kind (`builds`, `candidates`) of a problem."""
     return project.root / kind / name / digest[:12]
+
+
+@contextmanager
+def scratch(project: Project, kind: str, name: str) -> Iterator[Path]:
+    """An empty directory on the disk of a kind, gone at the end: what is made there can be moved to its place."""
+    parent = project.root / kind / name
+    make_directory(parent)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=parent, ignore_cleanup_errors=True) as made:
+        yield Path(made)
 
 
 def point(directory: Path) -> None:

@@ -1,16 +1,18 @@
 """The event log: appended by pens, crash-safe, compacted to Parquet, found again, and filled from foreign logs."""
 
+from steersman.log.behavior import Behavior
 from steersman.log.compact import Compacted, compact
 from steersman.log.find import find
-from steersman.log.importing import Imported, import_lines, import_rows
+from steersman.log.foreign import Mapping, Source
+from steersman.log.importing import Imported, import_log
 from steersman.log.manifest import Files, files
-from steersman.log.mapped import Mapping
 from steersman.log.pen import Done, Durability, Pen
 from steersman.log.segment import DECISION, OUTCOME, Damage, Kind, Reading, Record, read
 
 __all__ = [
     "DECISION",
     "OUTCOME",
+    "Behavior",
     "Compacted",
     "Damage",
     "Done",
@@ -22,10 +24,10 @@ __all__ = [
     "Pen",
     "Reading",
     "Record",
+    "Source",
     "compact",
     "files",
     "find",
-    "import_lines",
-    "import_rows",
+    "import_log",
     "read",
 ]

@@ -146,7 +146,7 @@ class _Compaction:
 
     def _outcomes(self, name: str, part: Part, manifest: Manifest) -> Entry:
         with self._rows(part) as rows:
-            sql = tables.outcomes_sql(rows, manifest.metrics, max(map(len, part.bodies)))
+            sql = tables.outcomes_sql(rows, manifest.metrics, part.extras, max(map(len, part.bodies)))
             return self._table("outcomes", f"date={_date(part.day)}/{name}", part, sql)
 
     @contextmanager

@@ -12,45 +12,53 @@ or numbers. As in Vowpal Wabbit names that begin with `_` are not features, `_te
 The id of a candidate is its `_tag`, `id`, `Id`, `ID` or the `id` in its `i`, whichever comes first; a candidate with
 none of them is named by a digest of its features.
 
-Left out and counted: an event whose action was deferred and never activated (`_skipLearn`, or `DeferredAction` with
-no `ActionTaken` among its observations). Refused with their reason: rewards that found no event, events with several
-slots, and what breaks a law of the format.
+An event whose action was deferred (`DeferredAction`, older `_deferred`, or `_skipLearn`) is a deferred decision. Its
+outcome activates it if one of its observations `o` does (`ActionTaken` true, older `DeferredAction` false); a reward
+alone does not. The timeline leaves out what was never activated.
+
+A reward that found no event when the log was written (dangling: `RewardValue`) is an outcome of the decision with its
+EventId, at its EnqueuedTimeUtc, whether that decision is in this log, in another one or in none. With `ActionTaken`
+it is an activation.
+
+Refused with their reason: events with several slots, and what breaks a law of the format.
 
 Events that were dropped at random before logging (`pdrop`): a decision here has no weight, so all lines of a source
 must have the pdrop of its first event. Then every event stands for equally many, and means stay unbiased.
 
-Source: https://github.com/VowpalWabbit/vowpal_wabbit/wiki/DSJSON
+Source: https://github.com/VowpalWabbit/vowpal_wabbit/wiki/DSJSON; the writer of these lines is in
+https://github.com/VowpalWabbit/reinforcement_learning (external_parser/log_converter.cc, event_processors).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from steersman.core.decision import Candidate, Decision, Problem, Value, decoder
+from steersman.core.decision import Candidate, Decision, Outcome, Problem, Value, decoder
 from steersman.core.errors import DataError
+from steersman.log.foreign import Job, Judged
 from steersman.log.lines import (
-    LeftOutError,
     Records,
     add_field,
     check_noun,
+    digest,
     featured,
     judged_lines,
     named_actions,
     outcome_of,
     records_of,
 )
-from steersman.log.mapped import Judged
+from steersman.log.segment import OUTCOME
 
 TOLERANCE = 1e-6
 """Of a probability that was written twice: the format has them as 32-bit floats."""
 
 _IDS = ("id", "Id", "ID")
+_encode = msgspec.json.Encoder().encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -68,24 +76,46 @@ class _Event(Struct, frozen=True, kw_only=True):
     context: dict[str, Any] | None = msgspec.field(name="c", default=None)
     observations: tuple[Any, ...] | None = msgspec.field(name="o", default=None)
     pdrop: float = 0.0
-    deferred: bool = msgspec.field(name="DeferredAction", default=False)
+    deferred_action: bool = msgspec.field(name="DeferredAction", default=False)
+    deferred_before: bool = msgspec.field(name="_deferred", default=False)
     skipped: bool = msgspec.field(name="_skipLearn", default=False)
     reward_value: Raw | UnsetType = msgspec.field(name="RewardValue", default=UNSET)
     outcomes: Raw | UnsetType = msgspec.field(name="_outcomes", default=UNSET)
 
+    @property
+    def deferred(self) -> bool:
+        """Nobody knew yet whether the action would be seen."""
+        return self.deferred_action or self.deferred_before or self.skipped
+
+    @property
+    def activated(self) -> bool:
+        """And then somebody said that it was."""
+        seen = [one for one in self.observations or () if isinstance(one, dict)]
+        return any(one.get("ActionTaken") is True or one.get("DeferredAction") is False for one in seen)
+
+
+class _Dangling(Struct, frozen=True, kw_only=True):
+    """A reward or an activation that found no event."""
+
+    event: str = msgspec.field(name="EventId")
+    enqueued: str = msgspec.field(name="EnqueuedTimeUtc")
+    value: float | None = msgspec.field(name="RewardValue", default=None)
+    taken: bool = msgspec.field(name="ActionTaken", default=False)
+
 
 _decode = decoder(_Event)
+_decode_dangling = decoder(_Dangling)
 
 
-def dsjson_rows(source: Path, problem: Problem) -> Iterator[Judged]:
+def dsjson_rows(job: Job) -> Iterator[Judged]:
     """Judge every line of a dsjson log.
 
     Args:
-        source: dsjson, also with .gz.
+        job: its path holds dsjson, also with .gz.
     Raises:
         DataError: the problem does not choose one action; said at the first row.
     """
-    yield from judged_lines(source, _Events(problem))
+    yield from judged_lines(job.path, _Events(job.problem))
 
 
 class _Events:
@@ -97,14 +127,12 @@ class _Events:
         self._pdrop: float | None = None
 
     def __call__(self, row: bytes) -> Records:
-        """Raises DataError if the line breaks a law, LeftOutError if it is no decision to learn from."""
+        """Raises DataError if the line breaks a law."""
         event = _decode(row)
         if event.reward_value is not UNSET:
-            raise DataError("a reward that found no event (dangling)", hint="its event is not in this log")
+            return _dangling(_decode_dangling(row))
         if event.outcomes is not UNSET or "_slots" in (event.context or {}):
             raise DataError("an event with several slots, only one action can be chosen here", field="_outcomes")
-        if (event.skipped or event.deferred) and not _activated(event):
-            raise LeftOutError("deferred and never activated: nobody saw the action")
         self._check_pdrop(event.pdrop)
         order, propensity = _taken(event)
         context = _required(event.context, "c")
@@ -116,15 +144,17 @@ class _Events:
             id=_required(event.event, "EventId"),
             problem=self._problem.name,
             unit=_required(event.event, "EventId"),
-            at=_instant(_required(event.timestamp, "Timestamp")),
+            at=_instant(_required(event.timestamp, "Timestamp"), "Timestamp"),
             context=_flat(context),
             candidates=candidates,
             action=candidates[order[0] - 1].id,
             propensity=propensity,
+            deferred=event.deferred,
         )
         check_noun(decision, self._problem, self._names)
         reward = 0.0 - _required(event.cost, "_label_cost")  # -0.0 of a cost of 0 would be another text in the log
-        return records_of(decision, outcome_of(decision, {"reward": reward}))
+        activates = event.deferred and event.activated
+        return records_of(decision, outcome_of(decision, {"reward": reward}, activates=activates))
 
     def _check_pdrop(self, pdrop: float) -> None:
         if not 0 <= pdrop < 1:
@@ -145,9 +175,19 @@ def _required(value: Any, name: str) -> Any:
     return value
 
 
-def _activated(event: _Event) -> bool:
-    observations = event.observations or ()
-    return any(isinstance(seen, dict) and seen.get("ActionTaken") is True for seen in observations)
+def _dangling(found: _Dangling) -> Records:
+    """The outcome; an activation has no value of its own, and some writers put a 0 there."""
+    has_value = found.value is not None and (found.value != 0 or not found.taken)
+    if not has_value and not found.taken:
+        raise DataError("a reward without a value that is no activation either", field="RewardValue")
+    outcome = Outcome(
+        id=digest("dsjson", found),
+        decision=found.event,
+        at=_instant(found.enqueued, "EnqueuedTimeUtc"),
+        metrics={"reward": found.value} if has_value and found.value is not None else {},
+        activates=found.taken,
+    )
+    return ((OUTCOME, _encode(outcome)),)
 
 
 def _taken(event: _Event) -> tuple[tuple[int, ...], float]:
@@ -172,13 +212,11 @@ def _taken(event: _Event) -> tuple[tuple[int, ...], float]:
     return order, propensity
 
 
-def _instant(text: str) -> int:
+def _instant(text: str, field: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise DataError(
-            f"Timestamp is {text!r}, no time", hint="e.g. 2021-07-29T10:00:00Z", field="Timestamp"
-        ) from None
+        raise DataError(f"{field} is {text!r}, no time", hint="e.g. 2021-07-29T10:00:00Z", field=field) from None
     gap = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
     return (gap.days * 86_400 + gap.seconds) * 1_000_000 + gap.microseconds
 

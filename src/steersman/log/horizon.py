@@ -1,11 +1,15 @@
-"""Horizon's table of logged steps, before its timeline, as JSON lines: one step of an episode a line.
+"""Horizon's table of logged steps, before its timeline: one step of an episode a row.
+
+It is read from JSON lines, from Parquet with real map columns, or from a query that gives such rows; the same step
+has the same ids in all of them.
 
     mdp_id, sequence_number          unit and step
     ds                               the day (UTC) of the step
     state_features                   id -> number; a name that can be no field's gets an `f` in front: `12` is `f12`
     state_id_list_features           id -> ids, as lists of texts (optional)
     action, possible_actions         names, or maps of features: then a digest of the features is the id
-    action_probability               the propensity; without it, or with 0, the line is refused
+    action_probability               the propensity; 0 is refused, and so is a row without it if nobody said
+                                     where it comes from: it never defaults to 1
     reward, metrics                  metrics of the outcome; the reward is the metric `reward`
 
 When it happened: `sequence_number` counts or is a clock. Below 10^9 it counts, and a count is taken for a second:
@@ -19,21 +23,25 @@ before it; its candidates are the problem's named actions, since one of them was
 
 Ids are digests of what a line says: the same line twice, in one file or two, counts once. Two lines that share
 mdp_id and sequence_number and say different things stay two decisions: neither is dropped, and the timeline sees a
-step that repeats.
+step that repeats. A number that is NaN is a missing one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, date, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
-from steersman.core.decision import FIELD, Candidate, Decision, Problem, Value, decoder
-from steersman.core.errors import DataError
+from steersman.core.decision import FIELD, Candidate, Decision, Ends, Problem, Value, decoder
+from steersman.core.errors import DataError, did_you_mean
+from steersman.engine import Engine, identifier
+from steersman.log.foreign import Job, Judged, Propensities, settle
 from steersman.log.lines import (
     Records,
     add_field,
@@ -45,8 +53,11 @@ from steersman.log.lines import (
     outcome_of,
     records_of,
 )
-from steersman.log.mapped import Judged
+from steersman.log.sources import VIEW, Table, open_query, open_table
 
+LINES = "steersman_lines"
+CHUNK = 20_000
+PROPENSITY_HINT = "older tables call it propensity: rename it"
 CLOCK = 10**9
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
@@ -74,28 +85,75 @@ class _Step(Struct, frozen=True, kw_only=True, omit_defaults=True):
 _decode = decoder(_Step)
 
 
-def horizon_rows(source: Path, problem: Problem) -> Iterator[Judged]:
-    """Judge every line of Horizon's table.
+def horizon_rows(job: Job) -> Iterator[Judged]:
+    """Judge every row of Horizon's table.
 
     Args:
-        source: JSON lines, also with .gz.
+        job: its path holds JSON lines, also with .gz, or is a .parquet file; or its query gives the rows.
     Raises:
-        DataError: the problem does not choose one action; said at the first row.
+        DataError: the problem does not choose one action, or the table lacks a column that it needs; said at the
+            first row.
     """
-    names = named_actions(problem, "Horizon's table")
-    yield from judged_lines(source, partial(_records, problem=problem, names=names))
+    names = named_actions(job.problem, "Horizon's table")
+    records = partial(_records, problem=job.problem, names=names, propensities=job.source.propensities)
+    if job.source.sql:
+        table = open_query(job.engine, job.source.sql, job.source.path, job.scratch, ())
+    elif job.path.suffix == ".parquet":
+        table = open_table(job.engine, job.path, job.scratch, ())
+    else:
+        yield from judged_lines(job.path, lambda line: records(_decode(line)))
+        return
+    yield from (Judged(bad.line, (), bad.reason, bad.row) for bad in table.bad)
+    yield from _judged_table(job, table, records)
 
 
-def _records(row: bytes, *, problem: Problem, names: tuple[str, ...]) -> Records:
-    step = _decode(row)
+def _judged_table(job: Job, table: Table, records: Callable[[_Step], Records]) -> Iterator[Judged]:
+    known = [field.name for field in msgspec.structs.fields(_Step)]
+    _check_columns(table.types, job.source.propensities)
+    columns = ", ".join(f"{identifier(name)} := {identifier(name)}" for name in known if name in table.types)
+    scratch = job.scratch / "lines.parquet"
+    line = f"CAST(to_json(struct_pack({columns})) AS VARCHAR)"
+    job.engine.copy(f"SELECT row_number() OVER () AS number, {line} AS line FROM {VIEW}", scratch)
+    job.engine.view(LINES, [str(scratch)])
+    for number, text in enumerate(_texts(job.engine), 1):
+        try:
+            # Not msgspec's own reader: a table may hold NaN and infinity, which the json of Python reads.
+            yield Judged(number, records(_convert(json.loads(text))))
+        except DataError as error:
+            yield Judged(number, (), f"{error.field}: {error}" if error.field else str(error), text)
+
+
+def _check_columns(columns: Collection[str], propensities: Propensities) -> None:
+    needed = ["mdp_id", "sequence_number", "ds", "state_features", "action"]
+    needed += ["action_probability"] if propensities == "logged" else []
+    for name in needed:
+        if name not in columns:
+            raise DataError(
+                f"the table has no column {name}",
+                hint=PROPENSITY_HINT if name == "action_probability" else did_you_mean(name, columns),
+                field=name,
+            )
+
+
+def _texts(engine: Engine) -> Iterator[str]:
+    """The lines of the view LINES, a chunk in memory at a time."""
+    total = int(engine.query(f"SELECT count(*) AS n FROM {LINES}")["n"][0])
+    for start in range(1, total + 1, CHUNK):
+        between = f"number BETWEEN {start} AND {start + CHUNK - 1}"
+        yield from engine.query(f"SELECT line FROM {LINES} WHERE {between} ORDER BY number")["line"]
+
+
+def _convert(row: Any) -> _Step:
+    try:
+        return msgspec.convert(row, _Step)
+    except msgspec.ValidationError as error:
+        raise DataError(str(error)) from None
+
+
+def _records(step: _Step, *, problem: Problem, names: tuple[str, ...], propensities: Propensities) -> Records:
     if step.action is None or step.action in ("", {}):
         raise DataError("no action was taken: a state alone is no decision", field="action")
-    if step.action_probability is None:
-        raise DataError(
-            "action_probability is missing, and a default would be wrong without notice",
-            hint="older tables call it propensity: rename it",
-            field="action_probability",
-        )
+    propensity, estimated = settle(step.action_probability, propensities, "action_probability", PROPENSITY_HINT)
     at = _instant(step.ds, step.sequence_number)
     taken = _candidate(step.action, names)
     decision = Decision(
@@ -106,11 +164,13 @@ def _records(row: bytes, *, problem: Problem, names: tuple[str, ...]) -> Records
         context=_context(step),
         candidates=_candidates(step, names),
         action=taken.id,
-        propensity=step.action_probability,
+        propensity=propensity,
         step=step.sequence_number,
+        estimated=estimated,
     )
     check_noun(decision, problem, names)
-    return records_of(decision, outcome_of(decision, _metrics(step), terminated=step.possible_actions == ()))
+    ends: Ends | None = "terminated" if step.possible_actions == () else None
+    return records_of(decision, outcome_of(decision, _metrics(step), ends=ends))
 
 
 def _instant(ds: str, number: int) -> int:
@@ -148,7 +208,7 @@ def _context(step: _Step) -> dict[str, Value]:
 def _features(given: Mapping[str, float | None]) -> dict[str, Value]:
     row: dict[str, Value] = {}
     for name, value in given.items():
-        if value is not None:
+        if value is not None and not math.isnan(value):
             add_field(row, _field(name), value)
     return row
 
@@ -194,8 +254,9 @@ def _candidates(step: _Step, names: tuple[str, ...]) -> tuple[Candidate, ...]:
 
 
 def _metrics(step: _Step) -> dict[str, float]:
-    metrics = {name: number for name, number in (step.metrics or {}).items() if number is not None}
-    if step.reward is None:
+    given = (step.metrics or {}).items()
+    metrics = {name: number for name, number in given if number is not None and not math.isnan(number)}
+    if step.reward is None or math.isnan(step.reward):
         if not metrics:
             raise DataError("neither reward nor metrics: what came of the action is missing", field="reward")
         return metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -17,19 +17,34 @@ from steersman.core.decision import Decision, Outcome, Problem, check_fields, de
 from steersman.core.errors import ConfigError, DataError, did_you_mean
 from steersman.engine import Engine
 from steersman.engine.disk import replacing
+from steersman.log.behavior import Behavior, settle_all
 from steersman.log.dsjson import dsjson_rows
+from steersman.log.foreign import Job, Judged, Source
 from steersman.log.horizon import horizon_rows
 from steersman.log.lines import Records, judged_lines
-from steersman.log.mapped import Judged, Mapping, mapped_rows
+from steersman.log.mapped import mapped_rows
+from steersman.log.minari import minari_rows
 from steersman.log.pen import Pen
 from steersman.log.segment import DECISION, HEADER, OUTCOME, frame
 from steersman.log.sources import is_lines
 
 FLUSH_BYTES = 1 << 25
 GROUP_BYTES = 1 << 16
+ROOM = 64
+"""Bytes by which a record may grow when its propensity is settled."""
 
-FORMS: dict[str, Callable[[Path, Problem], Iterator[Judged]]] = {"horizon": horizon_rows, "dsjson": dsjson_rows}
+FORMS: dict[str, Callable[[Job], Iterator[Judged]]] = {
+    "dsjson": dsjson_rows,
+    "horizon": horizon_rows,
+    "minari": minari_rows,
+}
 """Formats of other systems' logs that need no mapping."""
+
+ASKABLE = ("horizon", "minari")
+"""Formats whose rows may lack a propensity."""
+
+QUERYABLE = ("horizon",)
+"""Formats that are tables, so that a query may give them."""
 
 _encode = msgspec.json.Encoder().encode
 _encode_reject = msgspec.json.Encoder(enc_hook=str).encode
@@ -44,14 +59,14 @@ class Imported(Struct, frozen=True):
         rows: rows or lines of the source.
         decisions, outcomes: records appended to the log.
         rejected: rows that were refused; they are in the rejects file.
-        left_out: sound rows that are no decisions to learn from; they are in the rejects file too.
+        behavior: where the propensities come from that the source did not have; None: it had all of them.
     """
 
     rows: int = 0
     decisions: int = 0
     outcomes: int = 0
     rejected: int = 0
-    left_out: int = 0
+    behavior: Behavior | None = None
 
 
 class _Keys(Struct, frozen=True):
@@ -64,78 +79,77 @@ class _Keys(Struct, frozen=True):
 _decode_keys = decoder(_Keys)
 
 
-def import_rows(
-    pen: Pen,
-    engine: Engine,
-    source: Path,
-    mapping: Mapping | None,
-    problem: Problem,
-    *,
-    rejects: Path,
-    max_reject_share: float = 0.01,
+def import_log(
+    pen: Pen, engine: Engine, source: Source, problem: Problem, *, rejects: Path, max_reject_share: float = 0.01
 ) -> Imported:
     """Append the decisions and outcomes of a source to the log. Imported twice, they count once: the ids are the same.
 
     Args:
-        source: a table (.csv, .jsonl, .ndjson, also with .gz; .parquet), or our own log as JSON lines.
-        mapping: where the fields stand in the table; None: each line is a Decision or an Outcome.
+        source: what is read, and how.
         problem: whose decisions they are.
         rejects: file for the rows that were refused, a JSON object {line, reason, row} each; replaced every time.
         max_reject_share: share of the rows in [0, 1] that may be refused.
     Raises:
-        DataError: more than that share is refused, there are no rows, the mapping lacks the propensity or names
-            what is not there. Nothing was appended then.
+        ConfigError: the parts of the source do not fit together.
+        DataError: more than that share is refused, there are no rows, the propensities are missing or the mapping
+            names what is not there; the model of the behavior does not explain the log. Nothing was appended then.
         Error: the log can not be written; run it again when it can.
     """
-    if not source.is_file():
-        raise DataError(f"{source} is not a file", field="source")
-    if mapping is None and not is_lines(source):
-        raise DataError(f"{source.name} needs a mapping: only JSON lines can be our own log", field="mapping")
-    with tempfile.TemporaryDirectory(prefix="steersman-import-") as folder:
-        if mapping is None:
-            judged = judged_lines(source, partial(_own_records, problem=problem))
-        else:
-            judged = mapped_rows(engine, source, mapping, problem, Path(folder))
-        return _import(pen, source, judged, rejects, max_reject_share)
-
-
-def import_lines(
-    pen: Pen, source: Path, form: str, problem: Problem, *, rejects: Path, max_reject_share: float = 0.01
-) -> Imported:
-    """Append the decisions and outcomes of a log whose format is known: no mapping is needed.
-
-    Args:
-        source: a file of lines, compressed if its name ends in .gz.
-        form: `horizon` or `dsjson`; see the modules of these names.
-        problem, rejects, max_reject_share: see `import_rows`; rows that are left out lie in the rejects file too, but
-            are not of the share.
-    Raises:
-        ConfigError: there is no such format.
-        DataError, Error: see `import_rows`.
-    """
-    if form not in FORMS:
-        raise ConfigError(f"there is no format {form!r}", hint=did_you_mean(form, FORMS), field="format")
-    if not source.is_file():
-        raise DataError(f"{source} is not a file", field="source")
-    return _import(pen, source, FORMS[form](source, problem), rejects, max_reject_share)
-
-
-def _import(pen: Pen, source: Path, judged: Iterator[Judged], rejects: Path, max_reject_share: float) -> Imported:
-    with tempfile.TemporaryFile(prefix="steersman-import-") as stage:
+    check_source(source)
+    with tempfile.TemporaryDirectory(prefix="steersman-import-") as folder, tempfile.TemporaryFile() as stage:
+        job = Job(engine, source, problem, Path(folder))
+        limit = pen.max_body_bytes - (ROOM if source.propensities != "logged" else 0)
         try:
             with replacing(rejects) as aside, aside.open("wb") as refused:
-                counts, first = _judge(judged, pen.max_body_bytes, stage, refused)
+                counts, first = _judge(_rows(job), limit, stage, refused)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{source.name} can not be decompressed: {error}", field="source") from None
         _check_share(counts, first, source, rejects, max_reject_share)
-        stage.seek(0)
-        _append(pen, stage)
-    return counts
+        if source.propensities == "logged":
+            _append(pen, _staged(stage))
+            return counts
+        behavior = settle_all(lambda: _staged(stage), source.propensities, lambda records: _append(pen, records))
+        return msgspec.structs.replace(counts, behavior=behavior)
+
+
+def check_source(source: Source) -> None:
+    """Raise ConfigError if the parts of the source do not fit together, DataError if its file is not there."""
+    if source.form and source.form not in FORMS:
+        raise ConfigError(f"there is no format {source.form!r}", hint=did_you_mean(source.form, FORMS), field="format")
+    if source.path is None and not source.sql:
+        raise ConfigError("there is nothing to import", hint="name a file, or a query with --sql", field="source")
+    if source.form and source.mapping is not None:
+        raise ConfigError(f"the format {source.form} is known: it takes no mapping", hint="leave one of them out")
+    if source.sql and source.mapping is None and source.form not in QUERYABLE:
+        raise ConfigError(
+            "the rows of a query are a table, and nothing says where the fields stand in it",
+            hint=f"add --mapping, or --format {QUERYABLE[0]} if they are rows of that format",
+        )
+    if source.propensities != "logged" and source.mapping is None and source.form not in ASKABLE:
+        what = f"the format {source.form}" if source.form else "our own log"
+        raise ConfigError(
+            f"every row of {what} has its propensity: there is none to {source.propensities}",
+            hint="leave out --propensity; JSON lines without propensities are read with --mapping",
+            field="propensity",
+        )
+    if source.path is not None and not source.path.is_file() and source.form != "minari":
+        raise DataError(f"{source.path} is not a file", field="source")
+
+
+def _rows(job: Job) -> Iterator[Judged]:
+    source = job.source
+    if source.form:
+        return FORMS[source.form](job)
+    if source.mapping is not None:
+        return mapped_rows(job, source.mapping)
+    if not is_lines(job.path):
+        raise DataError(f"{source.name} needs a mapping: only JSON lines can be our own log", field="mapping")
+    return judged_lines(job.path, partial(_own_records, problem=job.problem))
 
 
 def _judge(rows: Iterator[Judged], max_body_bytes: int, stage: IO[bytes], refused: IO[bytes]) -> tuple[Imported, str]:
     """Part the rows in two files; the counts and the first reason."""
-    total = decisions = outcomes = rejected = left_out = 0
+    total = decisions = outcomes = rejected = 0
     first = ""
     for row in rows:
         total += 1
@@ -143,19 +157,18 @@ def _judge(rows: Iterator[Judged], max_body_bytes: int, stage: IO[bytes], refuse
         if any(len(body) > max_body_bytes for _, body in row.records):
             reason = f"its record is longer than {max_body_bytes} bytes, a segment of the log"
         if reason:
-            rejected += not row.left_out
-            left_out += row.left_out
-            first = first or ("" if row.left_out else f"line {row.line}: {reason}")
+            rejected += 1
+            first = first or f"line {row.line}: {reason}"
             refused.write(_encode_reject({"line": row.line, "reason": reason, "row": row.row}) + b"\n")
             continue
         for kind, body in row.records:
             decisions += kind == DECISION
             outcomes += kind == OUTCOME
             stage.write(frame(kind, body))
-    return Imported(total, decisions, outcomes, rejected, left_out), first
+    return Imported(total, decisions, outcomes, rejected), first
 
 
-def _check_share(counts: Imported, first: str, source: Path, rejects: Path, limit: float) -> None:
+def _check_share(counts: Imported, first: str, source: Source, rejects: Path, limit: float) -> None:
     if counts.rows == 0:
         raise DataError(f"{source.name} has no rows")
     if counts.rejected > limit * counts.rows:
@@ -165,21 +178,29 @@ def _check_share(counts: Imported, first: str, source: Path, rejects: Path, limi
         )
 
 
-def _append(pen: Pen, stage: IO[bytes]) -> None:
+def _staged(stage: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """The records of the stage from its beginning, (kind, body) each."""
+    stage.seek(0)
+    while header := stage.read(HEADER.size):
+        _, kind, length, _ = HEADER.unpack(header)
+        yield kind, stage.read(length)
+
+
+def _append(pen: Pen, records: Iterable[tuple[bytes, bytes]]) -> None:
     group: list[tuple[bytes, bytes]] = []
     size = waiting = 0
     limit = min(GROUP_BYTES, pen.max_body_bytes)
-    while header := stage.read(HEADER.size):
-        _, kind, length, _ = HEADER.unpack(header)
-        if group and size + HEADER.size + length > limit:
+    for kind, body in records:
+        length = HEADER.size + len(body)
+        if group and size + length > limit:
             pen.append(group)
             waiting += size
             group, size = [], 0
         if waiting > FLUSH_BYTES:
             pen.flush()
             waiting = 0
-        group.append((kind, stage.read(length)))
-        size += HEADER.size + length
+        group.append((kind, body))
+        size += length
     pen.append(group)
     pen.flush()
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from steersman.core.decision import Candidate, Decision, One, Outcome, Problem, Value, check_fields
+from steersman.core.decision import Candidate, Decision, Ends, One, Outcome, Problem, Value, check_fields
 from steersman.core.errors import DataError, did_you_mean
 from steersman.log.fields import MAX_NAME
-from steersman.log.mapped import Judged
+from steersman.log.foreign import Judged
 from steersman.log.segment import DECISION, OUTCOME
 from steersman.log.sources import open_bytes
 
@@ -20,10 +20,6 @@ Records = tuple[tuple[bytes, bytes], ...]
 
 _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
-
-
-class LeftOutError(DataError):
-    """A line that is sound and yet no decision to learn from: it is counted apart from the refused ones."""
 
 
 def judged_lines(source: Path, records: Callable[[bytes], Records]) -> Iterator[Judged]:
@@ -42,8 +38,7 @@ def judged_lines(source: Path, records: Callable[[bytes], Records]) -> Iterator[
                 yield Judged(number, records(row))
             except DataError as error:
                 reason = f"{error.field}: {error}" if error.field else str(error)
-                text = row.decode(errors="backslashreplace")
-                yield Judged(number, (), reason, text, left_out=isinstance(error, LeftOutError))
+                yield Judged(number, (), reason, row.decode(errors="backslashreplace"))
 
 
 def digest(*parts: Any) -> str:
@@ -119,14 +114,17 @@ def featured(features: dict[str, Value]) -> Candidate:
     return Candidate(digest(features), features)
 
 
-def outcome_of(decision: Decision, metrics: dict[str, float], *, terminated: bool = False) -> Outcome:
+def outcome_of(
+    decision: Decision, metrics: dict[str, float], *, ends: Ends | None = None, activates: bool = False
+) -> Outcome:
     """The outcome that stands in the same line as its decision, at the same instant."""
     return Outcome(
         id=digest("outcome", decision.id),
         decision=decision.id,
         at=decision.at,
         metrics=metrics,
-        ends="terminated" if terminated else None,
+        ends=ends,
+        activates=activates,
     )
 
 

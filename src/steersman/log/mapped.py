@@ -6,18 +6,17 @@ import hashlib
 import math
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
 
 from steersman.core.decision import Candidate, Decision, FieldType, One, Outcome, Problem, Value
 from steersman.core.errors import DataError, did_you_mean
 from steersman.engine import Engine, identifier
+from steersman.log.foreign import Job, Judged, Mapping, Propensities, settle
 from steersman.log.segment import DECISION, OUTCOME
-from steersman.log.sources import VIEW, Table, open_table
+from steersman.log.sources import VIEW, Table, open_query, open_table
 
 CHUNK = 20_000
 ROW = "steersman row"
@@ -41,68 +40,20 @@ _TIMES = ("TIMESTAMP", "DATE")
 _encode = msgspec.json.Encoder().encode
 
 
-class Mapping(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where the fields of a Decision and its Outcome stand in a foreign table: a column each, or a SQL expression.
-
-    Attributes:
-        at: when it was decided: microseconds since 1970 as an integer, or a SQL date or timestamp (UTC if it
-            names no zone).
-        action: id of the candidate taken.
-        propensity: probability with which it was taken, in (0, 1]. There is no default.
-        id: of the decision; empty: derived from the source's name, the line, `at` and the action, so that the
-            same file imported twice counts once.
-        unit: whose episode it is; empty: each decision is a unit of its own.
-        step: place in the unit's episode.
-        version: number of the policy version that decided.
-        candidates: list of ids, or of structs with an id and features; empty: the problem's named actions.
-        context: field -> column or expression.
-        metrics: metric -> column or expression; a row with no metric and no `ends` has no outcome.
-        ends: `terminated` or `truncated` on the last decision of an episode.
-        outcome_at: when the outcome happened; empty: `at`.
-    """
-
-    at: str
-    action: str
-    propensity: str = ""
-    id: str = ""
-    unit: str = ""
-    step: str = ""
-    version: str = ""
-    candidates: str = ""
-    context: dict[str, str] = {}
-    metrics: dict[str, str] = {}
-    ends: str = ""
-    outcome_at: str = ""
-
-
-class Judged(Struct, frozen=True):
-    """One row of a source: the records it became, or why it did not.
-
-    Attributes:
-        line: in the source, from 1.
-        records: (kind, JSON of the noun); empty if it was refused.
-        reason: empty if it was not.
-        row: what stood there.
-        left_out: it is sound, but its format says that it is no decision to learn from.
-    """
-
-    line: int
-    records: tuple[tuple[bytes, bytes], ...] = ()
-    reason: str = ""
-    row: Any = None
-    left_out: bool = False
-
-
-def mapped_rows(engine: Engine, source: Path, mapping: Mapping, problem: Problem, scratch: Path) -> Iterator[Judged]:
+def mapped_rows(job: Job, mapping: Mapping) -> Iterator[Judged]:
     """Judge every row of a foreign table.
 
-    Args:
-        scratch: an empty directory for as long as it is iterated.
     Raises:
         DataError: the source is no table, or the mapping names what it does not have; said at the first row.
     """
-    _check_mapping(mapping, problem)
-    table = open_table(engine, source, scratch, _text_columns(mapping, problem))
+    engine, source, problem, scratch = job.engine, job.source, job.problem, job.scratch
+    _check_mapping(mapping, problem, source.propensities)
+    texts = _text_columns(mapping, problem)
+    if source.sql:
+        table = open_query(engine, source.sql, source.path, scratch, texts)
+    else:
+        table = open_table(engine, job.path, scratch, texts)
+    _check_id(mapping, table)
     select = _select(engine, table, mapping, problem)
     columns = [f"({sql}) AS {identifier(name)}" for name, sql in select.items()]
     engine.copy(
@@ -111,7 +62,7 @@ def mapped_rows(engine: Engine, source: Path, mapping: Mapping, problem: Problem
     )
     engine.view(MAPPED, [str(scratch / "mapped.parquet")])
     yield from (Judged(bad.line, (), bad.reason, bad.row) for bad in table.bad)
-    nouns = _Nouns(mapping, problem, source.name)
+    nouns = _Nouns(mapping, problem, source.name, source.propensities)
     for line, row in _rows(engine, table):
         try:
             yield Judged(line, nouns(line, row))
@@ -120,11 +71,21 @@ def mapped_rows(engine: Engine, source: Path, mapping: Mapping, problem: Problem
             yield Judged(line, (), reason, row)
 
 
-def _check_mapping(mapping: Mapping, problem: Problem) -> None:
-    if not mapping.propensity:
+def _check_id(mapping: Mapping, table: Table) -> None:
+    if not table.ordered and not mapping.id:
+        raise DataError(
+            "the mapping has no id, and the rows of a query have no order: imported again they would count again",
+            hint="map id to what tells one row from all others, e.g. an expression over its columns",
+            field="id",
+        )
+
+
+def _check_mapping(mapping: Mapping, problem: Problem, propensities: Propensities) -> None:
+    if not mapping.propensity and propensities == "logged":
         raise DataError(
             "the mapping has no propensity: without it nothing can be estimated from this log",
-            hint="map the probability with which the action was taken; for a uniform choice out of K that is 1.0 / K",
+            hint="map the probability with which the action was taken (--propensity uniform: one of K candidates, each "
+            "as likely); if nobody knows it: --propensity estimate",
             field="propensity",
         )
     if not isinstance(problem.actions, One):
@@ -251,9 +212,10 @@ def _rows(engine: Engine, table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
 class _Nouns:
     """The records of a row."""
 
-    def __init__(self, mapping: Mapping, problem: Problem, source: str) -> None:
+    def __init__(self, mapping: Mapping, problem: Problem, source: str, propensities: Propensities) -> None:
         self._problem = problem
         self._source = source
+        self._propensities = propensities
         self._context = [(f"context.{name}", name, problem.context.get(name, "auto")) for name in mapping.context]
         self._metrics = [(f"metrics.{name}", name) for name in mapping.metrics]
         names = () if mapping.candidates else getattr(problem.actions, "names", ())
@@ -265,6 +227,8 @@ class _Nouns:
         action = _required(row, "action")
         own = hashlib.blake2b(f"{self._source}\0{line}\0{at}\0{action}".encode(), digest_size=12).hexdigest()
         decision_id = _required(row, "id") if "id" in row else own
+        logged = _number(row, "propensity") if "propensity" in row else None
+        propensity, estimated = settle(logged, self._propensities, "propensity")
         decision = Decision(
             id=decision_id,
             problem=self._problem.name,
@@ -273,9 +237,10 @@ class _Nouns:
             context=self._fields(row),
             candidates=self._named or _candidates(row["candidates"]),
             action=action,
-            propensity=_number(row, "propensity"),
+            propensity=propensity,
             version=_integer(row, "version") or 0,
             step=_integer(row, "step"),
+            estimated=estimated,
         )
         outcome = self._outcome(row, decision)
         records = ((DECISION, _encode(decision)),)

@@ -41,7 +41,7 @@ class Part(Struct, frozen=True):
         day: since 1970.
         bodies: [rows], a JSON object each.
         first, last: smallest and largest `at`, microseconds UTC.
-        extras: names of the columns in `tables.EXTRAS` that a row needs.
+        extras: names of the columns in `tables.EXTRAS` or `tables.OUTCOME_EXTRAS` that a row needs.
     """
 
     problem: str
@@ -111,6 +111,10 @@ class Rows:
             group = self._decisions[key] = _Group(*key)
         plain = not group.nulls and type(decision.action) is str
         group.bodies.append(_encode(decision) if plain else _special(decision, group.extras))
+        if decision.deferred:
+            group.extras.add("deferred")
+        if decision.estimated:
+            group.extras.add("estimated")
         group.index.append(i)
         group.at.append(decision.at)
 
@@ -122,6 +126,8 @@ class Rows:
             shape = (names, ("number",) * len(names))
             group = self._outcomes[key] = _Group("", outcome.at // DAY_US, shape, _NO_FEATURES)
         group.bodies.append(_encode(outcome))
+        if outcome.activates:
+            group.extras.add("activates")
         group.index.append(i)
         group.at.append(outcome.at)
 

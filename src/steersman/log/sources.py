@@ -17,6 +17,9 @@ from steersman.core.errors import DataError, did_you_mean
 from steersman.engine import Engine, literal
 
 VIEW = "steersman_source"
+GIVEN = "source"
+"""What a query calls the file that stands beside it."""
+
 DELIMITERS = ",;\t|"
 _TEMPORAL = ("DATE", "TIME", "UUID")
 
@@ -42,11 +45,13 @@ class Table(Struct, frozen=True):
         types: column -> SQL type.
         lines: [rows] the line of each row in the source, from 1; None: row i is line i + 1.
         bad: lines that are no row.
+        ordered: the same source gives its rows in the same order every time.
     """
 
     types: dict[str, str]
     lines: array[int] | None
     bad: list[Bad]
+    ordered: bool = True
 
 
 def is_lines(source: Path) -> bool:
@@ -83,6 +88,27 @@ def open_table(engine: Engine, source: Path, scratch: Path, texts: Collection[st
     engine.copy(sql, scratch / "source.parquet")
     engine.view(VIEW, [str(scratch / "source.parquet")])
     return Table(_types(engine, f"SELECT * FROM {VIEW}"), lines, bad)
+
+
+def open_query(engine: Engine, sql: str, source: Path | None, scratch: Path, texts: Collection[str]) -> Table:
+    """Make the rows of a query the view VIEW of the engine.
+
+    Args:
+        sql: one statement that gives rows. It may name files, or `source`.
+        source: a table that it calls `source`; None: there is none.
+        scratch, texts: see `open_table`; the texts are columns of `source`.
+    Raises:
+        DataError: the query is wrong.
+    """
+    bad: list[Bad] = []
+    if source is not None:
+        given = open_table(engine, source, scratch, texts)
+        bad = [Bad(line.line, f"a line of {source.name} that is no row: {line.reason}", line.row) for line in given.bad]
+        file = source if _suffix(source) == ".parquet" else scratch / "source.parquet"
+        engine.view(GIVEN, [str(file)])
+    engine.copy(sql, scratch / "query.parquet")
+    engine.view(VIEW, [str(scratch / "query.parquet")])
+    return Table(_types(engine, f"SELECT * FROM {VIEW}"), None, bad, ordered=False)
 
 
 def open_bytes(source: Path) -> IO[bytes]:

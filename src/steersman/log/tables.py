@@ -9,8 +9,20 @@ from steersman.engine import identifier, literal
 from steersman.log.fields import Type
 from steersman.log.manifest import Types
 
-EXTRAS = {"actions": "VARCHAR[]", "numbers": "DOUBLE[]", "nulls": "VARCHAR[]"}
-"""Columns that a file has only if a row of it needs them. `nulls` names fields that were logged as null."""
+EXTRAS = {
+    "actions": "VARCHAR[]",
+    "numbers": "DOUBLE[]",
+    "nulls": "VARCHAR[]",
+    "deferred": "BOOLEAN",
+    "estimated": "BOOLEAN",
+}
+"""Columns that a file of decisions has only if a row of it needs them; null is the default of the noun.
+
+`nulls` names fields that were logged as null.
+"""
+
+OUTCOME_EXTRAS = {"activates": "BOOLEAN"}
+"""The same of a file of outcomes."""
 
 _SQL: dict[Type, str] = {
     "number": "DOUBLE",
@@ -56,9 +68,15 @@ def decisions_sql(rows: Path, types: Types, extras: Collection[str], longest_byt
     return _select(select, rows, columns, longest_bytes)
 
 
-def outcomes_sql(rows: Path, metrics: Sequence[str], longest_bytes: int) -> str:
-    """SQL from a file of outcomes, a JSON object a line, to the columns of the log."""
-    columns = dict(_OUTCOME)
+def outcomes_sql(rows: Path, metrics: Sequence[str], extras: Collection[str], longest_bytes: int) -> str:
+    """SQL from a file of outcomes, a JSON object a line, to the columns of the log.
+
+    Args:
+        rows, longest_bytes: see `decisions_sql`.
+        metrics: names of the metrics that have a column.
+        extras: names in OUTCOME_EXTRAS that a row has.
+    """
+    columns = dict(_OUTCOME) | {name: OUTCOME_EXTRAS[name] for name in OUTCOME_EXTRAS if name in extras}
     select = [identifier(name) for name in columns]
     if metrics:
         columns["metrics"] = _struct(dict.fromkeys(metrics, "number"))

@@ -12,8 +12,10 @@ Array = np.ndarray
 
 CONTEXT_NUMBERS = "context_numbers"
 CONTEXT_TEXTS = "context_texts"
+CONTEXT_LISTS = "context_lists"
 CANDIDATE_NUMBERS = "candidate_numbers"
 CANDIDATE_TEXTS = "candidate_texts"
+CANDIDATE_LISTS = "candidate_lists"
 CANDIDATE_IDS = "candidate_ids"
 ENCODED_CONTEXT = "encoded_context"
 ENCODED_CANDIDATES = "encoded_candidates"
@@ -21,7 +23,9 @@ SCORES = "scores"
 ROWWISE = "steersman.rowwise"
 """Name of a property of the model: `yes` if a row's bits can hardly depend on the rows beside it."""
 
-INPUTS = (CONTEXT_NUMBERS, CONTEXT_TEXTS, CANDIDATE_NUMBERS, CANDIDATE_TEXTS, CANDIDATE_IDS)
+CONTEXT_INPUTS = (CONTEXT_NUMBERS, CONTEXT_TEXTS, CONTEXT_LISTS)
+CANDIDATE_INPUTS = (CANDIDATE_NUMBERS, CANDIDATE_TEXTS, CANDIDATE_LISTS)
+INPUTS = (*CONTEXT_INPUTS, *CANDIDATE_INPUTS, CANDIDATE_IDS)
 
 CHUNK = 4096
 """Rows at once where speed per row counts: the layers of a chunk stay in the processor's cache."""
@@ -45,10 +49,8 @@ class Graph:
                 hint="only a composed graph, with its encoder inside, can be served",
             )
         self.rowwise = self._session.get_modelmeta().custom_metadata_map.get(ROWWISE) == "yes"
-        self._context_numbers = CONTEXT_NUMBERS in self.inputs
-        self._context_texts = CONTEXT_TEXTS in self.inputs
-        self._candidate_numbers = CANDIDATE_NUMBERS in self.inputs
-        self._candidate_texts = CANDIDATE_TEXTS in self.inputs
+        self._context = [name in self.inputs for name in CONTEXT_INPUTS]
+        self._candidates = [name in self.inputs for name in CANDIDATE_INPUTS]
 
     def scores(self, context: Raw, candidates: Raw, ids: Array) -> Array:
         """Score of every candidate.
@@ -63,14 +65,16 @@ class Graph:
             DataError: the rows are not what the graph's encoder takes.
         """
         feed = {CANDIDATE_IDS: ids}
-        if self._context_numbers:
-            feed[CONTEXT_NUMBERS] = context.numbers
-        if self._candidate_numbers:
-            feed[CANDIDATE_NUMBERS] = candidates.numbers
-        if self._context_texts:
-            feed[CONTEXT_TEXTS] = _texts(context)
-        if self._candidate_texts:
-            feed[CANDIDATE_TEXTS] = _texts(candidates)
+        for raw, names, read in (
+            (context, CONTEXT_INPUTS, self._context),
+            (candidates, CANDIDATE_INPUTS, self._candidates),
+        ):
+            if read[0]:
+                feed[names[0]] = raw.numbers
+            if read[1]:
+                feed[names[1]] = _texts(raw)
+            if read[2]:
+                feed[names[2]] = raw.lists
         return _run(self._session, feed)
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError, ParityError
-from steersman.core.features import LIMIT, NO_TEXT, Category, Continuous, Encoder, Raw, Transform
+from steersman.core.features import Encoder, Kind, Raw, Transform, reads
 from steersman.core.policy import Scorer
+from steersman.models.encoding import ENCODER, Part, encode
 from steersman.models.graph import (
     CANDIDATE_IDS,
-    CANDIDATE_NUMBERS,
-    CANDIDATE_TEXTS,
+    CANDIDATE_INPUTS,
     CHUNK,
-    CONTEXT_NUMBERS,
-    CONTEXT_TEXTS,
+    CONTEXT_INPUTS,
     ENCODED_CANDIDATES,
     ENCODED_CONTEXT,
     ROWWISE,
@@ -45,7 +45,7 @@ _EXACT = frozenset(
 """Matrix products, and what IEEE 754 rounds the same way in every lane of a processor; exp and its kind are not."""
 
 OLDEST_OPSET = 15
-ENCODER = "encoder/"
+_DTYPES: dict[Kind, int] = {"number": TensorProto.DOUBLE, "text": TensorProto.STRING, "list": TensorProto.INT64}
 SCORER = "scorer/"
 
 
@@ -53,8 +53,9 @@ def compose(encoder: Encoder, scorer: bytes | None) -> bytes:
     """The graph that is stored and served: raw rows in, scores out, the encoder inside.
 
     Inputs, each absent if it has no columns, except `candidate_ids`, which tells N and K: `context_numbers`
-    [N, C] f64 (NaN: missing), `context_texts` [N, T] string (NO_TEXT: missing), `candidate_numbers` [N, K, C'],
-    `candidate_texts` [N, K, T'], `candidate_ids` [N, K] string. Output: `scores` [N, K] f32. The tensors
+    [N, C] f64 (NaN: missing), `context_texts` [N, T] string (NO_TEXT: missing), `context_lists` [N, J, L] i64 (keys
+    as in `Raw.lists`), `candidate_numbers` [N, K, C'], `candidate_texts` [N, K, T'], `candidate_lists`
+    [N, K, J', L'], `candidate_ids` [N, K] string. Output: `scores` [N, K] f32. The tensors
     between encoder and scorer are `encoded_context` [N, F] and `encoded_candidates` [N, K, A], both f32.
     Same arguments, same bytes.
 
@@ -68,13 +69,13 @@ def compose(encoder: Encoder, scorer: bytes | None) -> bytes:
     model = _zero() if scorer is None else _load(scorer)
     _check_scorer(model, encoder)
     used = {value.name for value in _inputs(model.graph)}
-    part = _Part()
+    part = Part(_opset(model))
     between = []
     if "context" in used:
-        _encode(part, encoder.context, (CONTEXT_NUMBERS, CONTEXT_TEXTS), ENCODED_CONTEXT)
+        encode(part, encoder.context, CONTEXT_INPUTS, ENCODED_CONTEXT, None)
         between.append(_float(ENCODED_CONTEXT, ["N", encoder.context_width]))
     if "candidates" in used:
-        _encode(part, encoder.candidate, (CANDIDATE_NUMBERS, CANDIDATE_TEXTS), ENCODED_CANDIDATES, encoder.actions)
+        encode(part, encoder.candidate, CANDIDATE_INPUTS, ENCODED_CANDIDATES, encoder.actions)
         between.append(_float(ENCODED_CANDIDATES, ["N", "K", encoder.candidate_width]))
     names = {"context": ENCODED_CONTEXT, "candidates": ENCODED_CANDIDATES, model.graph.output[0].name: SCORES}
     _rename(model.graph, names)
@@ -142,13 +143,14 @@ def check_parity(graph: Graph, scorer: Scorer, rows: Rows, batch: Batch, limit: 
         ParityError: the difference is above the limit, or not finite.
         DataError: the rows are not as many as the batch has.
     """
-    arrays = (rows.context.numbers, rows.context.texts, rows.candidates.numbers, rows.candidates.texts, rows.ids)
+    arrays = [getattr(raw, name) for raw in (rows.context, rows.candidates) for name in ("numbers", "texts", "lists")]
+    arrays.append(rows.ids)
     if any(len(array) != len(batch) for array in arrays):
         raise DataError(f"{', '.join(str(len(array)) for array in arrays)} raw rows for a batch of {len(batch)}")
     worst, scale, message = 0.0, 0.0, ""
     for start in range(0, len(batch), CHUNK):
         part = slice(start, start + CHUNK)
-        exported = graph.scores(_rows(rows.context, part), _rows(rows.candidates, part), rows.ids[part])
+        exported = graph.scores(rows.context.take(part), rows.candidates.take(part), rows.ids[part])
         trained = scorer(batch.context[part], batch.candidates[part])
         mask = batch.mask[part]
         with np.errstate(invalid="ignore"):
@@ -171,107 +173,18 @@ def check_parity(graph: Graph, scorer: Scorer, rows: Rows, batch: Batch, limit: 
     return worst
 
 
-def _rows(raw: Raw, part: slice) -> Raw:
-    return Raw(raw.numbers[part], raw.texts[part])
-
-
-class _Part:
-    """Nodes and constants of the encoder, named by their count so that the same encoder gives the same bytes."""
-
-    def __init__(self) -> None:
-        self.nodes: list[NodeProto] = []
-        self.constants: list[TensorProto] = []
-
-    def op(self, kind: str, inputs: list[str], **attributes: Any) -> str:
-        name = f"{ENCODER}{len(self.nodes)}_{kind}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
-        return name
-
-    def constant(self, value: Any, dtype: type) -> str:
-        name = f"{ENCODER}constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.array(value, dtype=dtype), name))
-        return name
-
-
-def _encode(
-    part: _Part,
-    transforms: tuple[Transform, ...],
-    inputs: tuple[str, str],
-    output: str,
-    actions: tuple[str, ...] = (),
-) -> None:
-    """Add what `core.features` does to one group of fields; `output` is the name of the encoded tensor."""
-    starts = len(actions) + np.cumsum([0, *(transform.width for transform in transforms)])
-    pieces: list[str] = []
-    places: list[int] = []  # column of the output for every column of the pieces
-    if actions:
-        pieces.append(_one_hot(part, CANDIDATE_IDS, {name: i for i, name in enumerate(actions)}, len(actions)))
-        places += range(len(actions))
-    numbers = [(t, at) for t, at in zip(transforms, starts, strict=False) if isinstance(t, Continuous)]
-    if numbers:
-        pieces += _standardised(part, inputs[0], [transform for transform, _ in numbers])
-        places += [at for _, at in numbers] + [at + 1 for _, at in numbers]
-    texts = [(t, at) for t, at in zip(transforms, starts, strict=False) if isinstance(t, Category)]
-    for i, (transform, at) in enumerate(texts):
-        column = part.op("Gather", [inputs[1], part.constant(i, np.int64)], axis=-1)
-        unseen = len(transform.values)
-        index = {value: j for j, value in enumerate(transform.values)} | {NO_TEXT: unseen + 1}
-        pieces.append(_one_hot(part, column, index, transform.width, unseen))
-        places += range(at, at + transform.width)
-    if not pieces:
-        _no_columns(part, dimensions=2 if output == ENCODED_CANDIDATES else 1)
-    if len(pieces) > 1:
-        joined = part.op("Concat", pieces, axis=-1)
-        if places != sorted(places):
-            part.op("Gather", [joined, part.constant(np.argsort(places), np.int64)], axis=-1)
-    part.nodes[-1].output[0] = output
-
-
-def _standardised(part: _Part, numbers: str, transforms: list[Continuous]) -> list[str]:
-    """[..., C] f64 to the values and the indicators of the missing, both [..., C] f32."""
-    mean = part.constant([transform.mean for transform in transforms], np.float64)
-    std = part.constant([transform.std for transform in transforms], np.float64)
-    missing = part.op("IsNaN", [numbers])
-    scaled = part.op("Div", [part.op("Sub", [numbers, mean]), std])
-    clipped = part.op("Clip", [scaled, part.constant(-LIMIT, np.float64), part.constant(LIMIT, np.float64)])
-    known = part.op("Where", [missing, part.constant(0.0, np.float64), clipped])
-    return [part.op("Cast", [known], to=TensorProto.FLOAT), part.op("Cast", [missing], to=TensorProto.FLOAT)]
-
-
-def _one_hot(part: _Part, texts: str, index: dict[str, int], width: int, unseen: int | None = None) -> str:
-    """[...] string to [..., width] f32; a text without an index goes to the column `unseen`, or is all zeros."""
-    try:
-        keys = [key.encode() for key in index]
-    except UnicodeEncodeError as error:
-        raise DataError(f"a text of the encoder can not be written as UTF-8: {error}") from None
-    columns = part.op(
-        "LabelEncoder",
-        [texts],
-        domain="ai.onnx.ml",
-        keys_strings=keys,
-        values_int64s=list(index.values()),
-        default_int64=width if unseen is None else unseen,  # OneHot gives zeros for a column beyond the last
-    )
-    return part.op("OneHot", [columns, part.constant(width, np.int64), part.constant([0, 1], np.float32)], axis=-1)
-
-
-def _no_columns(part: _Part, dimensions: int) -> None:
-    """[N, 0] or [N, K, 0] f32: a group without fields."""
-    shape = part.op("Shape", [CANDIDATE_IDS], start=0, end=dimensions)
-    part.op("ConstantOfShape", [part.op("Concat", [shape, part.constant([0], np.int64)], axis=0)])
-
-
 def _graph_inputs(encoder: Encoder) -> list[ValueInfoProto]:
     inputs = []
-    groups = (
-        (encoder.context, ["N"], CONTEXT_NUMBERS, CONTEXT_TEXTS),
-        (encoder.candidate, ["N", "K"], CANDIDATE_NUMBERS, CANDIDATE_TEXTS),
+    groups: tuple[tuple[tuple[Transform, ...], list[str | int], tuple[str, ...], str], ...] = (
+        (encoder.context, ["N"], CONTEXT_INPUTS, "L"),
+        (encoder.candidate, ["N", "K"], CANDIDATE_INPUTS, "M"),
     )
-    for transforms, rows, numbers, texts in groups:
-        for name, kind, dtype in ((numbers, Continuous, TensorProto.DOUBLE), (texts, Category, TensorProto.STRING)):
-            count = sum(isinstance(transform, kind) for transform in transforms)
-            if count:
-                inputs.append(helper.make_tensor_value_info(name, dtype, [*rows, count]))
+    for transforms, rows, names, longest in groups:
+        counts = Counter(map(reads, transforms))
+        for name, kind in zip(names, _DTYPES, strict=True):
+            if counts[kind]:
+                last = [counts[kind], longest] if kind == "list" else [counts[kind]]
+                inputs.append(helper.make_tensor_value_info(name, _DTYPES[kind], [*rows, *last]))
     return [*inputs, helper.make_tensor_value_info(CANDIDATE_IDS, TensorProto.STRING, ["N", "K"])]
 
 
@@ -303,7 +216,7 @@ def _inputs(graph: GraphProto) -> list[ValueInfoProto]:
 
 
 def _check_scorer(model: ModelProto, encoder: Encoder) -> None:
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    opset = _opset(model)
     if opset < OLDEST_OPSET:
         raise DataError(f"the scorer has opset {opset}, must be {OLDEST_OPSET} or newer", hint="export it again")
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
@@ -319,6 +232,10 @@ def _check_scorer(model: ModelProto, encoder: Encoder) -> None:
     if len(model.graph.output) != 1:
         raise DataError(f"the scorer has {len(model.graph.output)} outputs, must be one: the scores")
     _check_tensor(model.graph.output[0], [-1, -1])
+
+
+def _opset(model: ModelProto) -> int:
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 def _check_tensor(value: ValueInfoProto, want: list[int]) -> None:
@@ -371,7 +288,7 @@ def _finish(graph: GraphProto, scorer: ModelProto) -> bytes:
         functions=list(scorer.functions),
         producer_name="steersman",
     )
-    operations = {node.op_type for node in graph.node}
+    operations = {node.op_type for node in graph.node if not node.name.startswith(ENCODER)}  # Part keeps its own exact
     helper.set_model_props(model, {ROWWISE: "yes" if operations <= _EXACT and not scorer.functions else "no"})
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -28,7 +28,7 @@ from steersman.core.decision import (
     uniform_draw,
 )
 from steersman.core.errors import ConfigError, DataError, Error, did_you_mean
-from steersman.core.features import NO_TEXT, Category, Continuous, Encoder, Raw, Transform
+from steersman.core.features import NO_TEXT, Encoder, Raw, random_raw
 from steersman.core.version import Version
 
 Array = np.ndarray
@@ -246,8 +246,8 @@ def score_rows(score: Score, encoded: Encoded, together: bool) -> Array:
     for i, count in enumerate(encoded.mask.sum(axis=1).tolist()):
         row = slice(i, i + 1)
         scores[row, :count] = score(
-            Raw(encoded.context.numbers[row], encoded.context.texts[row]),
-            Raw(encoded.candidates.numbers[row, :count], encoded.candidates.texts[row, :count]),
+            encoded.context.take(row),
+            encoded.candidates.take((row, slice(count))),
             encoded.ids[row, :count],
         )
     return scores
@@ -294,20 +294,14 @@ def same_alone(encoder: Encoder, names: Sequence[str], score: Score, rows: int =
     mask = np.arange(width) < counts[:, None]
     ids = np.full((rows, width), NO_TEXT, dtype=object)
     ids[mask] = [f"{i}" for i in range(int(mask.sum()))] if not names else sorted(names) * rows
-    context = _random_raw(encoder.context, (rows,), random)
-    candidates = _random_raw(encoder.candidate, (rows, width), random)
-    candidates.numbers[~mask] = np.nan
-    candidates.texts[~mask] = NO_TEXT
+    context = random_raw(encoder.context, (rows,), random)
+    candidates = random_raw(encoder.candidate, (int(mask.sum()),), random).spread(mask)
 
     alone = score_rows(score, Encoded(context, candidates, ids, mask), together=False)
     for size in (rows, 2, 3, 5, 7, 16):
         for start in range(0, rows, size):
             some = slice(start, start + size)
-            together = score(
-                Raw(context.numbers[some], context.texts[some]),
-                Raw(candidates.numbers[some], candidates.texts[some]),
-                ids[some],
-            )
+            together = score(context.take(some), candidates.take(some), ids[some])
             if np.where(mask[some], together, 0.0).tobytes() != alone[some].tobytes():
                 return False
     return True
@@ -412,17 +406,3 @@ def _explained(decode: Callable[[bytes], T], body: bytes, known: Mapping[str, It
         group = field.removesuffix(named[2]).partition("[")[0]
         hint = did_you_mean(named[2], known.get(group, ())) if named[1] == "unknown" else f"send {named[2]}"
         raise DataError(error.message, hint=hint, field=field) from None
-
-
-def _random_raw(transforms: Sequence[Transform], shape: tuple[int, ...], random: np.random.Generator) -> Raw:
-    numbers = [t.mean + t.std * random.normal(size=shape) for t in transforms if isinstance(t, Continuous)]
-    texts = [
-        np.array((*t.values, NO_TEXT), dtype=object)[random.integers(0, len(t.values) + 1, size=shape)]
-        for t in transforms
-        if isinstance(t, Category)
-    ]
-    empty = (*shape, 0)
-    return Raw(
-        np.stack(numbers, axis=-1) if numbers else np.empty(empty),
-        np.stack(texts, axis=-1) if texts else np.empty(empty, dtype=object),
-    )

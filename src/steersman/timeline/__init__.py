@@ -23,7 +23,26 @@ by the outcome's id, and the statistics of the encoder are sums of whole numbers
 
 from steersman.timeline.build import build
 from steersman.timeline.built import Built, Counts, Files, RawRows
-from steersman.timeline.episodes import split
-from steersman.timeline.store import load, save
+from steersman.timeline.episodes import parts
+from steersman.timeline.settings import Settings
+from steersman.timeline.shards import add_up, build_shards
+from steersman.timeline.store import digest_of, encoder_of, load, parts_of, profiles_of, save, summary_of
 
-__all__ = ["Built", "Counts", "Files", "RawRows", "build", "load", "save", "split"]
+__all__ = [
+    "Built",
+    "Counts",
+    "Files",
+    "RawRows",
+    "Settings",
+    "add_up",
+    "build",
+    "build_shards",
+    "digest_of",
+    "encoder_of",
+    "load",
+    "parts",
+    "parts_of",
+    "profiles_of",
+    "save",
+    "summary_of",
+]

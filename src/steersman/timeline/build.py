@@ -1,28 +1,37 @@
-"""build: from the files of a log to a Batch."""
+"""build: from the files of a log to its decisions in order, joined with what came of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from steersman.core.batch import Batch
+from steersman.core import reward
 from steersman.core.decision import One, Problem
 from steersman.core.errors import DataError
 from steersman.core.features import Encoder, Raw
+from steersman.core.profile import Profile
 from steersman.engine import Engine
-from steersman.timeline import choices, episodes, facts, fields, sql
-from steersman.timeline.built import Built, Counts, Files, RawRows
-from steersman.timeline.episodes import NO_END, TERMINATED, TRUNCATED, Episodes, Rows
+from steersman.timeline import assertions, choices, episodes, facts, fields, filters, sql
+from steersman.timeline.built import Built, Counts, Files, Ids, RawRows
+from steersman.timeline.episodes import NO_END, TERMINATED, TRUNCATED, Rows
 from steersman.timeline.facts import Facts
 from steersman.timeline.fields import Field
-from steersman.timeline.sql import Census, Columns, Tables
+from steersman.timeline.filters import LeftOut
+from steersman.timeline.order import order
+from steersman.timeline.settings import Settings
+from steersman.timeline.sql import ROW, Census, Columns, Places, Tables
 from steersman.timeline.statistics import Source
 
-_BLOCK = 16_384
+_PLAIN = Settings()
+
+_AT_ONCE_BYTES = 256 << 20
+"""Columns of the context are read in groups of about this size; if there are several groups, onto the disk."""
 
 
-def build(
+def build(  # noqa: PLR0913 - a window is three numbers
     engine: Engine,
     problem: Problem,
     files: Files,
@@ -31,71 +40,108 @@ def build(
     until: int,
     as_of: int,
     encoder: Encoder | None = None,
+    settings: Settings = _PLAIN,
+    into: Path | None = None,
 ) -> Built:
-    """Join decisions with their outcomes, order them into episodes and encode them; the laws are those of this room.
+    """Join decisions with their outcomes and order them into episodes; the laws are those of this room.
 
     Args:
         files: of the log. More than the window needs does no harm.
         since, until: window of decisions [since, until), microseconds UTC.
         as_of: the instant of the build, microseconds UTC: what happened later does not exist.
         encoder: to use as it is; None: one is fitted on the decisions that enter.
+        settings: what must hold, what is left out, which fields have a type of their own.
+        into: an empty directory for what is too large to hold; None: all is held in memory.
     Raises:
-        DataError: no decision enters, or a row breaks a law; it names the decision.
+        DataError: no decision enters, a row breaks a law or an assertion does not hold; it names the decision.
     """
+    names = _named_actions(problem)
+    tables = sql.tables(engine, files, sql.window(problem, since, until, as_of))
+    census = census_of(tables)
+    assertions.check(tables, settings.assertions)
+    assertions.check_actions(tables, settings.actions)
+    plan = plan_of(tables, problem, encoder, settings)
+    steps, clock, decisions = _ordered(tables, sql.action_among(plan.same_ids))
+    _check_steps(steps, decisions)
+    came = facts.gather(tables, problem, decisions)
+    offered = choices.gather(tables, plan.candidate, decisions, same=plan.same_ids is not None)
+    choices.check_names(offered, names, decisions)
+    rewards = facts.rewards(problem, came, decisions)
+    rewards = reward.shaped(rewards, steps["action"], offered.ids, problem.shaping, decisions)
+    rows = Rows(steps["unit"], steps["at"], steps["step"], clock, came.ends, came.late_ends)
+    ordered = episodes.cut(rows, problem.horizon, problem.horizon_s, tables.window.seen_until)
+    left = filters.leave_out(rows, ordered, settings)
+    rows, ordered, kept = left.rows, left.episodes, left.places
+    context = _context(tables, plan.context, decisions.rows[kept], into)
+    ids = _ids(tables, decisions.rows[kept], into)
+    units = np.unique(steps["unit"][kept])
+    shared = plan.same_ids is not None
+    of_candidates = offered.raw.take(slice(0, 1)).broadcast(len(kept)) if shared else offered.raw.take(kept)
+    return Built(
+        encoder=plan.encoder,
+        raw=RawRows(context, of_candidates, choices.taken(offered.ids, kept)),
+        mask=choices.taken(offered.mask, kept),
+        action=steps["action"][kept],
+        propensity=steps["propensity"][kept],
+        reward=rewards[kept],
+        metrics=came.metrics[kept],
+        discount=episodes.discounts(problem, ordered, rows.at),
+        next=ordered.next,
+        unit=rows.unit,
+        metric_names=came.names,
+        ids=ids,
+        draws=tables.draws()[units],
+        counts=_counts(tables, census, came, left, steps["estimated"]),
+        since=since,
+        until=until,
+        profiles=plan.profiles,
+    )
+
+
+def _ordered(tables: Tables, action: str) -> tuple[Columns, np.ndarray, Places]:
+    """The steps of all decisions in their order, the clock of each ([N] i64), and where each came from."""
+    steps = tables.steps(action)
+    rows = steps.pop(ROW)
+    found = order(steps["unit"], steps["at"], steps["step"], lambda some: tables.ids(rows[some]))
+    for name in steps:
+        steps[name] = steps[name][found.places]  # one column at a time
+    return steps, found.clock, Places(tables, rows[found.places])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The encoder and where its fields are; same_ids: the candidates, ascending, if all decisions have the same."""
+
+    encoder: Encoder
+    context: tuple[Field, ...]
+    candidate: tuple[Field, ...]
+    same_ids: tuple[str, ...] | None
+    profiles: tuple[Profile, ...]
+
+
+def _named_actions(problem: Problem) -> tuple[str, ...]:
     if not isinstance(problem.actions, One):
         raise DataError(
             f"problem {problem.name}: actions of kind {type(problem.actions).__name__.lower()} can not be built yet",
             hint='actions of kind "one" can',
             field="actions",
         )
-    tables = sql.tables(engine, files, sql.window(problem, since, until, as_of))
-    census = _census(tables)
-    plan = _plan(tables, problem, problem.actions.names, encoder)
-    columns = tables.rows(fields.columns_of(plan.context))
-    ids = columns["id"]
-    _check_propensity(columns["propensity"], ids)
-    came = facts.gather(tables, ids, problem)
-    reward = facts.rewards(problem, came, ids)
-    offered = choices.gather(tables, plan.candidate, ids, shared=plan.shared)
-    choices.check_names(offered, problem.actions.names, ids)
-    rows = _rows(columns, came)
-    ended = episodes.cut(rows, problem.horizon)
-    action = choices.places(offered, columns["action"], ids)
-    raw = RawRows(fields.raw(plan.context, columns, len(ids)), offered.raw, offered.ids)
-    batch = Batch(
-        encoder=plan.encoder,
-        context=_encoded(plan.encoder, raw.context),
-        candidates=offered.encoded(plan.encoder),
-        mask=offered.mask,
-        action=action,
-        propensity=columns["propensity"],
-        reward=reward,
-        metrics=came.metrics,
-        discount=episodes.discounts(problem, ended, rows.at),
-        next=ended.next,
-        unit=rows.unit,
-        metric_names=came.names,
-    )
-    return Built(batch, raw, ids, _counts(tables, census, rows, came, ended), since, until)
+    return problem.actions.names
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The encoder and where its fields are; shared: all decisions have the same candidates."""
-
-    encoder: Encoder
-    context: tuple[Field, ...]
-    candidate: tuple[Field, ...]
-    shared: bool
-
-
-def _plan(tables: Tables, problem: Problem, names: tuple[str, ...], encoder: Encoder | None) -> _Plan:
+def plan_of(tables: Tables, problem: Problem, encoder: Encoder | None, settings: Settings) -> Plan:
+    """The encoder: the one that is given, or one fitted on the decisions that enter."""
     declared = fields.declared(encoder.candidate) if encoder else problem.candidate
-    shared = tables.same_candidates(fields.candidate_columns(tables, declared))
-    context, candidate = Source(tables, "kept"), Source(tables, "offered", shared)
+    same = tables.same_candidates(fields.candidate_columns(tables, declared))
+    context, candidate = Source(tables, "kept"), Source(tables, "offered", same is not None)
+    profiles: tuple[Profile, ...] = ()
     if encoder is None:
         found = fields.pick(context, problem.context), fields.pick(candidate, problem.candidate)
-        encoder = Encoder(fields.fit(context, found[0]), fields.fit(candidate, found[1]), tuple(sorted(names)))
+        of_context, context_profiles = fields.fit(context, found[0], settings.context)
+        of_candidate, candidate_profiles = fields.fit(candidate, found[1], settings.candidate)
+        profiles = (*context_profiles, *candidate_profiles)
+        found = fields.read_as(found[0], of_context), fields.read_as(found[1], of_candidate)
+        encoder = Encoder(of_context, of_candidate, tuple(sorted(_named_actions(problem))))
     else:
         found = fields.pick_for(context, encoder.context), fields.pick_for(candidate, encoder.candidate)
     if not encoder.candidate_width:
@@ -104,60 +150,95 @@ def _plan(tables: Tables, problem: Problem, names: tuple[str, ...], encoder: Enc
             hint="list actions.names, or log features of the candidates",
             field="actions.names",
         )
-    return _Plan(encoder, *found, shared)
+    return Plan(encoder, *found, same, profiles)
 
 
-def _census(tables: Tables) -> Census:
+def census_of(tables: Tables) -> Census:
+    """How many decisions the window has; raises DataError if none enters."""
     census = tables.census()
     if not census.entering:
         window = tables.window
         raise DataError(
             f"no decision enters: of {census.logged} logged in [{window.since}, {window.until}) "
-            f"{census.waiting} still wait for outcomes at {window.as_of}",
+            f"{census.waiting} still wait for outcomes at {window.as_of}, {census.deferred} were never activated",
             hint="a decision enters once wait_s is over: build later, or look at the window",
         )
     return census
 
 
-def _check_propensity(propensity: np.ndarray, ids: np.ndarray) -> None:
+def _check_steps(steps: Columns, decisions: Places) -> None:
+    propensity, n = steps["propensity"], len(steps["propensity"])
     bad = np.flatnonzero(~((propensity > 0) & (propensity <= 1)))
     if bad.size:
         raise DataError(
-            f"decision {ids[bad[0]]}: propensity is {propensity[bad[0]]:g}, must be in (0, 1] "
-            f"({bad.size} such rows of {len(ids)})",
+            f"decision {decisions[bad[0]]}: propensity is {propensity[bad[0]]:g}, must be in (0, 1] "
+            f"({bad.size} such rows of {n})",
             hint="log the probability with which the action was taken: nothing may stand in for it",
             field="propensity",
         )
+    bad = np.flatnonzero(steps["action"] < 0)
+    if bad.size:
+        raise DataError(
+            f"decision {decisions[bad[0]]}: action {decisions.action(bad[0])!r} is not among its candidates "
+            f"({bad.size} such rows of {n})",
+            hint="log every candidate that could have been taken, the action included",
+            field="candidates",
+        )
 
 
-def _encoded(encoder: Encoder, raw: Raw) -> np.ndarray:
-    """[N, F] f32, in blocks of rows that stay in the processor's cache: 4 times as fast as in one go."""
-    context = np.empty((len(raw.numbers), encoder.context_width), dtype=np.float32)
-    for start in range(0, len(context), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        context[rows] = encoder.encode_context(Raw(raw.numbers[rows], raw.texts[rows]))
-    return context
+def _context(tables: Tables, wanted: Sequence[Field], rows: np.ndarray, into: Path | None) -> Raw:
+    """The fields of the context at these rows; many numbers go to the disk, a few columns at a time."""
+    n = len(rows)
+    at_once = max(_AT_ONCE_BYTES // (8 * n), 1)
+    numbers = [field for field in wanted if field.kind == "number"]
+    if into is None or len(numbers) <= at_once:
+        return _fields(tables, wanted, rows)
+    path = into / "context_numbers.npy"
+    shape = n, len(numbers)
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=shape, fortran_order=True)
+    for start in range(0, len(numbers), at_once):
+        part = _fields(tables, numbers[start : start + at_once], rows)
+        mapped = np.load(path, mmap_mode="r+")
+        mapped[:, start : start + at_once] = part.numbers
+        del mapped  # what is mapped counts as memory of this process
+    others = _fields(tables, [field for field in wanted if field.kind != "number"], rows)
+    return Raw(np.load(path, mmap_mode="r"), others.texts, others.lists)
 
 
-def _rows(columns: Columns, came: Facts) -> Rows:
-    return Rows(columns["unit"], columns["at"], columns["step"], columns["clock"], came.ends, came.late_ends)
+def _fields(tables: Tables, wanted: Sequence[Field], rows: np.ndarray) -> Raw:
+    return fields.raw(wanted, tables.fields(fields.columns_of(wanted), rows), len(rows))
 
 
-def _counts(tables: Tables, census: Census, rows: Rows, came: Facts, ended: Episodes) -> Counts:
-    last = ended.next < 0
+def _ids(tables: Tables, rows: np.ndarray, into: Path | None) -> Ids:
+    if into is None:
+        return Ids(tables.ids(rows))
+    path = into / "decision_ids.parquet"
+    tables.engine.copy(tables.sql(f"SELECT {ROW}, id FROM kept"), path)
+    return Ids(path, rows)
+
+
+def _counts(tables: Tables, census: Census, came: Facts, left: LeftOut, estimated: np.ndarray) -> Counts:
+    rows, ordered = left.rows, left.episodes
+    last = ordered.next < 0
     return Counts(
-        decisions=census.entering,
+        decisions=len(rows.unit),
         waiting=census.waiting,
-        duplicates=census.logged - census.waiting - census.entering,
+        duplicates=census.logged - census.waiting - census.deferred - census.entering,
+        deferred=census.deferred,
+        too_long=left.too_long,
+        long_episodes=left.long_episodes,
+        max_length=left.max_length,
+        too_late=left.too_late,
+        estimated=int(estimated[left.places].sum()),
         outcomes=came.outcomes,
         late=came.late,
-        late_ends=int(came.late_ends.sum()),
+        late_ends=int(rows.late_ends.sum()),
         dangling=tables.dangling(came.outcomes + came.late),
         duplicate_outcomes=tables.duplicate_outcomes(),
-        without_outcome=came.without,
+        without_outcome=int(came.without[left.places].sum()),
         units=int(rows.unit[-1]) + 1,
         episodes=int(last.sum()),
-        terminated=int((ended.ends == TERMINATED).sum()),
-        truncated=int((ended.ends == TRUNCATED).sum()),
-        open=int((last & (ended.ends == NO_END)).sum()),
+        terminated=int((ordered.ends == TERMINATED).sum()),
+        truncated=int((ordered.ends == TRUNCATED).sum()),
+        open=int((last & (ordered.ends == NO_END)).sum()),
     )

@@ -1,16 +1,26 @@
-"""What a build gives: a Batch, the rows it was made from, and the count of all that did not enter."""
+"""What a build gives: rows in their order, the Batch they become, and the count of all that did not enter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from msgspec import Struct
 
+from steersman import engine
 from steersman.core.batch import Batch
-from steersman.core.features import Raw
+from steersman.core.features import Encoder, Raw
+from steersman.core.profile import Profile
+from steersman.engine.disk import replacing
+
+_BLOCK = 16_384
+"""Rows of candidates that are encoded at once."""
 
 
 class Files(Protocol):
@@ -28,13 +38,19 @@ class Files(Protocol):
 class Counts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What entered a build and what did not.
 
-    Every decision logged in the window is in exactly one of `decisions`, `waiting`, `duplicates`; every episode in
-    exactly one of `terminated`, `truncated`, `open`.
+    Every decision logged in the window is in exactly one of `decisions`, `waiting`, `duplicates`, `deferred`,
+    `too_long`, `too_late`; every episode in exactly one of `terminated`, `truncated`, `open`.
 
     Attributes:
         decisions: rows of the Batch.
         waiting: decisions of the window whose wait is not over.
         duplicates: further decisions of the window with an id that was seen before.
+        deferred: decisions that nobody said were carried out.
+        too_long: decisions of the episodes that are longer than most, and were left out on demand.
+        long_episodes: those episodes.
+        max_length: decisions of the longest episode that was allowed to stay; None: any.
+        too_late: decisions too long after the start of their episode, left out on demand.
+        estimated: rows whose propensity is an estimate.
         outcomes: that count: of a row, in time.
         late: outcomes of a row that came after its wait, and are not used.
         late_ends: rows whose episode was closed by an `ends` that came late.
@@ -63,6 +79,12 @@ class Counts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     terminated: int
     truncated: int
     open: int
+    deferred: int = 0
+    too_long: int = 0
+    long_episodes: int = 0
+    max_length: int | None = None
+    too_late: int = 0
+    estimated: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,18 +102,163 @@ class RawRows:
     ids: np.ndarray
 
 
+def coded_as(name: str, texts: np.ndarray) -> dict[str, np.ndarray]:
+    """[...] object (str) as three arrays: the different texts as UTF-8 one after the other, where each ends, and
+    which one stands where. Without the repeats of a broadcast view."""
+    rows = without_repeats(texts)
+    flat = rows.ravel().tolist()
+    code_of = {text: code for code, text in enumerate(dict.fromkeys(flat))}
+    encoded = [text.encode() for text in code_of]
+    codes = np.fromiter(map(code_of.__getitem__, flat), dtype=np.int64, count=len(flat))
+    return {
+        f"{name}.codes": codes.reshape(rows.shape),
+        f"{name}.ends": np.cumsum([len(text) for text in encoded], dtype=np.int64),
+        f"{name}.utf8": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+    }
+
+
+def without_repeats(array: np.ndarray) -> np.ndarray:
+    """Of a broadcast array the row that all rows are."""
+    return array[:1] if array.strides[0] == 0 else array
+
+
 @dataclass(frozen=True, eq=False)
-class Built:
-    """A Batch and what it was made from.
+class Ids:
+    """Ids of decisions in their order; read when somebody asks, for ten million texts are a gigabyte.
 
     Attributes:
-        decision_ids: [N] object, id of every row.
-        since, until: the window of decisions, microseconds UTC.
+        held: [N] object; or a Parquet file of them in any order, with the columns row and id.
+        rows: [N] i64, the row of each, if it is a file.
     """
 
-    batch: Batch
+    held: np.ndarray | Path
+    rows: np.ndarray | None = None
+
+    def values(self) -> np.ndarray:
+        """[N] object."""
+        if not isinstance(self.held, Path) or self.rows is None:
+            return np.asarray(self.held)
+        tables = engine.open("duckdb")
+        tables.view("ids", [str(self.held)])
+        found = tables.query('SELECT "row", id FROM ids ORDER BY "row"')
+        tables.close()
+        return found["id"][np.searchsorted(found["row"], self.rows)]
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """N decisions in the order of their episodes, joined with what came of them.
+
+    Attributes:
+        encoder: makes the Batch out of the raw rows.
+        raw: the rows as logged.
+        mask, action, propensity, reward, metrics, discount, next, unit, metric_names: as in Batch.
+        ids: of the decisions.
+        draws: [U] f64 in [0, 1), one a unit: a hash of its name, so that a unit keeps its draw in every build.
+        profiles: of the fields, if the encoder was fitted in this build.
+        since, until: the window of decisions, microseconds UTC.
+        directory: where it lies on disk; None: in memory.
+    """
+
+    encoder: Encoder
     raw: RawRows
-    decision_ids: np.ndarray
+    mask: np.ndarray
+    action: np.ndarray
+    propensity: np.ndarray
+    reward: np.ndarray
+    metrics: np.ndarray
+    discount: np.ndarray
+    next: np.ndarray
+    unit: np.ndarray
+    metric_names: tuple[str, ...]
+    ids: Ids
+    draws: np.ndarray
     counts: Counts
     since: int
     until: int
+    profiles: tuple[Profile, ...] = ()
+    directory: Path | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    @functools.cached_property
+    def batch(self) -> Batch:
+        """The rows as a Batch. Of a build on disk the encoded columns are put beside it, once, and mapped."""
+        return Batch(
+            encoder=self.encoder,
+            context=self._mapped("context", (len(self), self.encoder.context_width), self._encode_context),
+            candidates=self._candidates(),
+            metric_names=self.metric_names,
+            **{name: getattr(self, name) for name in STEPS},
+        )
+
+    @functools.cached_property
+    def decision_ids(self) -> np.ndarray:
+        """[N] object, id of every row."""
+        return self.ids.values()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over all that the Batch is made from: the same log, window and encoder, the same digest."""
+        total = hashlib.sha256(self.encoder.digest.encode())
+        total.update("\x1f".join(self.metric_names).encode())
+        with ThreadPoolExecutor(2) as threads:  # hashing lets other threads run
+            for name, digest in zip(self.arrays, threads.map(_digest, self.arrays.values()), strict=True):
+                total.update(name.encode() + digest)
+        return total.hexdigest()
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays by name, texts as numbers, without the repeats of broadcast views."""
+        found = {name: without_repeats(getattr(self, name)) for name in STEPS}
+        for name, raw in (("context", self.raw.context), ("candidate", self.raw.candidates)):
+            found[f"{name}_numbers"] = without_repeats(raw.numbers)
+            found[f"{name}_lists"] = without_repeats(raw.lists)
+            found |= coded_as(f"{name}_texts", raw.texts)
+        found |= coded_as("candidate_ids", self.raw.ids)
+        found["draws"] = self.draws
+        return found
+
+    def _candidates(self) -> np.ndarray:
+        """[N, K, A] f32; padding is zeros; a broadcast view where all rows have the same."""
+        n, k = self.mask.shape
+        width = self.encoder.candidate_width
+        if self.raw.ids.strides[0] == 0:
+            one = np.empty((1, k, width), dtype=np.float32)
+            self._encode_candidates(one)
+            return np.broadcast_to(one, (n, k, width))
+        return self._mapped("candidates", (n, k, width), self._encode_candidates)
+
+    def _encode_context(self, out: np.ndarray) -> None:
+        self.encoder.encode_context(self.raw.context, out)
+
+    def _encode_candidates(self, out: np.ndarray) -> None:
+        raw, ids = self.raw.candidates, self.raw.ids
+        for start in range(0, len(out), _BLOCK):
+            rows = slice(start, min(start + _BLOCK, len(out)))
+            self.encoder.encode_candidates(raw.take(rows), ids[rows], out[rows])
+            out[rows][~self.mask[rows]] = 0.0
+
+    def _mapped(self, name: str, shape: tuple[int, ...], encode: Callable[[np.ndarray], None]) -> np.ndarray:
+        if self.directory is None:
+            out = np.empty(shape, dtype=np.float32)
+            encode(out)
+            return out
+        path = self.directory / f"encoded_{name}.npy"
+        if not path.exists():
+            with replacing(path) as aside:
+                out = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=shape)
+                encode(out)
+                out.flush()
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+STEPS = ("mask", "action", "propensity", "reward", "metrics", "discount", "next", "unit")
+"""Names of the arrays of a Batch that a Built has as they are."""
+
+
+def _digest(array: np.ndarray) -> bytes:
+    digest = hashlib.sha256(f"{array.shape}{array.dtype.str}".encode())
+    digest.update(np.ascontiguousarray(array.T).data)  # by columns, as the numbers of the context lie
+    return digest.digest()

@@ -11,7 +11,7 @@ from steersman.core import reward
 from steersman.core.decision import Problem, Rule
 from steersman.core.errors import DataError, did_you_mean
 from steersman.timeline.episodes import TERMINATED, TRUNCATED
-from steersman.timeline.sql import UNKNOWN_END, Tables
+from steersman.timeline.sql import ROW, UNKNOWN_END, Places, Tables
 
 _PREFIX = "metrics."
 
@@ -26,7 +26,7 @@ class Facts:
         ends: [N] i64, NO_END, TRUNCATED or TERMINATED: what came in time.
         late_ends: [N] bool, an `ends` came too late and none in time.
         outcomes, late: how many outcomes came in time, and after it.
-        without: how many decisions have no outcome in time.
+        without: [N] bool, no outcome came in time.
     """
 
     names: tuple[str, ...]
@@ -35,34 +35,35 @@ class Facts:
     late_ends: np.ndarray
     outcomes: int
     late: int
-    without: int
+    without: np.ndarray
 
 
-def gather(tables: Tables, ids: np.ndarray, problem: Problem) -> Facts:
-    """The outcomes of the problem's decisions `ids` ([N] object), combined by its rules.
+def gather(tables: Tables, problem: Problem, decisions: Places) -> Facts:
+    """The outcomes of the decisions in their places, combined by the rules of the problem.
 
     Raises:
         DataError: an outcome ends an episode in a way we do not know, or a metric is not a number.
     """
-    n = len(ids)
     logged = sorted(column for column in tables.outcomes if column.startswith(_PREFIX))
     for column in logged:
         if tables.outcomes[column] != "number":
             raise DataError(f"{column} is a {tables.outcomes[column]}, must be a number", field=column)
-    nothing = dict.fromkeys(("place", "late", "ends"), np.zeros(0, np.int64))
+    n = len(decisions)
+    nothing = dict.fromkeys((ROW, "late", "ends"), np.zeros(0, np.int64))
     found = tables.facts(logged, ordered=_need_order(problem, logged)) if tables.outcomes else nothing
-    row, late = found["place"], found["late"] == 1
+    row, late = decisions.of(found[ROW]), found["late"] == 1
     bad = found["ends"] == UNKNOWN_END
     if bad.any():
         raise DataError(
-            f"decision {ids[row[bad][0]]}: an outcome ends it neither terminated nor truncated ({bad.sum()} such rows)",
+            f"decision {decisions[row[bad][0]]}: an outcome ends it neither terminated nor truncated "
+            f"({bad.sum()} such rows)",
             field="ends",
         )
     ends = _strongest(row[~late], found["ends"][~late], n)
     late_ends = (_strongest(row[late], found["ends"][late], n) > 0) & (ends == 0)
     columns = {name.removeprefix(_PREFIX): found[name][~late] for name in logged}
     names, metrics = _metrics(row[~late], columns, n, problem)
-    without = int((np.bincount(row[~late], minlength=n) == 0).sum())
+    without = np.bincount(row[~late], minlength=n) == 0
     return Facts(names, metrics, ends, late_ends, int((~late).sum()), int(late.sum()), without)
 
 
@@ -152,7 +153,7 @@ def add_up(row: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
     return total
 
 
-def rewards(problem: Problem, facts: Facts, ids: np.ndarray) -> np.ndarray:
+def rewards(problem: Problem, facts: Facts, decisions: Places) -> np.ndarray:
     """[N] f64, the problem's reward of every decision.
 
     Raises:
@@ -166,21 +167,4 @@ def rewards(problem: Problem, facts: Facts, ids: np.ndarray) -> np.ndarray:
                 hint=f"{did_you_mean(name, columns)}; or give {name} a default_outcome",
                 field="reward",
             )
-    try:
-        return reward.compute(problem.reward, columns)
-    except DataError as error:
-        row = _first_refused(problem.reward, columns, len(ids))
-        raise DataError(f"decision {ids[row]}: {error.message}", hint=error.hint, field=error.field) from None
-
-
-def _first_refused(expression: str, columns: Mapping[str, np.ndarray], n: int) -> int:
-    """The first of n rows that has no reward, by halving: rows before `good` have one, one before `bad` has none."""
-    good, bad = 0, n
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        try:
-            reward.compute(expression, {name: values[:middle] for name, values in columns.items()})
-            good = middle
-        except DataError:
-            bad = middle
-    return good
+    return reward.compute(problem.reward, columns, names=decisions)

@@ -1,23 +1,33 @@
-"""Which columns are fields, what kind they are, the transforms fitted on them, and their rows as Raw."""
+"""Which columns are fields, what kind they are, their profiles and transforms, and their rows as Raw."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
+from steersman.core import features
 from steersman.core.decision import NO_TEXT, FieldType
-from steersman.core.errors import DataError
-from steersman.core.features import Continuous, Raw, Transform, category, continuous
-from steersman.timeline import statistics
+from steersman.core.errors import ConfigError, DataError, did_you_mean
+from steersman.core.features import Raw, Transform, list_keys, pack_lists, reads, stack_lists
+from steersman.core.profile import FeatureType, Profile
+from steersman.timeline import identify, statistics
 from steersman.timeline.sql import IDS, Columns, Kind, Tables
-from steersman.timeline.statistics import Relation, Source
+from steersman.timeline.statistics import Numbers, Relation, Source, Values
 
-_PREFIX = {"kept": "context.", "offered": "candidates."}
-_GROUP = {"kept": "context", "offered": "candidate"}
+FieldKind = Literal["number", "text", "list of number", "list of text"]
+
+_PREFIX: dict[Relation, str] = {"kept": "context.", "offered": "candidates."}
+_GROUP: dict[Relation, Literal["context", "candidate"]] = {"kept": "context", "offered": "candidate"}
 _ELEMENT: dict[Kind, Kind] = {"list of number": "number", "list of text": "text", "list": "list"}
+_PROFILE: dict[Kind, Literal["number", "text", "list"]] = {
+    "number": "number",
+    "text": "text",
+    "list of number": "list",
+    "list of text": "list",
+}
 
 
 @dataclass(frozen=True)
@@ -25,12 +35,20 @@ class Field:
     """A field and where its values are.
 
     Attributes:
+        kind: what the log holds.
         column: of the decisions; empty: no decision has a value of it, so it is missing in every row.
+        hashed: a text that its transform reads as a list of one id.
     """
 
     name: str
-    kind: Literal["number", "text"]
+    kind: FieldKind
     column: str
+    hashed: bool = False
+
+    @property
+    def reads(self) -> features.Kind:
+        """The array of Raw in which it travels."""
+        return "list" if self.hashed else _PROFILE[self.kind]
 
 
 def columns_of(fields: Sequence[Field]) -> dict[str, Kind]:
@@ -40,7 +58,7 @@ def columns_of(fields: Sequence[Field]) -> dict[str, Kind]:
 
 def declared(transforms: Sequence[Transform]) -> dict[str, FieldType]:
     """The fields of an encoder, as a problem would declare them."""
-    return {t.name: "number" if isinstance(t, Continuous) else "text" for t in transforms}
+    return {transform.name: reads(transform) for transform in transforms}
 
 
 def candidate_columns(tables: Tables, names: Mapping[str, FieldType]) -> list[str]:
@@ -65,12 +83,12 @@ def pick(source: Source, wanted: Mapping[str, FieldType]) -> tuple[Field, ...]:
     Only the decisions that enter are asked: a field that came up later must not widen the rows of before.
 
     Raises:
-        DataError: a field is a list, holds something else than declared, or its kind can not be told.
+        DataError: a field holds a list of lists, or something else than declared, or its kind can not be told.
     """
     prefix, group = _PREFIX[source.relation], _GROUP[source.relation]
     logged = _logged(source.tables, source.relation)
     names = sorted(wanted or logged)
-    values = statistics.present(source, [prefix + name for name in names if name in logged])
+    _, values = statistics.present(source, [prefix + name for name in names if name in logged])
     fields = []
     for name in names:
         there = values.get(prefix + name, 0) > 0
@@ -88,22 +106,102 @@ def pick_for(source: Source, transforms: Sequence[Transform]) -> tuple[Field, ..
     """
     if not transforms:
         return ()
-    return pick(source, declared(transforms))
+    logged = _logged(source.tables, source.relation)
+    wanted = declared(transforms)
+    for name, kind in wanted.items():
+        if kind == "list" and (logged.get(name) == "text" or source.relation == "offered"):
+            wanted[name] = "text"
+    return read_as(pick(source, wanted), transforms)
 
 
-def fit(source: Source, fields: Sequence[Field]) -> tuple[Transform, ...]:
-    """One transform a field, from the values of the decisions that enter.
-
-    Raises:
-        DataError: a text field has too many different values.
-    """
-    moments = statistics.moments(source, [f.column for f in fields if f.kind == "number" and f.column])
-    unseen = statistics.Moments(0, 0.0, 1.0)
+def read_as(fields: Sequence[Field], transforms: Sequence[Transform]) -> tuple[Field, ...]:
+    """The fields as these transforms read them, one each: a text with too many values is read as a list of one id."""
     return tuple(
-        continuous(field.name, *moments.get(field.column, unseen))
-        if field.kind == "number"
-        else category(field.name, statistics.texts(source, field.column) if field.column else ())
+        replace(field, hashed=field.kind == "text" and reads(transform) == "list")
+        for field, transform in zip(fields, transforms, strict=True)
+    )
+
+
+def fit(
+    source: Source, fields: Sequence[Field], overrides: Mapping[str, FeatureType]
+) -> tuple[tuple[Transform, ...], tuple[Profile, ...]]:
+    """One transform a field and the profile it comes from, of the decisions that enter.
+
+    Args:
+        overrides: field -> its type, instead of the one identified.
+    Raises:
+        ConfigError: an override names no field.
+        DataError: the values of a field can not have the type that an override gives it.
+    """
+    group = _GROUP[source.relation]
+    known = [field.name for field in fields]
+    for name in overrides:
+        if name not in known:
+            raise ConfigError(
+                f"build.{group} names {name!r}, which is no field of the {group}",
+                hint=did_you_mean(name, known),
+                field=f"build.{group}.{name}",
+            )
+    found = tuple(
+        identify.declare(profile, overrides[profile.name])
+        if profile.name in overrides
+        else identify.identified(profile)
+        for profile in profiles(source, fields)
+    )
+    return tuple(map(identify.transform, found)), found
+
+
+def profiles(source: Source, fields: Sequence[Field]) -> tuple[Profile, ...]:
+    """What the values of every field look like; their types are not identified yet."""
+    columns = columns_of(fields)
+    rows, there = statistics.present(source, [column for column, kind in columns.items() if kind == "text"])
+    numbers = statistics.numbers(source, {column: kind for column, kind in columns.items() if kind != "text"})
+    n = {
+        column: there[column]
+        if kind == "text"
+        else numbers[column].finite
+        if kind == "number"
+        else round(numbers[column].mean * numbers[column].finite)
+        for column, kind in columns.items()
+    }
+    several = {column: kind for column, kind in columns.items() if not _few_known(kind, numbers.get(column))}
+    values = statistics.values(source, several, n)
+    return tuple(
+        _profile(source, field, rows, there.get(field.column, 0), numbers.get(field.column), values.get(field.column))
         for field in fields
+    )
+
+
+def _few_known(kind: Kind, numbers: Numbers | None) -> bool:
+    """Whether nothing is left to be asked about the different values: too many numbers, or at most one."""
+    return kind == "number" and numbers is not None and not 1 < numbers.distinct <= statistics.MAX_NUMBERS
+
+
+def _profile(
+    source: Source, field: Field, rows: int, there: int, numbers: Numbers | None, values: Values | None
+) -> Profile:
+    kind = _PROFILE[field.kind]
+    found: dict[str, Any] = {"present": there}
+    if numbers is not None:
+        found = numbers._asdict()
+        if kind == "list":
+            found |= {"finite": 0, "distinct": 0, "sampled": 0, "whole": False}
+        elif numbers.distinct == 1:
+            found["counts"] = ((numbers.low, numbers.finite),)
+    if values is not None:
+        found |= {"distinct": values.distinct, "counts": values.counts}
+        if kind != "number" or values.counts:
+            found["sampled"] = values.sampled
+        if kind == "number" and values.counts:
+            found["quantiles"] = statistics.quantiles(values.counts)
+    return Profile(
+        group=_GROUP[source.relation],
+        name=field.name,
+        kind=kind,
+        rows=rows,
+        type="continuous",
+        reason="not identified",
+        **found,
     )
 
 
@@ -111,12 +209,15 @@ def raw(fields: Sequence[Field], columns: Columns, n: int) -> Raw:
     """[n] rows as arrays. Takes the columns out of `columns`, so that they are in memory once only.
 
     Raises:
-        DataError: a text has the character that stands for missing.
+        DataError: a text has the character that stands for missing, or an element of a list is no id.
     """
-    numbers = [field for field in fields if field.kind == "number"]
-    texts = [field for field in fields if field.kind == "text"]
+    numbers, texts, lists = ([field for field in fields if field.reads == kind] for kind in ("number", "text", "list"))
     # By columns, because they are filled and encoded one after the other.
-    result = Raw(np.empty((n, len(numbers)), order="F"), np.full((n, len(texts)), NO_TEXT, dtype=object, order="F"))
+    result = Raw(
+        np.empty((n, len(numbers)), order="F"),
+        np.full((n, len(texts)), NO_TEXT, dtype=object, order="F"),
+        stack_lists([_lists(field, columns, n) for field in lists]) if lists else np.empty((n, 0, 1), dtype=np.int64),
+    )
     for j, field in enumerate(numbers):
         # + 0.0 makes a negative zero a zero: they are one value.
         result.numbers[:, j] = columns.pop(field.column) + 0.0 if field.column else np.nan
@@ -124,6 +225,13 @@ def raw(fields: Sequence[Field], columns: Columns, n: int) -> Raw:
         if field.column:
             result.texts[:, j] = _texts(field, columns.pop(field.column))
     return result
+
+
+def _lists(field: Field, columns: Columns, n: int) -> np.ndarray:
+    """[n, L] i64 keys of a list field, or of a text as a list of one."""
+    if not field.column:
+        return pack_lists(np.empty(0, dtype=np.int64), np.full(n, -1))
+    return list_keys(field.name, columns.pop(field.column).tolist())
 
 
 def _texts(field: Field, column: np.ndarray) -> np.ndarray:
@@ -136,22 +244,23 @@ def _texts(field: Field, column: np.ndarray) -> np.ndarray:
     return np.fromiter(map(shared.__getitem__, column.tolist()), dtype=object, count=len(column))
 
 
-def _kind(field: str, wanted: FieldType, logged: Kind | None) -> Literal["number", "text"]:
+def _kind(field: str, wanted: FieldType, logged: Kind | None) -> FieldKind:
     """Kind of a field; logged: what the log holds, None: no value."""
-    if wanted == "list" or (logged is not None and logged.startswith("list")):
+    if logged == "list" or (field.startswith("candidate.") and (logged or wanted).startswith("list")):
+        what = "a list of lists" if field.startswith("context.") else "a list, and a candidate's feature can be none"
         raise DataError(
-            f"{field} is a list: lists can not be encoded yet",
+            f"{field} is {what}",
             hint="declare the fields of the problem and leave this one out",
             field=field,
         )
-    held = logged or wanted
+    held = logged or ("list of text" if wanted == "list" else wanted)
     if held == "auto":
         raise DataError(
             f"{field} is declared auto, but no decision that enters has a value of it",
-            hint="declare it as number or text",
+            hint="declare it as number, text or list",
             field=field,
         )
-    if held not in ("number", "text") or wanted not in ("auto", held):
+    if held == "other" or wanted not in ("auto", _PROFILE[held]):
         raise DataError(
             f"{field} is declared {wanted}, but the log holds a {held}",
             hint="declare it as the log holds it, or leave it out",

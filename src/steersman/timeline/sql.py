@@ -1,7 +1,6 @@
 """What is asked of the engine: who is first, who belongs to whom, in which order, what can be chosen.
 
-Standard SQL, so that another engine can run it. What must differ between engines stands in the functions after
-`columns_of`: reading a schema, putting a result aside, an exact sum, a set of candidates, one row a candidate.
+Standard SQL as far as it goes, so that another engine can run it.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ import numpy as np
 
 from steersman.core.decision import Problem
 from steersman.core.errors import DataError
-from steersman.engine import Engine, identifier
+from steersman.engine import Engine, identifier, literal
 from steersman.timeline.built import Files
-from steersman.timeline.episodes import BY_STEP, BY_TIME, BY_TIME_AND_STEP, NO_END, SECOND, TERMINATED, TRUNCATED
+from steersman.timeline.episodes import NO_END, SECOND, TERMINATED, TRUNCATED
 
 Columns = dict[str, np.ndarray]
 Kind = Literal["number", "text", "list of number", "list of text", "list", "other"]
 
 IDS = "candidates.id"
+ROW = "row"
 UNKNOWN_END = -1
 
 _NEED: dict[str, dict[str, Kind]] = {
@@ -36,16 +36,20 @@ _NEED: dict[str, dict[str, Kind]] = {
     },
     "outcomes": {"id": "text", "decision": "text", "at": "number"},
 }
-_OPTIONAL = {"decisions": {"step": "BIGINT"}, "outcomes": {"ends": "VARCHAR"}}
+_OPTIONAL = {
+    "decisions": {"step": "BIGINT", "deferred": "BOOLEAN", "estimated": "BOOLEAN"},
+    "outcomes": {"ends": "VARCHAR", "activates": "BOOLEAN"},
+}
 
-_CLOCKS = f"""SELECT unit, ROW_NUMBER() OVER (ORDER BY unit) - 1 AS number,
-    CASE WHEN COUNT(step) < COUNT(*) THEN {BY_TIME}
-    WHEN COUNT(DISTINCT step) < COUNT(*) THEN {BY_TIME_AND_STEP} ELSE {BY_STEP} END AS clock
+
+def _draw(first: int) -> str:
+    """SQL of a number in [0, 1) out of eight hexadecimal digits of the MD5 of a unit's name."""
+    digits = (f"STRPOS('0123456789abcdef', SUBSTR(MD5(unit), {first + i}, 1)) - 1" for i in range(8))
+    return " + ".join(f"({digit}) / {16.0 ** (i + 1):.1f}E0" for i, digit in enumerate(digits))
+
+
+_UNITS = f"""SELECT unit, ROW_NUMBER() OVER (ORDER BY unit) - 1 AS number, {_draw(1)} AS draw
     FROM kept GROUP BY unit"""
-_CLOCKED = "FROM kept JOIN clocks ON kept.unit = clocks.unit"
-_ORDER = f"""ORDER BY clocks.number, CASE WHEN clocks.clock = {BY_STEP} THEN kept.step ELSE kept."at" END,
-    kept."at", kept.id"""
-_PLACE = f"ROW_NUMBER() OVER ({_ORDER}) - 1 AS place"
 _ANY = "kept.id = (SELECT MIN(id) FROM kept)"
 
 
@@ -69,6 +73,11 @@ class Window:
         return f'"at" <= {self.as_of}'
 
     @property
+    def seen_until(self) -> int:
+        """All decisions before this instant have entered or are waited for no more, microseconds UTC."""
+        return min(self.until, self.as_of - self.wait + 1)
+
+    @property
     def waited(self) -> str:
         """SQL: the decision's wait is over."""
         return f'"at" <= {self.as_of - self.wait}'
@@ -86,10 +95,12 @@ def window(problem: Problem, since: int, until: int, as_of: int) -> Window:
 
 
 class Census(NamedTuple):
-    """Decisions of the window: lines logged, copies too; different ones that wait; different ones that enter."""
+    """Decisions of the window: lines logged, copies too; different ones that wait, that were deferred and never
+    activated, that enter."""
 
     logged: int
     waiting: int
+    deferred: int
     entering: int
 
 
@@ -98,8 +109,8 @@ class Tables:
     """The decisions and outcomes of a log, and the questions a build asks of them.
 
     A question is a query over the views `decisions` and `outcomes` and over these relations: `once` (decisions, each
-    id once), `kept` (those that enter), `clocks` (number of a unit and what orders it), `heard` (outcomes until as_of,
-    each id once), `offered` (one row a candidate of a kept decision).
+    id once), `heard` (outcomes until as_of, each id once), `kept` (decisions that enter), `offered` (one row a
+    candidate of a kept decision); and, once `steps` was called, over the table `units` (number of a unit and its draw).
 
     Attributes:
         decisions: name -> kind of the columns.
@@ -113,43 +124,94 @@ class Tables:
     outcomes: Mapping[str, Kind]
     repeated: tuple[bool, bool]
 
-    def ask(self, select: str, parameters: Sequence[object] = (), *, offered: str = "") -> Columns:
-        """The result of a query over the relations; offered: SQL of the relation of that name, if it is needed."""
-        relations = {
-            "once": _once("decisions", self.decisions, repeated=self.repeated[0]),
-            "kept": f"SELECT * FROM once WHERE {self.window.inside} AND {self.window.waited}",
-            "clocks": _CLOCKS,
-        }
+    def sql(self, select: str, *, offered: str = "") -> str:
+        """A query over the relations; offered: SQL of the relation of that name, if it is needed."""
+        relations = {"once": _once("decisions", self.decisions, repeated=self.repeated[0])}
         if self.outcomes:
             once = _once("outcomes", self.outcomes, repeated=self.repeated[1])
             relations["heard"] = f"SELECT * FROM ({once}) AS once_heard WHERE {self.window.happened}"
+        relations["kept"] = (
+            f"SELECT * FROM once WHERE {self.window.inside} AND {self.window.waited} AND {self._carried}"
+        )
         if offered:
             relations["offered"] = offered
         named = ", ".join(f"{name} AS ({body})" for name, body in relations.items())
-        return self.engine.query(f"WITH {named} {select}", parameters)
+        return f"WITH {named} {select}"
+
+    def ask(self, select: str, parameters: Sequence[object] = (), *, offered: str = "") -> Columns:
+        """The result of a query over the relations."""
+        return self.engine.query(self.sql(select, offered=offered), parameters)
+
+    @property
+    def _carried(self) -> str:
+        """SQL: the decision was carried out, as far as one knows."""
+        if "deferred" not in self.decisions:
+            return "TRUE"
+        activated = "id IN (SELECT decision FROM heard WHERE activates)" if self.outcomes else "FALSE"
+        return f"(NOT COALESCE(deferred, FALSE) OR {activated})"
 
     def census(self) -> Census:
         """How many decisions are in the window."""
         inside, waited = self.window.inside, self.window.waited
         logged = self.engine.query(f"SELECT COUNT(*) AS n FROM decisions WHERE {inside}")
         found = self.ask(f"SELECT COUNT(*) AS n, COUNT(CASE WHEN {waited} THEN 1 END) AS k FROM once WHERE {inside}")
-        n, entering = int(found["n"][0]), int(found["k"][0])
-        return Census(logged=int(logged["n"][0]), waiting=n - entering, entering=entering)
+        n, waited_for = int(found["n"][0]), int(found["k"][0])
+        entering = waited_for
+        if "deferred" in self.decisions:
+            entering = int(self.ask("SELECT COUNT(*) AS n FROM kept")["n"][0])
+        return Census(int(logged["n"][0]), n - waited_for, waited_for - entering, entering)
 
-    def rows(self, columns: Mapping[str, Kind]) -> Columns:
-        """The kept decisions in their order: id, unit i64, at, step (-1: none), clock, action, propensity, columns."""
-        wanted = ", ".join(
-            [
-                'kept.id AS id, clocks.number AS unit, kept."at" AS "at", clocks.clock AS clock',
-                "COALESCE(CAST(kept.step AS BIGINT), -1) AS step, kept.action AS action",
-                "CAST(kept.propensity AS DOUBLE) AS propensity",
-                *(f"{typed('kept', column, kind)} AS {identifier(column)}" for column, kind in columns.items()),
-            ]
+    def steps(self, action: str) -> Columns:
+        """The kept decisions in any order: row, unit, at, step (-1: none), propensity, action, estimated (0, 1).
+
+        Args:
+            action: SQL of the place of its action among its candidates, -1 if it is not one of them.
+        """
+        self.engine.keep("units", self.sql(_UNITS))
+        estimated = "COALESCE(kept.estimated, FALSE)"
+        return self.ask(
+            f"""SELECT kept.{ROW} AS {ROW}, units.number AS unit, kept."at" AS "at",
+            COALESCE(CAST(kept.step AS BIGINT), -1) AS step, CAST(kept.propensity AS DOUBLE) AS propensity,
+            {action} AS action, CASE WHEN {estimated} THEN 1 ELSE 0 END AS estimated
+            FROM kept JOIN units ON kept.unit = units.unit"""
         )
-        return self.ask(f"SELECT {wanted} {_CLOCKED} {_ORDER}")
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """[N] object, ids of the decisions at these rows."""
+        return self.engine.take("decisions", {"id": "id"}, rows)["id"]
+
+    def parted(self, shards: int) -> tuple[str, str]:
+        """SQL of the decisions that enter and of their outcomes, each with the shard of its unit, 0 to shards - 1."""
+        # Other digits than those of the draw, by which units are parted into training and test.
+        shard = f"CAST(FLOOR(({_draw(9)}) * {shards}) AS INTEGER)"
+        units = f"(SELECT unit, {shard} AS shard FROM kept GROUP BY unit)"
+        columns = sorted({*_read("decisions", self.decisions), *_OPTIONAL["decisions"]} - {ROW})
+        wanted = ", ".join(f"kept.{identifier(column)} AS {identifier(column)}" for column in columns)
+        decisions = f"SELECT {wanted}, units.shard AS shard FROM kept JOIN {units} AS units ON kept.unit = units.unit"
+        if not self.outcomes:
+            return self.sql(decisions), ""
+        of_kept = f"""SELECT heard.*, units.shard AS shard FROM heard JOIN kept ON heard.decision = kept.id
+            JOIN {units} AS units ON kept.unit = units.unit"""
+        return self.sql(decisions), self.sql(of_kept)
+
+    def draws(self) -> np.ndarray:
+        """[U] f64 in [0, 1), by the number of the unit: a hash of its name, so that it is the same in every build."""
+        found = self.engine.query("SELECT number, draw FROM units")
+        draws = np.empty(len(found["number"]))
+        draws[found["number"]] = found["draw"]
+        return draws
+
+    def fields(self, columns: Mapping[str, Kind], rows: np.ndarray) -> Columns:
+        """Columns of the decisions at these rows ([N] i64, `row` of steps), in that order; null numbers are NaN."""
+        wanted = {}
+        for name, kind in columns.items():
+            value = typed("decisions", name, kind)
+            # The engine is faster at it than a mask is.
+            wanted[name] = f"COALESCE({value}, CAST('NaN' AS DOUBLE))" if kind == "number" else value
+        return self.engine.take("decisions", wanted, rows)
 
     def facts(self, metrics: Sequence[str], *, ordered: bool) -> Columns:
-        """The outcomes of kept decisions: place i64 of the decision, late (0, 1), ends, metrics.
+        """The outcomes of kept decisions: row of the decision, late (0, 1), ends, metrics.
 
         Args:
             ordered: by `at` of the outcome, then by its id; else in no order, which is cheaper.
@@ -157,12 +219,11 @@ class Tables:
         wanted = "".join(f", {typed('heard', column, 'number')} AS {identifier(column)}" for column in metrics)
         ends = typed("heard", "ends", "text")
         return self.ask(
-            f"""SELECT placed.place AS place,
-            CASE WHEN heard."at" - placed."at" > {self.window.wait} THEN 1 ELSE 0 END AS late,
+            f"""SELECT kept.{ROW} AS {ROW},
+            CASE WHEN heard."at" - kept."at" > {self.window.wait} THEN 1 ELSE 0 END AS late,
             CASE WHEN heard.ends IS NULL THEN {NO_END} WHEN {ends} = 'truncated' THEN {TRUNCATED}
             WHEN {ends} = 'terminated' THEN {TERMINATED} ELSE {UNKNOWN_END} END AS ends{wanted}
-            FROM heard JOIN (SELECT kept.id AS id, kept."at" AS "at", {_PLACE} {_CLOCKED}) AS placed
-            ON heard.decision = placed.id{' ORDER BY heard."at", heard.id' if ordered else ""}"""
+            FROM heard JOIN kept ON heard.decision = kept.id{' ORDER BY heard."at", heard.id' if ordered else ""}"""
         )
 
     def dangling(self, of_rows: int) -> int:
@@ -186,32 +247,80 @@ class Tables:
         count = f"SELECT COUNT(*) - COUNT(DISTINCT id) AS n FROM outcomes WHERE {self.window.happened}"
         return int(self.engine.query(count)["n"][0])
 
-    def same_candidates(self, columns: Sequence[str]) -> bool:
-        """Whether every kept decision had the same candidates with the same features, in whatever order."""
+    def same_candidates(self, columns: Sequence[str]) -> tuple[str, ...] | None:
+        """Ids of the candidates, ascending, if every kept decision had the same with the same features, in whatever
+        order; else None."""
         lists = (IDS, *columns)
         found = self.ask(
             f"""SELECT COUNT(*) AS n FROM (SELECT DISTINCT {_candidate_set(lists)} AS candidates
             FROM (SELECT DISTINCT {_names(lists)} FROM kept) AS sets) AS different"""
         )
-        return int(found["n"][0]) == 1
+        if int(found["n"][0]) != 1:
+            return None
+        ids = self.ask(f"SELECT {identifier(IDS)} AS ids FROM kept WHERE {_ANY}")["ids"][0]
+        return None if ids is None or any(name is None for name in ids) else tuple(sorted(ids))
 
     def candidates(self, columns: Mapping[str, Kind], *, shared: bool) -> Columns:
-        """Candidates by (place, id): place i64, id, columns; of all rows or, where all have the same, as place 0."""
+        """Candidates by (row, id): row of the decision, id, columns; of all decisions or, where all have the same, of
+        one."""
         lists = (IDS, *columns)
         wanted = ", ".join(f"kept.{identifier(column)} AS {identifier(column)}" for column in lists)
-        placed = (
-            f"SELECT 0 AS place, {wanted} FROM kept WHERE {_ANY}" if shared else f"SELECT {_PLACE}, {wanted} {_CLOCKED}"
-        )
-        each = _one_row_a_candidate(f"({placed}) AS placed", ("place",), lists)
+        of_row = f"SELECT kept.{ROW} AS {ROW}, {wanted} FROM kept{f' WHERE {_ANY}' if shared else ''}"
+        each = _one_row_a_candidate(f"({of_row}) AS of_row", (ROW,), lists)
         features = "".join(f", {typed('each', name, kind)} AS {identifier(name)}" for name, kind in columns.items())
         return self.ask(
-            f"SELECT place, {identifier(IDS)}{features} FROM ({each}) AS each ORDER BY place, {identifier(IDS)}"
+            f"SELECT {ROW}, {identifier(IDS)}{features} FROM ({each}) AS each ORDER BY {ROW}, {identifier(IDS)}"
         )
+
+
+class Places:
+    """Rows of the view of decisions and places in the order of a build, of both of which a decision has one.
+
+    Attributes:
+        rows: [N] i64, the row of the decision at each place.
+    """
+
+    def __init__(self, tables: Tables, rows: np.ndarray) -> None:
+        self.rows = rows
+        self._tables = tables
+        self._place = np.full(int(rows.max()) + 1, -1, dtype=np.int64)
+        self._place[rows] = np.arange(len(rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """[M] i64, the place of the decision at each row."""
+        return self._place[rows]
+
+    def __getitem__(self, place: int) -> str:
+        """Id of the decision at a place, for errors."""
+        return str(self._value("id", place))
+
+    def action(self, place: int) -> str:
+        """The action that the decision at a place took, for errors."""
+        return str(self._value("action", place))
+
+    def _value(self, column: str, place: int) -> object:
+        row = int(self.rows[place])
+        found = self._tables.engine.query(f"SELECT {column} AS value FROM decisions WHERE {ROW} = ?", [row])
+        return found["value"][0]
+
+
+def action_among(ids: Sequence[str] | None) -> str:
+    """SQL of the place of an action among its candidates in the order of their ids; -1: it is none of them.
+
+    Args:
+        ids: of the candidates of all decisions, ascending; None: they differ from decision to decision.
+    """
+    among = f"list_sort(kept.{identifier(IDS)})" if ids is None else f"[{', '.join(map(literal, ids))}]"
+    return f"COALESCE(CAST(list_position({among}, kept.action) AS BIGINT), 0) - 1"
 
 
 def offered(columns: Sequence[str], *, shared: bool) -> str:
-    """SQL of the candidates of all kept decisions or, where all have the same, of one; one row a candidate."""
-    return _one_row_a_candidate(f"kept WHERE {_ANY}" if shared else "kept", (), columns)
+    """SQL of the candidates of all kept decisions or, where all have the same, of one; one row a candidate, with the
+    `id` of its decision."""
+    return _one_row_a_candidate(f"kept WHERE {_ANY}" if shared else "kept", ("id",), columns)
 
 
 def tables(engine: Engine, files: Files, window: Window) -> Tables:
@@ -222,7 +331,10 @@ def tables(engine: Engine, files: Files, window: Window) -> Tables:
     """
     if not files.decisions:
         raise DataError("the log has no decisions in the window", hint="is the problem's name right, and the window?")
-    engine.view("decisions", files.decisions)
+    if engine.distributed:
+        engine.view("decisions", files.decisions)
+    else:
+        engine.view("decisions", files.decisions, row=ROW)
     decisions = _schema(engine, "decisions")
     outcomes: Mapping[str, Kind] = {}
     if files.outcomes:
@@ -280,10 +392,9 @@ def _keep_first(engine: Engine, table: str, columns: Iterable[str]) -> None:
     The first by `at`, then by all that a build reads, so that it is always the same one. An outcome told again later
     than as_of is not the first, so it changes nothing. These few rows are put aside because every question needs them.
     """
-    order = ", ".join(f"{identifier(column)} NULLS FIRST" for column in ["at", *_read(table, columns)])
-    keep(engine, f"{table}_again", f"SELECT id FROM {table} GROUP BY id HAVING COUNT(*) > 1")
-    keep(
-        engine,
+    order = ", ".join(f"{identifier(column)} NULLS FIRST" for column in ["at", *_read(table, columns)] if column != ROW)
+    engine.keep(f"{table}_again", f"SELECT id FROM {table} GROUP BY id HAVING COUNT(*) > 1")
+    engine.keep(
         f"{table}_first",
         f"""SELECT * FROM (
             SELECT *, ROW_NUMBER() OVER (PARTITION BY id ORDER BY {order}) AS telling
@@ -300,7 +411,7 @@ def _selected(table: str, columns: Iterable[str]) -> str:
 
 def _read(table: str, columns: Iterable[str]) -> list[str]:
     """The columns that a build reads."""
-    known = _NEED[table].keys() | _OPTIONAL[table].keys()
+    known = _NEED[table].keys() | _OPTIONAL[table].keys() | {ROW}
     prefixes = ("context.", "candidates.", "metrics.")
     return sorted(column for column in columns if column in known or column.startswith(prefixes))
 
@@ -310,8 +421,9 @@ def _names(columns: Iterable[str]) -> str:
 
 
 def typed(relation: str, column: str, kind: Kind) -> str:
-    """SQL of a column as what a build computes with: DOUBLE or VARCHAR."""
-    return f"CAST({relation}.{identifier(column)} AS {'DOUBLE' if kind == 'number' else 'VARCHAR'})"
+    """SQL of a column as what a build computes with: DOUBLE or VARCHAR; a list as it is."""
+    value = f"{relation}.{identifier(column)}"
+    return value if kind.startswith("list") else f"CAST({value} AS {'DOUBLE' if kind == 'number' else 'VARCHAR'})"
 
 
 def columns_of(engine: Engine, view: str) -> dict[str, Kind]:
@@ -334,16 +446,6 @@ def _kind(kind: str) -> Kind:
         inner = _kind(match[1] or match[2])
         return "list of number" if inner == "number" else "list of text" if inner == "text" else "list"
     return "other"
-
-
-def keep(engine: Engine, name: str, select: str) -> None:
-    """Put the result of a query aside under a name, as long as the engine is open."""
-    engine.query(f"CREATE OR REPLACE TEMP TABLE {name} AS {select}")
-
-
-def exact_sum(whole: str) -> str:
-    """SQL of the sum of 64-bit whole numbers as DOUBLE. It must not overflow: here it has 128 bits."""
-    return f"CAST(SUM({whole}) AS DOUBLE)"
 
 
 def _candidate_set(columns: Sequence[str]) -> str:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
-from steersman.core.batch import Batch, array_fields
 from steersman.core.decision import decoder
 from steersman.core.errors import ConflictError, DataError, NotFoundError
 from steersman.core.features import Encoder, Raw
+from steersman.core.profile import Profile
 from steersman.engine.disk import fsync_directory, make_directory
-from steersman.timeline.built import Built, Counts, RawRows
+from steersman.timeline.built import STEPS, Built, Counts, Ids, RawRows, coded_as
+from steersman.timeline.shards import joined
 
-_FORMAT = 1
+_FORMAT = 2
 _INDEX = "build.json"
-_NUMBERS = ("context_numbers", "candidate_numbers")
-_TEXTS = ("context_texts", "candidate_texts", "candidate_ids", "decision_ids")
 
 
 class _Index(Struct, frozen=True, kw_only=True):
-    """What is not an array. digest: of the Batch, so that damage on disk is noticed."""
+    """What is not an array. digest: of the build, so that damage on disk is noticed."""
 
     format: int
     rows: int
@@ -35,10 +36,27 @@ class _Index(Struct, frozen=True, kw_only=True):
     counts: Counts
     metric_names: tuple[str, ...]
     encoder: Encoder
+    profiles: tuple[Profile, ...]
 
 
-def save(built: Built, directory: Path) -> None:
-    """Write a build: aside, fsynced, then renamed, so that the directory is there whole or not at all.
+class _Parts(Struct, frozen=True, kw_only=True):
+    """The index of a build in parts. digest: of theirs."""
+
+    format: int
+    parts: tuple[str, ...]
+    digest: str
+
+
+def digest_of(parts: Sequence[Built]) -> str:
+    """The digest of a build in parts; of one part its own."""
+    if len(parts) == 1:
+        return parts[0].digest
+    return hashlib.sha256(" ".join(part.digest for part in parts).encode()).hexdigest()
+
+
+def save(built: Built | Sequence[Built], directory: Path) -> None:
+    """Write a build, in one part or in several: aside, fsynced, then renamed, so that the directory is there whole
+    or not at all. What the build had put on disk already is moved: read the build again to go on with it.
 
     Raises:
         ConflictError: the directory is there already.
@@ -49,8 +67,12 @@ def save(built: Built, directory: Path) -> None:
     aside = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)  # left by a process that died and had the same number
     aside.mkdir()
+    parts = [built] if isinstance(built, Built) else list(built)
     try:
-        _write(built, aside)
+        if len(parts) == 1:
+            _write(parts[0], aside)
+        else:
+            _write_parts(parts, aside)
         fsync_directory(aside)
         aside.rename(directory)
     except BaseException:
@@ -59,97 +81,174 @@ def save(built: Built, directory: Path) -> None:
     fsync_directory(directory.parent)
 
 
+def parts_of(directory: Path) -> list[Path]:
+    """The directories of a build's parts, each of which is a build that `load` reads; of a build in one part itself.
+
+    Raises:
+        NotFoundError: there is no build.
+    """
+    index = _raw_index(directory)
+    if "parts" not in index:
+        return [directory]
+    return [directory / name for name in msgspec.convert(index, _Parts).parts]
+
+
+def profiles_of(directory: Path) -> tuple[Profile, ...]:
+    """The profiles of a build's fields, without its rows; empty if its encoder was given."""
+    return _index(parts_of(directory)[0]).profiles
+
+
+def encoder_of(directory: Path) -> Encoder:
+    """The encoder of a build, without its rows."""
+    return _index(parts_of(directory)[0]).encoder
+
+
+class Summary(NamedTuple):
+    """Window [since, until) of a build, microseconds UTC, and its decisions."""
+
+    since: int
+    until: int
+    decisions: int
+
+
+def summary_of(directory: Path) -> Summary:
+    """What a build holds, without its rows."""
+    parts = [_index(part) for part in parts_of(directory)]
+    return Summary(parts[0].since, parts[0].until, sum(part.rows for part in parts))
+
+
 def load(directory: Path) -> Built:
-    """Read a build. Numbers stay on disk and are mapped into memory, read-only.
+    """Read a build. Numbers stay on disk and are mapped into memory, read-only; of a build in parts, all the parts
+    one after the other are in memory.
 
     Raises:
         NotFoundError: there is no build.
         DataError: it is damaged, or of another version of Steersman.
     """
+    paths = parts_of(directory)
+    if paths != [directory]:
+        return joined([load(path) for path in paths])
+    index = _index(directory)
+    built = _read(directory, index)
+    if built.digest != index.digest:
+        raise DataError(f"{directory} is damaged: its digest is {built.digest}, was {index.digest}", hint="build again")
+    return built
+
+
+def _index(directory: Path) -> _Index:
+    return msgspec.convert(_raw_index(directory), _Index)
+
+
+def _raw_index(directory: Path) -> dict[str, Any]:
     path = directory / _INDEX
     if not path.is_file():
         raise NotFoundError(f"{directory} is not a build", hint="steersman build makes one")
-    index = decoder(_Index)(path.read_bytes())
-    if index.format != _FORMAT:
-        raise DataError(f"{path}: format {index.format}, this version reads {_FORMAT}", hint="build it again")
-    arrays = {name: _read(directory, name, index.rows) for name in (*array_fields(), *_NUMBERS)}
-    texts = {name: _read_texts(directory, name, index.rows) for name in _TEXTS}
-    batch = Batch(
-        encoder=index.encoder, metric_names=index.metric_names, **{name: arrays[name] for name in array_fields()}
+    index: dict[str, Any] = decoder(dict)(path.read_bytes())
+    if index.get("format") != _FORMAT:
+        raise DataError(f"{path}: format {index.get('format')}, this version reads {_FORMAT}", hint="build it again")
+    return index
+
+
+def _write_parts(parts: Sequence[Built], directory: Path) -> None:
+    names = tuple(f"part-{k:05d}" for k in range(len(parts)))
+    for name, part in zip(names, parts, strict=True):
+        (directory / name).mkdir()
+        _write(part, directory / name)
+        fsync_directory(directory / name)
+    _write_index(directory, _Parts(format=_FORMAT, parts=names, digest=digest_of(parts)))
+
+
+def _read(directory: Path, index: _Index) -> Built:
+    n = index.rows
+    steps = {name: _rows(directory, name, n) for name in STEPS}
+    ids, rows = _file(directory, "decision_ids", ".parquet"), _file(directory, "decision_rows")
+    ids_of_candidates = _texts(directory, "candidate_ids", n)
+    held = ids if ids.exists() else _texts(directory, "decision_ids")
+    return Built(
+        encoder=index.encoder,
+        raw=RawRows(_raw(directory, "context", n), _raw(directory, "candidate", n), ids_of_candidates),
+        **steps,
+        metric_names=index.metric_names,
+        ids=Ids(held, _map(directory, "decision_rows") if rows.exists() else None),
+        draws=_map(directory, "draws"),
+        counts=index.counts,
+        since=index.since,
+        until=index.until,
+        profiles=index.profiles,
+        directory=directory,
     )
-    if batch.digest != index.digest:
-        raise DataError(f"{directory} is damaged: its digest is {batch.digest}, was {index.digest}", hint="build again")
-    raw = RawRows(
-        Raw(arrays["context_numbers"], texts["context_texts"]),
-        Raw(arrays["candidate_numbers"], texts["candidate_texts"]),
-        texts["candidate_ids"],
+
+
+def _raw(directory: Path, name: str, n: int) -> Raw:
+    return Raw(
+        _rows(directory, f"{name}_numbers", n),
+        _texts(directory, f"{name}_texts", n),
+        _rows(directory, f"{name}_lists", n),
     )
-    return Built(batch, raw, texts["decision_ids"], index.counts, index.since, index.until)
 
 
 def _write(built: Built, directory: Path) -> None:
-    for name in array_fields():
-        _write_array(directory, name, getattr(built.batch, name))
-    for name, raw in (("context", built.raw.context), ("candidate", built.raw.candidates)):
-        _write_array(directory, f"{name}_numbers", raw.numbers)
-        _write_texts(directory, f"{name}_texts", raw.texts)
-    _write_texts(directory, "candidate_ids", built.raw.ids)
-    _write_texts(directory, "decision_ids", built.decision_ids)
+    for name, array in built.arrays.items():
+        _write_array(directory, name, array)
+    if isinstance(built.ids.held, Path):
+        built.ids.held.rename(_file(directory, "decision_ids", ".parquet"))
+    else:
+        for part, array in coded_as("decision_ids", built.ids.held).items():
+            _write_array(directory, part, array)
+    if built.ids.rows is not None:
+        _write_array(directory, "decision_rows", built.ids.rows)
     index = _Index(
         format=_FORMAT,
-        rows=len(built.batch),
+        rows=len(built),
         since=built.since,
         until=built.until,
-        digest=built.batch.digest,
+        digest=built.digest,
         counts=built.counts,
-        metric_names=built.batch.metric_names,
-        encoder=built.batch.encoder,
+        metric_names=built.metric_names,
+        encoder=built.encoder,
+        profiles=built.profiles,
     )
+    _write_index(directory, index)
+
+
+def _write_index(directory: Path, index: Struct) -> None:
     with (directory / _INDEX).open("wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(index)))
         _make_last(file)
 
 
 def _write_array(directory: Path, name: str, array: np.ndarray) -> None:
-    with _path(directory, name).open("wb") as file:
-        np.save(file, _without_repeats(array), allow_pickle=False)
+    path = _file(directory, name)
+    if isinstance(array, np.memmap) and array.filename is not None:
+        Path(array.filename).rename(path)  # the build put it there because it is large
+        with path.open("rb+") as file:
+            _make_last(file)
+        return
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
         _make_last(file)
 
 
-def _read(directory: Path, name: str, n: int) -> np.ndarray:
+def _rows(directory: Path, name: str, n: int) -> np.ndarray:
     """[n, ...]; an array that was saved as one row becomes a broadcast view again."""
-    array = _map(directory, name)
-    return array if len(array) == n else np.broadcast_to(array, (n, *array.shape[1:]))
+    return _repeated(_map(directory, name), n)
 
 
-def _write_texts(directory: Path, name: str, texts: np.ndarray) -> None:
-    """Three arrays: the different texts as UTF-8 one after the other, where each ends, and which one stands where."""
-    rows = _without_repeats(texts)
-    flat = rows.ravel().tolist()
-    code_of = {text: code for code, text in enumerate(dict.fromkeys(flat))}
-    encoded = [text.encode() for text in code_of]
-    codes = np.fromiter(map(code_of.__getitem__, flat), dtype=np.int64, count=len(flat))
-    _write_array(directory, f"{name}.codes", codes.reshape(rows.shape))
-    _write_array(directory, f"{name}.ends", np.cumsum([len(text) for text in encoded], dtype=np.int64))
-    _write_array(directory, f"{name}.utf8", np.frombuffer(b"".join(encoded), dtype=np.uint8))
-
-
-def _read_texts(directory: Path, name: str, n: int) -> np.ndarray:
+def _texts(directory: Path, name: str, n: int | None = None) -> np.ndarray:
     """[n, ...] object; equal texts are one object."""
     ends = _map(directory, f"{name}.ends").tolist()
     utf8 = _map(directory, f"{name}.utf8").tobytes()
     texts = np.array([utf8[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)], dtype=object)
     rows = texts[_map(directory, f"{name}.codes")]
-    return rows if len(rows) == n else np.broadcast_to(rows, (n, *rows.shape[1:]))
+    return rows if n is None else _repeated(rows, n)
 
 
-def _without_repeats(array: np.ndarray) -> np.ndarray:
-    """Of a broadcast array the row that all rows are."""
-    return array[:1] if array.strides[0] == 0 else array
+def _repeated(array: np.ndarray, n: int) -> np.ndarray:
+    return array if len(array) == n else np.broadcast_to(array, (n, *array.shape[1:]))
 
 
 def _map(directory: Path, name: str) -> np.ndarray:
-    path = _path(directory, name)
+    path = _file(directory, name)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -158,8 +257,8 @@ def _map(directory: Path, name: str) -> np.ndarray:
         raise DataError(f"{path} is damaged: {error}", hint="build it again") from None
 
 
-def _path(directory: Path, name: str) -> Path:
-    return directory / f"{name}.npy"
+def _file(directory: Path, name: str, suffix: str = ".npy") -> Path:
+    return directory / f"{name}{suffix}"
 
 
 def _make_last(file: BinaryIO) -> None:

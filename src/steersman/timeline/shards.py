@@ -1,0 +1,181 @@
+"""A build in parts of whole units: for an engine of many machines, for training in many processes, for large logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from steersman import engine as engines
+from steersman.core.decision import NO_TEXT, Problem
+from steersman.core.errors import DataError
+from steersman.core.features import NO_ID, Encoder, Raw
+from steersman.engine import Engine
+from steersman.timeline import assertions, sql
+from steersman.timeline.build import build, census_of, plan_of
+from steersman.timeline.built import Built, Counts, Files, Ids, RawRows
+from steersman.timeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class _Files:
+    decisions: Sequence[str]
+    outcomes: Sequence[str]
+
+
+def build_shards(  # noqa: PLR0913 - a window is three numbers
+    engine: Engine,
+    problem: Problem,
+    files: Files,
+    *,
+    since: int,
+    until: int,
+    as_of: int,
+    encoder: Encoder | None = None,
+    settings: Settings,
+    into: Path,
+) -> list[Built]:
+    """The same as `build`, in `settings.shards` parts: a unit is in the part of its draw.
+
+    The engine decides who enters, joins outcomes with decisions, fits the encoder and writes the shards; each is then
+    ordered and cut like a log of its own, by the same code. Parts without a decision are left out.
+
+    Args:
+        into: an empty directory for the shards and for what is too large to hold.
+    Raises:
+        DataError: see `build`; a quantile of the lengths of all episodes is not known in a part.
+    """
+    if settings.max_length_quantile is not None and settings.shards > 1:
+        raise DataError(
+            "max_length_quantile needs the lengths of all episodes, and a shard has only its own",
+            hint="build with shards = 1 on one machine, or leave it out",
+            field="max_length_quantile",
+        )
+    tables = sql.tables(engine, files, sql.window(problem, since, until, as_of))
+    census = census_of(tables)
+    assertions.check(tables, settings.assertions)
+    assertions.check_actions(tables, settings.actions)
+    plan = plan_of(tables, problem, encoder, settings)
+    decisions, outcomes = tables.parted(settings.shards)
+    of_decisions = engine.shards(decisions, into / "decisions", settings.shards, "shard")
+    of_outcomes = engine.shards(outcomes, into / "outcomes", settings.shards, "shard") if outcomes else []
+    plain = msgspec.structs.replace(settings, assertions=(), actions=())
+    parts = []
+    for k, path in enumerate(of_decisions):
+        own = _Files([str(path)], [str(of_outcomes[k])] if of_outcomes else [])
+        scratch = into / f"part-{k}"
+        scratch.mkdir()
+        local = engines.open("duckdb")
+        try:
+            if _is_empty(local, path):
+                continue
+            part = build(
+                local,
+                problem,
+                own,
+                since=since,
+                until=until,
+                as_of=as_of,
+                encoder=plan.encoder,
+                settings=plain,
+                into=scratch,
+            )
+        finally:
+            local.close()
+        parts.append(replace(part, profiles=plan.profiles))
+    # What never reached a shard is counted once, with the first.
+    of_the_whole = msgspec.structs.replace(
+        parts[0].counts,
+        waiting=census.waiting,
+        deferred=census.deferred,
+        duplicates=census.logged - census.waiting - census.deferred - census.entering,
+        dangling=tables.dangling(sum(part.counts.outcomes + part.counts.late for part in parts)),
+        duplicate_outcomes=tables.duplicate_outcomes(),
+    )
+    return [replace(parts[0], counts=of_the_whole), *parts[1:]]
+
+
+def _is_empty(engine: Engine, path: Path) -> bool:
+    engine.view("shard", [str(path)])
+    return int(engine.query("SELECT COUNT(*) AS n FROM shard")["n"][0]) == 0
+
+
+def add_up(counts: Sequence[Counts]) -> Counts:
+    """The counts of all parts together."""
+    names = [name for name in Counts.__struct_fields__ if name != "max_length"]
+    return Counts(
+        **{name: sum(getattr(count, name) for count in counts) for name in names}, max_length=counts[0].max_length
+    )
+
+
+def joined(parts: Sequence[Built]) -> Built:
+    """The parts one after the other, in memory, as one build."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    names = tuple(sorted({name for part in parts for name in part.metric_names}))
+    rows = np.cumsum([0, *(len(part) for part in parts)])
+    units = np.cumsum([0, *(len(part.draws) for part in parts)])
+    width = max(part.mask.shape[1] for part in parts)
+    following = [np.where(part.next < 0, -1, part.next + at) for part, at in zip(parts, rows, strict=False)]
+    return Built(
+        encoder=first.encoder,
+        raw=RawRows(
+            _stacked([part.raw.context for part in parts]),
+            _stacked([_wider_raw(part, width) for part in parts]),
+            np.concatenate([_wider(part.raw.ids, width, NO_TEXT) for part in parts]),
+        ),
+        mask=np.concatenate([_wider(part.mask, width, False) for part in parts]),
+        action=np.concatenate([part.action for part in parts]),
+        propensity=np.concatenate([part.propensity for part in parts]),
+        reward=np.concatenate([part.reward for part in parts]),
+        metrics=np.concatenate([_metrics(part, names) for part in parts]),
+        discount=np.concatenate([part.discount for part in parts]),
+        next=np.concatenate(following),
+        unit=np.concatenate([part.unit + at for part, at in zip(parts, units, strict=False)]),
+        metric_names=names,
+        ids=Ids(np.concatenate([part.decision_ids for part in parts])),
+        draws=np.concatenate([part.draws for part in parts]),
+        counts=add_up([part.counts for part in parts]),
+        since=first.since,
+        until=first.until,
+        profiles=first.profiles,
+    )
+
+
+def _metrics(part: Built, names: Sequence[str]) -> np.ndarray:
+    """[N, M], NaN for a metric that did not come in this part."""
+    out = np.full((len(part), len(names)), np.nan)
+    for j, name in enumerate(part.metric_names):
+        out[:, names.index(name)] = part.metrics[:, j]
+    return out
+
+
+def _stacked(raws: Sequence[Raw]) -> Raw:
+    longest = max(raw.lists.shape[-1] for raw in raws)
+    return Raw(
+        np.concatenate([raw.numbers for raw in raws]),
+        np.concatenate([raw.texts for raw in raws]),
+        np.concatenate([_longer(raw.lists, longest) for raw in raws]),
+    )
+
+
+def _wider_raw(part: Built, width: int) -> Raw:
+    there = np.zeros((len(part), width), dtype=bool)
+    there[:, : part.mask.shape[1]] = part.mask
+    return part.raw.candidates.take(part.mask).spread(there)
+
+
+def _wider(array: np.ndarray, width: int, padding: object) -> np.ndarray:
+    """[N, K, ...] to [N, width, ...]."""
+    more = np.full((len(array), width - array.shape[1], *array.shape[2:]), padding, dtype=array.dtype)
+    return np.concatenate([array, more], axis=1)
+
+
+def _longer(lists: np.ndarray, longest: int) -> np.ndarray:
+    """[..., L] to [..., longest]."""
+    more = np.full((*lists.shape[:-1], longest - lists.shape[-1]), NO_ID, dtype=lists.dtype)
+    return np.concatenate([lists, more], axis=-1)
