@@ -48,11 +48,14 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True):
         url: `duckdb`, or the master of a Spark: `local[4]`, `spark://host:7077`.
         memory_limit: e.g. "4GB"; beyond it the engine spills to disk.
         threads: 0: one a core.
+        temp_directory: where it spills to, relative to the file; of a Spark cluster a folder that all machines share.
+            Empty: the engine's own choice.
     """
 
     url: str = "duckdb"
     memory_limit: str = ""
     threads: int = 0
+    temp_directory: str = ""
 
 
 class LearnConfig(Struct, frozen=True, forbid_unknown_fields=True):

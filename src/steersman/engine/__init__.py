@@ -19,7 +19,7 @@ _SPARK_MASTER = re.compile(r"spark://.+|local(-cluster)?(\[.*\])?|yarn|k8s://.+"
 
 
 class Engine(Protocol):
-    """Tables out of Parquet files and SQL over them. One thread at a time.
+    """Tables out of Parquet files and SQL over them. Threads may share one that is not distributed; they take turns.
 
     SQL is that of DuckDB, whichever engine answers it; one that speaks another renders it. docs/engine.md says what
     gives the same bits everywhere. Rows have an order only where a statement gives them one.
@@ -59,12 +59,12 @@ class Engine(Protocol):
         """
         ...
 
-    def take(self, view: str, columns: Mapping[str, str], rows: np.ndarray) -> dict[str, np.ndarray]:
+    def take(self, view: str, columns: Mapping[str, str], rows: np.ndarray | None) -> dict[str, np.ndarray]:
         """Columns of a view at some of its rows. Only an engine on one machine can tell which row is which.
 
         Args:
             columns: name -> SQL over the view's columns.
-            rows: [N] i64, as the view's `row` counts them, in any order.
+            rows: [N] i64, as the view's `row` counts them, in any order; None: all, in their order.
         Returns:
             column -> [N], as `query` does.
         """
@@ -80,9 +80,11 @@ class Engine(Protocol):
         """
         ...
 
-    def copy(self, sql: str, path: Path) -> int:
+    def copy(self, sql: str, path: Path, *, small: bool = True) -> int:
         """Write the rows of one SQL statement to one Parquet file, whole or not at all, durable on return.
 
+        Args:
+            small: compressed as well as it goes; False: not at all, which is faster.
         Returns:
             the number of rows.
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class DuckDB:
             self._connection = duckdb.connect(":memory:", config=settings)
         except duckdb.Error as error:
             raise ConfigError(f"the engine refuses its settings: {_first_line(error)}", field="engine") from None
+        self._one_at_a_time = threading.Lock()
         self._connection.execute("SET TimeZone = 'UTC'")
         self._connection.execute("SET enable_progress_bar = false")  # standard output is for answers
 
@@ -65,10 +67,12 @@ class DuckDB:
         before = ", ".join(map(str, np.cumsum([0, *counts[:-1]]).tolist()))
         return f"CAST([{before}][CAST(file_index AS BIGINT) + 1] + file_row_number AS BIGINT)"
 
-    def take(self, view: str, columns: Mapping[str, str], rows: np.ndarray) -> dict[str, np.ndarray]:
+    def take(self, view: str, columns: Mapping[str, str], rows: np.ndarray | None) -> dict[str, np.ndarray]:
         """See `Engine.take`."""
         wanted = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in columns.items())
         found = self._run(f"SELECT {wanted} FROM {identifier(view)}") if columns else {}
+        if rows is None:
+            return {name: _column(name, found.pop(name)) for name in list(found)}
         return {name: _column(name, found.pop(name)[rows]) for name in list(found)}
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> dict[str, np.ndarray]:
@@ -80,10 +84,11 @@ class DuckDB:
         self._run(f"CREATE OR REPLACE TEMP TABLE {identifier(name)} AS {sql}")
         self._run(f"DROP VIEW IF EXISTS memory.main.{identifier(name)}")
 
-    def copy(self, sql: str, path: Path) -> int:
+    def copy(self, sql: str, path: Path, *, small: bool = True) -> int:
         """See `Engine.copy`."""
+        compression = "zstd" if small else "uncompressed"
         with replacing(path) as aside:
-            result = self._run(f"COPY ({sql}\n) TO {literal(str(aside))} (FORMAT parquet, COMPRESSION zstd)")
+            result = self._run(f"COPY ({sql}\n) TO {literal(str(aside))} (FORMAT parquet, COMPRESSION {compression})")
         return int(result["Count"][0])
 
     def shards(self, sql: str, directory: Path, n: int, by: str) -> list[Path]:
@@ -111,7 +116,8 @@ class DuckDB:
             statements = self._connection.extract_statements(sql)
             if len(statements) != 1:
                 raise DataError(f"{len(statements)} SQL statements, must be one: {_short(sql)}")
-            return self._connection.execute(statements[0], list(parameters)).fetchnumpy()
+            with self._one_at_a_time:
+                return self._connection.execute(statements[0], list(parameters)).fetchnumpy()
         except duckdb.OutOfMemoryException as error:
             raise Error(
                 f"the engine is out of memory: {_first_line(error)}",

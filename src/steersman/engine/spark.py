@@ -96,7 +96,7 @@ class Spark:
             frame = self._session.sql(statement.text(), args=_arguments(parameters))
             return _described(frame) if statement.described else _columns(frame)
 
-    def take(self, view: str, columns: Mapping[str, str], rows: np.ndarray) -> dict[str, np.ndarray]:
+    def take(self, view: str, columns: Mapping[str, str], rows: np.ndarray | None) -> dict[str, np.ndarray]:
         """See `Engine.take`: refused."""
         raise _without_rows(view)
 
@@ -112,14 +112,17 @@ class Spark:
             shutil.rmtree(self._kept[name])
         self._kept[name] = directory
 
-    def copy(self, sql: str, path: Path) -> int:
+    def copy(self, sql: str, path: Path, *, small: bool = True) -> int:
         """See `Engine.copy`."""
+        compression = "zstd" if small else "uncompressed"
         tree = dialect.read(sql).tree
         with replacing(path) as aside:
             written = aside.with_name(f"{aside.name}.d")
             try:
                 with _told(dialect.short(sql)):
-                    self._session.sql(_sorted_within(tree, "REPARTITION(1)")).write.parquet(str(written))
+                    self._session.sql(_sorted_within(tree, "REPARTITION(1)")).write.parquet(
+                        str(written), compression=compression
+                    )
                 parts = sorted(written.glob("part-*"))
                 if len(parts) != 1:
                     raise _not_shared(written)

@@ -534,7 +534,12 @@ def status(project: Project) -> tuple[PolicyStatus, ...]:
 def _engine(project: Project, url: str = "") -> Iterator[engine.Engine]:
     """The engine of the project, or the one of this URL; the log on this disk is read by the one on this machine."""
     settings = project.engine
-    tables = engine.open(url or settings.url, memory_limit=settings.memory_limit, threads=settings.threads)
+    tables = engine.open(
+        url or settings.url,
+        memory_limit=settings.memory_limit,
+        threads=settings.threads,
+        temp_directory=project.root / settings.temp_directory if settings.temp_directory else None,
+    )
     try:
         yield tables
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from steersman.core.features import Encoder, Raw
 from steersman.core.profile import Profile
 from steersman.engine import Engine
 from steersman.timeline import assertions, choices, episodes, facts, fields, filters, sql
-from steersman.timeline.built import Built, Counts, Files, Ids, RawRows
+from steersman.timeline.built import CONTEXT_NUMBERS, Built, Counts, Files, Ids, RawRows, digest_of
 from steersman.timeline.episodes import NO_END, TERMINATED, TRUNCATED, Rows
 from steersman.timeline.facts import Facts
 from steersman.timeline.fields import Field
@@ -61,9 +62,13 @@ def build(  # noqa: PLR0913 - a window is three numbers
     assertions.check(tables, settings.assertions)
     assertions.check_actions(tables, settings.actions)
     plan = plan_of(tables, problem, encoder, settings)
-    steps, clock, decisions = _ordered(tables, sql.action_among(plan.same_ids))
-    _check_steps(steps, decisions)
-    came = facts.gather(tables, problem, decisions)
+    steps = tables.steps(sql.action_among(plan.same_ids))
+    with ThreadPoolExecutor(1) as engine_ahead:  # the engine goes on while we sort
+        outcomes = engine_ahead.submit(facts.ask, tables, problem)
+        stored = engine_ahead.submit(_store_ids, tables, into)
+        steps, clock, decisions = _ordered(tables, steps)
+        _check_steps(steps, decisions)
+        came = facts.gather(outcomes.result(), problem, decisions)
     offered = choices.gather(tables, plan.candidate, decisions, same=plan.same_ids is not None)
     choices.check_names(offered, names, decisions)
     rewards = facts.rewards(problem, came, decisions)
@@ -71,16 +76,16 @@ def build(  # noqa: PLR0913 - a window is three numbers
     rows = Rows(steps["unit"], steps["at"], steps["step"], clock, came.ends, came.late_ends)
     ordered = episodes.cut(rows, problem.horizon, problem.horizon_s, tables.window.seen_until)
     left = filters.leave_out(rows, ordered, settings)
-    rows, ordered, kept = left.rows, left.episodes, left.places
-    context = _context(tables, plan.context, decisions.rows[kept], into)
-    ids = _ids(tables, decisions.rows[kept], into)
-    units = np.unique(steps["unit"][kept])
-    shared = plan.same_ids is not None
-    of_candidates = offered.raw.take(slice(0, 1)).broadcast(len(kept)) if shared else offered.raw.take(kept)
+    rows, ordered = left.rows, left.episodes
+    kept: slice | np.ndarray = slice(None)
+    if len(left.places) < len(steps["unit"]):
+        kept, offered = left.places, choices.taken(offered, left.places)
+    context, digests = _context(tables, plan.context, decisions.rows[kept], into)
+    former = steps["unit"][kept]
     return Built(
         encoder=plan.encoder,
-        raw=RawRows(context, of_candidates, choices.taken(offered.ids, kept)),
-        mask=choices.taken(offered.mask, kept),
+        raw=RawRows(context, offered.raw, offered.ids),
+        mask=offered.mask,
         action=steps["action"][kept],
         propensity=steps["propensity"][kept],
         reward=rewards[kept],
@@ -89,23 +94,23 @@ def build(  # noqa: PLR0913 - a window is three numbers
         next=ordered.next,
         unit=rows.unit,
         metric_names=came.names,
-        ids=ids,
-        draws=tables.draws()[units],
+        ids=_ids(tables, decisions.rows[kept], stored.result()),
+        draws=tables.draws()[former[np.append(True, former[1:] != former[:-1])]],
         counts=_counts(tables, census, came, left, steps["estimated"]),
         since=since,
         until=until,
         profiles=plan.profiles,
+        digests=digests,
     )
 
 
-def _ordered(tables: Tables, action: str) -> tuple[Columns, np.ndarray, Places]:
-    """The steps of all decisions in their order, the clock of each ([N] i64), and where each came from."""
-    steps = tables.steps(action)
+def _ordered(tables: Tables, steps: Columns) -> tuple[Columns, np.ndarray, Places]:
+    """The steps of all decisions in their order, the clock of each ([N] i8), and where each came from."""
     rows = steps.pop(ROW)
-    found = order(steps["unit"], steps["at"], steps["step"], lambda some: tables.ids(rows[some]))
-    for name in steps:
-        steps[name] = steps[name][found.places]  # one column at a time
-    return steps, found.clock, Places(tables, rows[found.places])
+    found = order(steps.pop("unit"), steps["at"], steps["step"], lambda some: tables.ids(rows[some]))
+    for name in list(steps):
+        steps[name] = steps.pop(name)[found.places]  # one column at a time
+    return steps | {"unit": found.unit}, found.clock, Places(tables, rows[found.places])
 
 
 @dataclass(frozen=True)
@@ -186,35 +191,66 @@ def _check_steps(steps: Columns, decisions: Places) -> None:
         )
 
 
-def _context(tables: Tables, wanted: Sequence[Field], rows: np.ndarray, into: Path | None) -> Raw:
-    """The fields of the context at these rows; many numbers go to the disk, a few columns at a time."""
-    n = len(rows)
-    at_once = max(_AT_ONCE_BYTES // (8 * n), 1)
-    numbers = [field for field in wanted if field.kind == "number"]
+def _context(
+    tables: Tables, wanted: Sequence[Field], rows: np.ndarray, into: Path | None
+) -> tuple[Raw, dict[str, bytes]]:
+    """The fields of the context at these rows; many numbers go to the disk, with their digest."""
+    at_once = max(_AT_ONCE_BYTES // (8 * len(rows)), 1)
+    numbers = [field for field in wanted if field.reads == "number"]
     if into is None or len(numbers) <= at_once:
-        return _fields(tables, wanted, rows)
-    path = into / "context_numbers.npy"
-    shape = n, len(numbers)
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=shape, fortran_order=True)
-    for start in range(0, len(numbers), at_once):
-        part = _fields(tables, numbers[start : start + at_once], rows)
-        mapped = np.load(path, mmap_mode="r+")
-        mapped[:, start : start + at_once] = part.numbers
-        del mapped  # what is mapped counts as memory of this process
-    others = _fields(tables, [field for field in wanted if field.kind != "number"], rows)
-    return Raw(np.load(path, mmap_mode="r"), others.texts, others.lists)
+        return _fields(tables, wanted, rows), {}
+    path = into / f"{CONTEXT_NUMBERS}.npy"
+    groups = [numbers[start : start + at_once] for start in range(0, len(numbers), at_once)]
+    digest = _numbers_to_disk(tables, groups, rows, path)
+    others = _fields(tables, [field for field in wanted if field.reads != "number"], rows)
+    return Raw(np.load(path, mmap_mode="r"), others.texts, others.lists), {CONTEXT_NUMBERS: digest}
+
+
+def _numbers_to_disk(tables: Tables, groups: Sequence[Sequence[Field]], rows: np.ndarray, path: Path) -> bytes:
+    """Write a column after the other while the engine reads the next ones; their digest.
+
+    One buffer takes them all: a gigabyte of memory that is touched for the first time costs more than its sorting.
+    """
+    n, width = len(rows), sum(map(len, groups))
+    header = {"descr": "<f8", "fortran_order": True, "shape": (n, width)}
+    digest = digest_of((n, width), np.dtype("<f8"))
+    column = np.empty(n)
+
+    def read(group: Sequence[Field]) -> Columns:
+        return tables.fields(fields.columns_of(group), None)
+
+    with path.open("wb") as file, ThreadPoolExecutor(1) as engine:
+        np.lib.format.write_array_header_2_0(file, header)
+        reading = [engine.submit(read, groups[0])]
+        for i, group in enumerate(groups):
+            found = reading.pop().result()
+            if i + 1 < len(groups):
+                reading.append(engine.submit(read, groups[i + 1]))
+            for field in group:
+                if field.column:
+                    np.take(found.pop(field.column), rows, out=column, mode="clip")
+                    column += 0.0  # makes a negative zero a zero: they are one value
+                else:
+                    column.fill(np.nan)
+                digest.update(column.data)
+                file.write(column.data)
+    return digest.digest()
 
 
 def _fields(tables: Tables, wanted: Sequence[Field], rows: np.ndarray) -> Raw:
     return fields.raw(wanted, tables.fields(fields.columns_of(wanted), rows), len(rows))
 
 
-def _ids(tables: Tables, rows: np.ndarray, into: Path | None) -> Ids:
+def _store_ids(tables: Tables, into: Path | None) -> Path | None:
     if into is None:
-        return Ids(tables.ids(rows))
+        return None
     path = into / "decision_ids.parquet"
-    tables.engine.copy(tables.sql(f"SELECT {ROW}, id FROM kept"), path)
-    return Ids(path, rows)
+    tables.engine.copy(tables.sql(f"SELECT {ROW}, id FROM kept"), path, small=False)
+    return path
+
+
+def _ids(tables: Tables, rows: np.ndarray, stored: Path | None) -> Ids:
+    return Ids(tables.ids(rows)) if stored is None else Ids(stored, rows)
 
 
 def _counts(tables: Tables, census: Census, came: Facts, left: LeftOut, estimated: np.ndarray) -> Counts:
@@ -233,7 +269,7 @@ def _counts(tables: Tables, census: Census, came: Facts, left: LeftOut, estimate
         outcomes=came.outcomes,
         late=came.late,
         late_ends=int(rows.late_ends.sum()),
-        dangling=tables.dangling(came.outcomes + came.late),
+        dangling=tables.dangling(came.strangers, census.entering),
         duplicate_outcomes=tables.duplicate_outcomes(),
         without_outcome=int(came.without[left.places].sum()),
         units=int(rows.unit[-1]) + 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ from steersman.core.batch import Batch
 from steersman.core.features import Encoder, Raw
 from steersman.core.profile import Profile
 from steersman.engine.disk import replacing
+
+CONTEXT_NUMBERS = "context_numbers"
 
 _BLOCK = 16_384
 """Rows of candidates that are encoded at once."""
@@ -158,6 +160,7 @@ class Built:
         profiles: of the fields, if the encoder was fitted in this build.
         since, until: the window of decisions, microseconds UTC.
         directory: where it lies on disk; None: in memory.
+        digests: of arrays that were written while they were made, so that nobody reads them again for it.
     """
 
     encoder: Encoder
@@ -177,7 +180,8 @@ class Built:
     since: int
     until: int
     profiles: tuple[Profile, ...] = ()
-    directory: Path | None = field(default=None)
+    directory: Path | None = None
+    digests: Mapping[str, bytes] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.action)
@@ -204,8 +208,11 @@ class Built:
         total = hashlib.sha256(self.encoder.digest.encode())
         total.update("\x1f".join(self.metric_names).encode())
         with ThreadPoolExecutor(2) as threads:  # hashing lets other threads run
-            for name, digest in zip(self.arrays, threads.map(_digest, self.arrays.values()), strict=True):
-                total.update(name.encode() + digest)
+            unknown = [name for name in self.arrays if name not in self.digests]
+            found = threads.map(_digest, (self.arrays[name] for name in unknown))
+            digests = {**self.digests, **dict(zip(unknown, found, strict=True))}
+        for name in self.arrays:
+            total.update(name.encode() + digests[name])
         return total.hexdigest()
 
     @functools.cached_property
@@ -259,6 +266,11 @@ STEPS = ("mask", "action", "propensity", "reward", "metrics", "discount", "next"
 
 
 def _digest(array: np.ndarray) -> bytes:
-    digest = hashlib.sha256(f"{array.shape}{array.dtype.str}".encode())
-    digest.update(np.ascontiguousarray(array.T).data)  # by columns, as the numbers of the context lie
+    digest = digest_of(array.shape, array.dtype)
+    digest.update(np.ascontiguousarray(array.T).data)
     return digest.digest()
+
+
+def digest_of(shape: tuple[int, ...], dtype: np.dtype) -> hashlib._Hash:
+    """The digest of an array, before its numbers: by columns, as those of the context lie."""
+    return hashlib.sha256(f"{shape}{dtype.str}".encode())

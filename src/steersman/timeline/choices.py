@@ -58,9 +58,14 @@ def _repeated(one: np.ndarray, n: int) -> np.ndarray:
     return np.broadcast_to(one, (n, *one.shape[1:]))
 
 
-def taken(array: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The rows at these places; what all rows share stays shared."""
-    return _repeated(array[:1], len(places)) if array.strides[0] == 0 else array[places]
+def taken(choices: Choices, places: np.ndarray) -> Choices:
+    """Those of the decisions at these places; what all share stays shared."""
+    if choices.ids.strides[0] == 0:
+        n = len(places)
+        return Choices(
+            _repeated(choices.ids[:1], n), choices.raw.take(slice(0, 1)).broadcast(n), _repeated(choices.mask[:1], n)
+        )
+    return Choices(choices.ids[places], choices.raw.take(places), choices.mask[places])
 
 
 def _padded(features: Sequence[Field], columns: Columns, place: np.ndarray, ids: np.ndarray, n: int) -> Choices:

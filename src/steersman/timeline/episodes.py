@@ -36,8 +36,8 @@ class Rows:
         unit: [N] i64, 0, 1, ... without gaps, ascending.
         at: [N] i64, microseconds UTC.
         step: [N] i64; -1: not counted.
-        order: [N] i64, BY_TIME, BY_TIME_AND_STEP or BY_STEP; the same for all rows of a unit.
-        ends: [N] i64, NO_END, TRUNCATED or TERMINATED: what came in time.
+        order: [N] i8, BY_TIME, BY_TIME_AND_STEP or BY_STEP; the same for all rows of a unit.
+        ends: [N] i8, NO_END, TRUNCATED or TERMINATED: what came in time.
         late_ends: [N] bool, an `ends` came, but late.
     """
 
@@ -55,7 +55,7 @@ class Episodes:
 
     Attributes:
         next: [N] i64, the following row, or -1 on the last row of an episode.
-        ends: [N] i64, TRUNCATED or TERMINATED on the last row of an episode that is over, else NO_END.
+        ends: [N] i8, TRUNCATED or TERMINATED on the last row of an episode that is over, else NO_END.
     """
 
     next: np.ndarray
@@ -81,7 +81,7 @@ def cut(rows: Rows, horizon: int | None, horizon_s: float | None = None, seen_un
     """
     place = np.arange(len(rows.unit))
     ends = np.where((rows.ends == NO_END) & rows.late_ends, TRUNCATED, rows.ends)
-    other_unit = np.diff(rows.unit) != 0
+    other_unit = rows.unit[1:] != rows.unit[:-1]
     begins = np.append(True, other_unit | (ends[:-1] != NO_END) | _restarts(rows))[: len(place)]
     starts = begins
     if horizon_s is not None:
@@ -159,6 +159,8 @@ def _first_beyond(begins: np.ndarray, clock: np.ndarray, limit: int) -> np.ndarr
 
 def _restarts(rows: Rows) -> np.ndarray:
     """[N - 1] bool, whether the row after this one counts its steps anew."""
+    if not (rows.order == BY_TIME_AND_STEP).any():
+        return np.zeros(max(len(rows.order) - 1, 0), dtype=bool)
     grows = (np.diff(rows.step) > 0) & (np.diff(rows.at) > 0)
     return (rows.order[1:] == BY_TIME_AND_STEP) & ~grows
 

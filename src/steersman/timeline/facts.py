@@ -10,8 +10,8 @@ import numpy as np
 from steersman.core import reward
 from steersman.core.decision import Problem, Rule
 from steersman.core.errors import DataError, did_you_mean
-from steersman.timeline.episodes import TERMINATED, TRUNCATED
-from steersman.timeline.sql import ROW, UNKNOWN_END, Places, Tables
+from steersman.timeline.episodes import NO_END, TERMINATED, TRUNCATED
+from steersman.timeline.sql import INSIDE, LATE, ROW, UNKNOWN_END, Columns, Places, Tables
 
 _PREFIX = "metrics."
 
@@ -23,9 +23,10 @@ class Facts:
     Attributes:
         names: [M] metrics that came in time or have a default, sorted.
         metrics: [N, M] f64, NaN where one did not come and has no default.
-        ends: [N] i64, NO_END, TRUNCATED or TERMINATED: what came in time.
+        ends: [N] i8, NO_END, TRUNCATED or TERMINATED: what came in time.
         late_ends: [N] bool, an `ends` came too late and none in time.
         outcomes, late: how many outcomes came in time, and after it.
+        strangers: how many outcomes stamped within the window are of decisions that do not enter.
         without: [N] bool, no outcome came in time.
     """
 
@@ -35,36 +36,54 @@ class Facts:
     late_ends: np.ndarray
     outcomes: int
     late: int
+    strangers: int
     without: np.ndarray
 
 
-def gather(tables: Tables, problem: Problem, decisions: Places) -> Facts:
-    """The outcomes of the decisions in their places, combined by the rules of the problem.
+def ask(tables: Tables, problem: Problem) -> Columns:
+    """The outcomes as the engine has them.
 
     Raises:
-        DataError: an outcome ends an episode in a way we do not know, or a metric is not a number.
+        DataError: a metric is not a number.
     """
     logged = sorted(column for column in tables.outcomes if column.startswith(_PREFIX))
     for column in logged:
         if tables.outcomes[column] != "number":
             raise DataError(f"{column} is a {tables.outcomes[column]}, must be a number", field=column)
+    if not tables.outcomes:
+        return dict.fromkeys((ROW, "told"), np.zeros(0, np.int64))
+    return tables.facts(logged, ordered=_need_order(problem, logged))
+
+
+def gather(found: Columns, problem: Problem, decisions: Places) -> Facts:
+    """The outcomes of the decisions in their places, combined by the rules of the problem.
+
+    Args:
+        found: of `ask`; it is used up.
+    Raises:
+        DataError: an outcome ends an episode in a way we do not know.
+    """
     n = len(decisions)
-    nothing = dict.fromkeys((ROW, "late", "ends"), np.zeros(0, np.int64))
-    found = tables.facts(logged, ordered=_need_order(problem, logged)) if tables.outcomes else nothing
-    row, late = decisions.of(found[ROW]), found["late"] == 1
-    bad = found["ends"] == UNKNOWN_END
-    if bad.any():
+    told, known = found.pop("told").astype(np.int8), found[ROW] >= 0
+    row = decisions.of(found.pop(ROW))
+    late, ends = (told & LATE) > 0, told & UNKNOWN_END
+    bad = np.flatnonzero(known & (ends == UNKNOWN_END))
+    if bad.size:
         raise DataError(
-            f"decision {decisions[row[bad][0]]}: an outcome ends it neither terminated nor truncated "
-            f"({bad.sum()} such rows)",
+            f"decision {decisions[row[bad[0]]]}: an outcome ends it neither terminated nor truncated "
+            f"({bad.size} such rows)",
             field="ends",
         )
-    ends = _strongest(row[~late], found["ends"][~late], n)
-    late_ends = (_strongest(row[late], found["ends"][late], n) > 0) & (ends == 0)
-    columns = {name.removeprefix(_PREFIX): found[name][~late] for name in logged}
-    names, metrics = _metrics(row[~late], columns, n, problem)
-    without = np.bincount(row[~late], minlength=n) == 0
-    return Facts(names, metrics, ends, late_ends, int((~late).sum()), int(late.sum()), without)
+    in_time = known & ~late
+    columns = {name.removeprefix(_PREFIX): found.pop(name)[in_time] for name in list(found)}
+    of_row = _strongest(row, ends * in_time, n)
+    late_ends = (_strongest(row, ends * (known & late), n) > 0) & (of_row == NO_END)
+    strangers = int((((told & INSIDE) > 0) & ~known).sum())
+    row = row[in_time]
+    names, metrics = _metrics(row, columns, n, problem)
+    without = np.ones(n, dtype=bool)
+    without[row] = False
+    return Facts(names, metrics, of_row, late_ends, len(row), int((known & late).sum()), strangers, without)
 
 
 def _need_order(problem: Problem, columns: Sequence[str]) -> bool:
@@ -73,8 +92,8 @@ def _need_order(problem: Problem, columns: Sequence[str]) -> bool:
 
 
 def _strongest(row: np.ndarray, ends: np.ndarray, n: int) -> np.ndarray:
-    """[n] i64, how the outcomes end a row: terminated wins over truncated."""
-    result = np.zeros(n, dtype=np.int64)
+    """[n] i8, how the outcomes end a row: terminated wins over truncated."""
+    result = np.zeros(n, dtype=np.int8)
     for end in (TRUNCATED, TERMINATED):
         result[row[ends == end]] = end
     return result
@@ -143,11 +162,14 @@ def add_up(row: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
     array([ 1., nan,  2.])
     """
     there = ~np.isnan(values)
-    row, values = row[there], values[there]
+    if not there.all():
+        row, values = row[there], values[there]
     count = np.bincount(row, minlength=n)
-    many = np.flatnonzero(count[row] > 2)
-    by_size = many[np.lexsort((values[many], row[many]))]
-    row[many], values[many] = row[by_size], values[by_size]
+    if count.max(initial=0) > 2:
+        many = np.flatnonzero(count[row] > 2)
+        by_size = many[np.lexsort((values[many], row[many]))]
+        row, values = row.copy(), values.copy()
+        row[many], values[many] = row[by_size], values[by_size]
     total = np.bincount(row, weights=values, minlength=n)
     total[count == 0] = np.nan
     return total

@@ -111,7 +111,12 @@ def pick_for(source: Source, transforms: Sequence[Transform]) -> tuple[Field, ..
     for name, kind in wanted.items():
         if kind == "list" and (logged.get(name) == "text" or source.relation == "offered"):
             wanted[name] = "text"
-    return read_as(pick(source, wanted), transforms)
+    prefix = _PREFIX[source.relation]
+    if all(name in logged and logged[name].startswith(kind) for name, kind in wanted.items()):
+        found = tuple(Field(name, _kind(name, wanted[name], logged[name]), prefix + name) for name in sorted(wanted))
+    else:
+        found = pick(source, wanted)  # where a column has no value, its kind says nothing
+    return read_as(found, transforms)
 
 
 def read_as(fields: Sequence[Field], transforms: Sequence[Transform]) -> tuple[Field, ...]:

@@ -16,10 +16,12 @@ class Order:
 
     Attributes:
         places: [N] i64, which decision stands at each place.
-        clock: [N] i64, BY_TIME, BY_TIME_AND_STEP or BY_STEP, of the decision at each place.
+        unit: [N] i64, of the decision at each place.
+        clock: [N] i8, BY_TIME, BY_TIME_AND_STEP or BY_STEP, of the decision at each place.
     """
 
     places: np.ndarray
+    unit: np.ndarray
     clock: np.ndarray
 
 
@@ -36,16 +38,19 @@ def order(unit: np.ndarray, at: np.ndarray, step: np.ndarray, ids_of: Callable[[
     without[unit[step < 0]] = True
     key = np.where(without[unit], at, step) if without.any() else step
     places = _sorted(unit, key)
+    whose = unit[places]
+    same = _same(whose, key[places])
     twice = np.zeros(len(without), dtype=bool)
-    twice[unit[places[1:][_same(unit, key, places)]]] = True
+    twice[whose[1:][same]] = True
     twice &= ~without
     if twice.any():
-        key = np.where(twice[unit], at, key)
-        again = np.flatnonzero(twice[unit[places]])
-        places[again] = places[again][_sorted(unit[places[again]], at[places[again]])]
-    _settle(places, _same(unit, key, places), ids_of)
-    clock = np.select([without, twice], [BY_TIME, BY_TIME_AND_STEP], BY_STEP)
-    return Order(places, clock[unit[places]])
+        again = np.flatnonzero(twice[whose])
+        places[again] = places[again][_sorted(whose[again], at[places[again]])]
+        same = _same(whose, np.where(twice[unit], at, key)[places])
+    if same.any():
+        _settle(places, same, ids_of)
+    clock = np.select([without, twice], [BY_TIME, BY_TIME_AND_STEP], BY_STEP).astype(np.int8)
+    return Order(places, whose, clock[whose])
 
 
 def _sorted(unit: np.ndarray, key: np.ndarray) -> np.ndarray:
@@ -53,21 +58,21 @@ def _sorted(unit: np.ndarray, key: np.ndarray) -> np.ndarray:
     low, high = int(key.min()), int(key.max())
     span = high - low + 1
     if (int(unit.max()) + 1) * span < 2**63:  # one number for both is sorted several times faster
-        return np.argsort(unit * span + (key - low))
+        both = unit * span
+        both += key
+        both -= low
+        return np.argsort(both)
     return np.lexsort((key, unit))
 
 
-def _same(unit: np.ndarray, key: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """[N - 1] bool, whether the decision at a place and the next one have the same unit and key."""
-    return (np.diff(unit[places]) == 0) & (np.diff(key[places]) == 0)
+def _same(unit: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """[N - 1] bool, whether a decision and the next one have the same unit and key."""
+    return (unit[1:] == unit[:-1]) & (key[1:] == key[:-1])
 
 
 def _settle(places: np.ndarray, same: np.ndarray, ids_of: Callable[[np.ndarray], np.ndarray]) -> None:
     """Put runs of equal decisions in the order of their ids, in place."""
-    tied = np.append(same, False) | np.append(False, same)
-    if not tied.any():
-        return
-    where = np.flatnonzero(tied)
+    where = np.flatnonzero(np.append(same, False) | np.append(False, same))
     run = np.cumsum(~np.append(False, same))[where]
     ids = ids_of(places[where]).tolist()
     by_id = sorted(range(len(where)), key=lambda i: (run[i], ids[i]))

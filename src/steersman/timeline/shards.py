@@ -92,7 +92,7 @@ def build_shards(  # noqa: PLR0913 - a window is three numbers
         waiting=census.waiting,
         deferred=census.deferred,
         duplicates=census.logged - census.waiting - census.deferred - census.entering,
-        dangling=tables.dangling(sum(part.counts.outcomes + part.counts.late for part in parts)),
+        dangling=tables.dangling(None, census.entering),
         duplicate_outcomes=tables.duplicate_outcomes(),
     )
     return [replace(parts[0], counts=of_the_whole), *parts[1:]]

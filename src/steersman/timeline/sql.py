@@ -23,7 +23,9 @@ Kind = Literal["number", "text", "list of number", "list of text", "list", "othe
 
 IDS = "candidates.id"
 ROW = "row"
-UNKNOWN_END = -1
+
+UNKNOWN_END, LATE, INSIDE = 3, 4, 8
+"""Of `told`: besides NO_END, TRUNCATED and TERMINATED, which are below 3."""
 
 _NEED: dict[str, dict[str, Kind]] = {
     "decisions": {
@@ -50,7 +52,8 @@ def _draw(first: int) -> str:
 
 _UNITS = f"""SELECT unit, ROW_NUMBER() OVER (ORDER BY unit) - 1 AS number, {_draw(1)} AS draw
     FROM kept GROUP BY unit"""
-_ANY = "kept.id = (SELECT MIN(id) FROM kept)"
+_ANY = "(SELECT * FROM kept LIMIT 1) AS kept"
+"""Where all decisions have the same candidates, those of any one are those of all."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,19 @@ class Census(NamedTuple):
     entering: int
 
 
+class Seen(NamedTuple):
+    """Rows of a table, how many ids they have, and the last `at`."""
+
+    rows: int
+    ids: int
+    last: int
+
+    @property
+    def repeated(self) -> bool:
+        """Whether an id was seen again."""
+        return self.ids < self.rows
+
+
 @dataclass(frozen=True)
 class Tables:
     """The decisions and outcomes of a log, and the questions a build asks of them.
@@ -115,20 +131,20 @@ class Tables:
     Attributes:
         decisions: name -> kind of the columns.
         outcomes: the same; empty: there is no outcome.
-        repeated: whether an id was seen again, among the decisions and among the outcomes.
+        seen: how many decisions and how many outcomes are in the files.
     """
 
     engine: Engine
     window: Window
     decisions: Mapping[str, Kind]
     outcomes: Mapping[str, Kind]
-    repeated: tuple[bool, bool]
+    seen: tuple[Seen, Seen]
 
     def sql(self, select: str, *, offered: str = "") -> str:
         """A query over the relations; offered: SQL of the relation of that name, if it is needed."""
-        relations = {"once": _once("decisions", self.decisions, repeated=self.repeated[0])}
+        relations = {"once": _once("decisions", self.decisions, repeated=self.seen[0].repeated)}
         if self.outcomes:
-            once = _once("outcomes", self.outcomes, repeated=self.repeated[1])
+            once = _once("outcomes", self.outcomes, repeated=self.seen[1].repeated)
             relations["heard"] = f"SELECT * FROM ({once}) AS once_heard WHERE {self.window.happened}"
         relations["kept"] = (
             f"SELECT * FROM once WHERE {self.window.inside} AND {self.window.waited} AND {self._carried}"
@@ -162,19 +178,20 @@ class Tables:
         return Census(int(logged["n"][0]), n - waited_for, waited_for - entering, entering)
 
     def steps(self, action: str) -> Columns:
-        """The kept decisions in any order: row, unit, at, step (-1: none), propensity, action, estimated (0, 1).
+        """The kept decisions in any order: row, unit, at, step (-1: none), propensity, action, estimated (bool).
 
         Args:
             action: SQL of the place of its action among its candidates, -1 if it is not one of them.
         """
         self.engine.keep("units", self.sql(_UNITS))
-        estimated = "COALESCE(kept.estimated, FALSE)"
-        return self.ask(
+        estimated = ", CASE WHEN kept.estimated THEN TRUE ELSE FALSE END AS estimated"
+        columns = self.ask(
             f"""SELECT kept.{ROW} AS {ROW}, units.number AS unit, kept."at" AS "at",
             COALESCE(CAST(kept.step AS BIGINT), -1) AS step, CAST(kept.propensity AS DOUBLE) AS propensity,
-            {action} AS action, CASE WHEN {estimated} THEN 1 ELSE 0 END AS estimated
+            {action} AS action{estimated if "estimated" in self.decisions else ""}
             FROM kept JOIN units ON kept.unit = units.unit"""
         )
+        return {"estimated": np.zeros(len(columns[ROW]), dtype=bool)} | columns
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         """[N] object, ids of the decisions at these rows."""
@@ -201,39 +218,50 @@ class Tables:
         draws[found["number"]] = found["draw"]
         return draws
 
-    def fields(self, columns: Mapping[str, Kind], rows: np.ndarray) -> Columns:
-        """Columns of the decisions at these rows ([N] i64, `row` of steps), in that order; null numbers are NaN."""
+    def fields(self, columns: Mapping[str, Kind], rows: np.ndarray | None) -> Columns:
+        """Columns of the decisions at these rows ([N] i64, `row` of steps), in that order; null numbers are NaN.
+
+        Args:
+            rows: None: those of all rows of the files, in their order.
+        """
         wanted = {}
         for name, kind in columns.items():
-            value = typed("decisions", name, kind)
-            # The engine is faster at it than a mask is.
-            wanted[name] = f"COALESCE({value}, CAST('NaN' AS DOUBLE))" if kind == "number" else value
+            wanted[name] = _number("decisions", name) if kind == "number" else typed("decisions", name, kind)
         return self.engine.take("decisions", wanted, rows)
 
     def facts(self, metrics: Sequence[str], *, ordered: bool) -> Columns:
-        """The outcomes of kept decisions: row of the decision, late (0, 1), ends, metrics.
+        """The outcomes until as_of: row of the kept decision (-1: of none), told, metrics.
+
+        `told` is how it ends the episode, plus LATE if it came after the wait, plus INSIDE if it is stamped within
+        the window.
 
         Args:
             ordered: by `at` of the outcome, then by its id; else in no order, which is cheaper.
         """
-        wanted = "".join(f", {typed('heard', column, 'number')} AS {identifier(column)}" for column in metrics)
+        wanted = "".join(f", {_number('heard', column)} AS {identifier(column)}" for column in metrics)
         ends = typed("heard", "ends", "text")
         return self.ask(
-            f"""SELECT kept.{ROW} AS {ROW},
-            CASE WHEN heard."at" - kept."at" > {self.window.wait} THEN 1 ELSE 0 END AS late,
-            CASE WHEN heard.ends IS NULL THEN {NO_END} WHEN {ends} = 'truncated' THEN {TRUNCATED}
-            WHEN {ends} = 'terminated' THEN {TERMINATED} ELSE {UNKNOWN_END} END AS ends{wanted}
-            FROM heard JOIN kept ON heard.decision = kept.id{' ORDER BY heard."at", heard.id' if ordered else ""}"""
+            f"""SELECT COALESCE(kept.{ROW}, -1) AS {ROW}, CAST(
+                CASE WHEN heard.ends IS NULL THEN {NO_END} WHEN {ends} = 'truncated' THEN {TRUNCATED}
+                WHEN {ends} = 'terminated' THEN {TERMINATED} ELSE {UNKNOWN_END} END
+                + CASE WHEN heard."at" - kept."at" > {self.window.wait} THEN {LATE} ELSE 0 END
+                + CASE WHEN heard."at" >= {self.window.since} AND heard."at" < {self.window.until}
+                    THEN {INSIDE} ELSE 0 END AS BIGINT) AS told{wanted}
+            FROM heard LEFT JOIN kept ON heard.decision = kept.id
+            {'ORDER BY heard."at", heard.id' if ordered else ""}"""
         )
 
-    def dangling(self, of_rows: int) -> int:
+    def dangling(self, strangers: int | None, entering: int) -> int:
         """Outcomes stamped within the window whose decision is not in the files.
 
         Args:
-            of_rows: outcomes of kept decisions. If that is all there are, none dangles.
+            strangers: outcomes stamped within the window whose decision does not enter; None: nobody counted.
+            entering: decisions that enter.
         """
-        if not self.outcomes or of_rows == int(self.ask("SELECT COUNT(*) AS n FROM heard")["n"][0]):
+        if not self.outcomes or strangers == 0:
             return 0
+        if strangers is not None and entering == self.seen[0].ids:
+            return strangers
         found = self.ask(
             f"""SELECT COUNT(*) AS n FROM heard WHERE {self.window.inside}
             AND NOT EXISTS (SELECT 1 FROM decisions WHERE decisions.id = heard.decision)"""
@@ -242,8 +270,9 @@ class Tables:
 
     def duplicate_outcomes(self) -> int:
         """Further outcomes until as_of with an id that was seen before."""
-        if not self.repeated[1]:
-            return 0
+        seen = self.seen[1]
+        if not seen.repeated or seen.last <= self.window.as_of:
+            return seen.rows - seen.ids
         count = f"SELECT COUNT(*) - COUNT(DISTINCT id) AS n FROM outcomes WHERE {self.window.happened}"
         return int(self.engine.query(count)["n"][0])
 
@@ -257,7 +286,7 @@ class Tables:
         )
         if int(found["n"][0]) != 1:
             return None
-        ids = self.ask(f"SELECT {identifier(IDS)} AS ids FROM kept WHERE {_ANY}")["ids"][0]
+        ids = self.ask(f"SELECT {identifier(IDS)} AS ids FROM {_ANY}")["ids"][0]
         return None if ids is None or any(name is None for name in ids) else tuple(sorted(ids))
 
     def candidates(self, columns: Mapping[str, Kind], *, shared: bool) -> Columns:
@@ -265,7 +294,7 @@ class Tables:
         one."""
         lists = (IDS, *columns)
         wanted = ", ".join(f"kept.{identifier(column)} AS {identifier(column)}" for column in lists)
-        of_row = f"SELECT kept.{ROW} AS {ROW}, {wanted} FROM kept{f' WHERE {_ANY}' if shared else ''}"
+        of_row = f"SELECT kept.{ROW} AS {ROW}, {wanted} FROM {_ANY if shared else 'kept'}"
         each = _one_row_a_candidate(f"({of_row}) AS of_row", (ROW,), lists)
         features = "".join(f", {typed('each', name, kind)} AS {identifier(name)}" for name, kind in columns.items())
         return self.ask(
@@ -320,7 +349,7 @@ def action_among(ids: Sequence[str] | None) -> str:
 def offered(columns: Sequence[str], *, shared: bool) -> str:
     """SQL of the candidates of all kept decisions or, where all have the same, of one; one row a candidate, with the
     `id` of its decision."""
-    return _one_row_a_candidate(f"kept WHERE {_ANY}" if shared else "kept", ("id",), columns)
+    return _one_row_a_candidate(_ANY if shared else "kept", ("id",), columns)
 
 
 def tables(engine: Engine, files: Files, window: Window) -> Tables:
@@ -340,12 +369,13 @@ def tables(engine: Engine, files: Files, window: Window) -> Tables:
     if files.outcomes:
         engine.view("outcomes", files.outcomes)
         outcomes = _schema(engine, "outcomes")
-    repeated = (_repeats(engine, "decisions"), bool(outcomes) and _repeats(engine, "outcomes"))
-    if repeated[0]:
+    nothing = Seen(0, 0, 0)
+    seen = (_look(engine, "decisions"), _look(engine, "outcomes") if outcomes else nothing)
+    if seen[0].repeated:
         _keep_first(engine, "decisions", decisions)
-    if repeated[1]:
+    if seen[1].repeated:
         _keep_first(engine, "outcomes", outcomes)
-    return Tables(engine, window, decisions, outcomes, repeated)
+    return Tables(engine, window, decisions, outcomes, seen)
 
 
 def _schema(engine: Engine, table: str) -> Mapping[str, Kind]:
@@ -365,16 +395,18 @@ _MISSING = {
 }
 
 
-def _repeats(engine: Engine, table: str) -> bool:
-    """Whether an id stands twice. Refuses rows without an id, a unit, an instant."""
+def _look(engine: Engine, table: str) -> Seen:
+    """Count the rows and put the ids aside that stand twice. Refuses rows without an id, a unit, an instant."""
     need = [column for column in ("id", "unit", "decision", "at") if column in _NEED[table]]
     counts = ", ".join(f"COUNT({identifier(column)}) AS {identifier(column)}" for column in need)
-    found = engine.query(f"SELECT COUNT(*) AS n, COUNT(DISTINCT id) AS ids, {counts} FROM {table}")
+    found = engine.query(f'SELECT COUNT(*) AS n, MAX("at") AS last, {counts} FROM {table}')
     n = int(found["n"][0])
     for column in need:
         if int(found[column][0]) < n:
             raise DataError(f"{table}: {n - int(found[column][0])} of {n} rows have no {column}", field=column)
-    return int(found["ids"][0]) < n
+    engine.keep(f"{table}_again", f"SELECT id, COUNT(*) AS n FROM {table} GROUP BY id HAVING COUNT(*) > 1")
+    again = engine.query(f"SELECT COUNT(*) AS ids, CAST(COALESCE(SUM(n), 0) AS BIGINT) AS n FROM {table}_again")
+    return Seen(n, n - int(again["n"][0]) + int(again["ids"][0]), int(found["last"][0]) if n else 0)
 
 
 def _once(table: str, columns: Iterable[str], *, repeated: bool) -> str:
@@ -387,13 +419,12 @@ def _once(table: str, columns: Iterable[str], *, repeated: bool) -> str:
 
 
 def _keep_first(engine: Engine, table: str, columns: Iterable[str]) -> None:
-    """Put aside the ids that stand more than once, and of each the first row.
+    """Put aside the first row of every id that stands more than once.
 
     The first by `at`, then by all that a build reads, so that it is always the same one. An outcome told again later
     than as_of is not the first, so it changes nothing. These few rows are put aside because every question needs them.
     """
     order = ", ".join(f"{identifier(column)} NULLS FIRST" for column in ["at", *_read(table, columns)] if column != ROW)
-    engine.keep(f"{table}_again", f"SELECT id FROM {table} GROUP BY id HAVING COUNT(*) > 1")
     engine.keep(
         f"{table}_first",
         f"""SELECT * FROM (
@@ -424,6 +455,11 @@ def typed(relation: str, column: str, kind: Kind) -> str:
     """SQL of a column as what a build computes with: DOUBLE or VARCHAR; a list as it is."""
     value = f"{relation}.{identifier(column)}"
     return value if kind.startswith("list") else f"CAST({value} AS {'DOUBLE' if kind == 'number' else 'VARCHAR'})"
+
+
+def _number(relation: str, column: str) -> str:
+    """SQL of a number, NaN for null: the engine is faster at it than a mask is."""
+    return f"COALESCE({typed(relation, column, 'number')}, CAST('NaN' AS DOUBLE))"
 
 
 def columns_of(engine: Engine, view: str) -> dict[str, Kind]:

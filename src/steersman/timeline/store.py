@@ -160,7 +160,7 @@ def _write_parts(parts: Sequence[Built], directory: Path) -> None:
 
 def _read(directory: Path, index: _Index) -> Built:
     n = index.rows
-    steps = {name: _rows(directory, name, n) for name in STEPS}
+    steps: dict[str, Any] = {name: _rows(directory, name, n) for name in STEPS}
     ids, rows = _file(directory, "decision_ids", ".parquet"), _file(directory, "decision_rows")
     ids_of_candidates = _texts(directory, "candidate_ids", n)
     held = ids if ids.exists() else _texts(directory, "decision_ids")
