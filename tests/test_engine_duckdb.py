@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,13 @@ def test_making_a_directory_twice_is_making_it_once(tmp_path: Path) -> None:
     disk.make_directory(tmp_path / "a" / "b" / "c")
     disk.make_directory(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+def test_threads_that_share_an_engine_take_turns():
+    opened = engine.open("duckdb", threads=1)
+    with ThreadPoolExecutor(4) as pool:
+        sums = pool.map(
+            lambda n: int(opened.query("SELECT SUM(i) AS s FROM range(?) AS t(i)", [n])["s"][0]), range(1, 200)
+        )
+        assert list(sums) == [n * (n - 1) // 2 for n in range(1, 200)]
+    opened.close()

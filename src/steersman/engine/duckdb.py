@@ -113,10 +113,10 @@ class DuckDB:
 
     def _run(self, sql: str, parameters: Sequence[object] = ()) -> dict[str, np.ndarray]:
         try:
-            statements = self._connection.extract_statements(sql)
-            if len(statements) != 1:
-                raise DataError(f"{len(statements)} SQL statements, must be one: {_short(sql)}")
             with self._one_at_a_time:
+                statements = self._connection.extract_statements(sql)
+                if len(statements) != 1:
+                    raise DataError(f"{len(statements)} SQL statements, must be one: {_short(sql)}")
                 return self._connection.execute(statements[0], list(parameters)).fetchnumpy()
         except duckdb.OutOfMemoryException as error:
             raise Error(

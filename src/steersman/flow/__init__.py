@@ -7,47 +7,70 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import os
 import secrets
-import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from socket import socket
 from typing import Any
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
-from steersman import config, engine, evaluate, learn, log, timeline
+from steersman import config, evaluate, learn, log, timeline
 from steersman.config import PolicyConfig, Project
 from steersman.core.batch import Batch
-from steersman.core.decision import Decision
-from steersman.core.errors import ConflictError, DataError, GateError, NotFoundError
+from steersman.core.errors import ConflictError, GateError, NotFoundError
 from steersman.core.features import Encoder, columns
 from steersman.core.policy import Policy, Uniform
 from steersman.core.report import Report
 from steersman.core.version import Parents, Version
 from steersman.flow import places
+from steersman.flow.logs import Replayed, compact, import_log, opened, read_source, replay, replay_all
+from steersman.flow.places import CHAMPION, now_us
+from steersman.flow.serving import serve
 from steersman.models import onnx
 from steersman.models.graph import Graph
 from steersman.models.warehouse import Draft, Warehouse
-from steersman.serve import decide, plane, workers
+
+__all__ = [
+    "CHALLENGER",
+    "CHAMPION",
+    "Built",
+    "Candidate",
+    "PolicyStatus",
+    "Progress",
+    "Replayed",
+    "build",
+    "champion",
+    "code_version",
+    "compact",
+    "example_request",
+    "export",
+    "import_log",
+    "init",
+    "judge",
+    "judge_policy",
+    "latest_candidate",
+    "now_us",
+    "promote",
+    "publish",
+    "publish_uniform",
+    "read_source",
+    "replay",
+    "replay_all",
+    "rollback",
+    "serve",
+    "status",
+    "train",
+]
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
-CHAMPION = "champion"
 CHALLENGER = "challenger"
 
 LATE_S = 86_400.0
 """Seconds after its wait in which a build still looks for outcomes of its decisions, to say that they came late."""
-
-
-def now_us() -> int:
-    """Microseconds since 1970, UTC: the only clock of the verbs."""
-    return time.time_ns() // 1000
 
 
 class Built(Struct, frozen=True):
@@ -83,18 +106,6 @@ class Candidate(Struct, frozen=True):
     seed: int
 
 
-class Replayed(Struct, frozen=True):
-    """A decision made again from its id, its log line and its version."""
-
-    decision: str
-    version: int
-    logged_action: str
-    logged_propensity: float
-    action: str
-    propensity: float
-    identical: bool
-
-
 class PolicyStatus(Struct, frozen=True):
     """One row of `status`."""
 
@@ -117,7 +128,7 @@ def build(project: Project, name: str, *, since: int = 0, until: int | None = No
     as_of = now_us() if as_of is None else as_of
     until = as_of if until is None else until
     compact(project)
-    with _engine(project) as tables, places.scratch(project, "builds", name) as into:
+    with opened(project) as tables, places.scratch(project, "builds", name) as into:
         late_s = policy.problem.wait_s + LATE_S
         files = log.files(project.log_directory, name, since, until, wait_s=late_s)
         make = timeline.build_shards if tables.distributed or policy.build.shards > 1 else timeline.build
@@ -357,87 +368,6 @@ def rollback(project: Project, name: str, alias: str = CHAMPION) -> int:
     return Warehouse(project.warehouse_url).rollback(name, alias, now_us())
 
 
-# the server, and logs from elsewhere
-
-
-def serve(project: Project, *, port: int | None = None, on_ready: Callable[[str], None] | None = None) -> int:
-    """Serve the champions until SIGTERM, drain, and return the exit code.
-
-    Args:
-        port: instead of the project's; 0 takes a free one.
-        on_ready: takes the URL, when connections are accepted.
-    """
-    settings = project.serve if port is None else msgspec.structs.replace(project.serve, port=port)
-
-    def work(_: int, sock: socket | None, ready: Callable[[int], None]) -> int:
-        segment_bytes = project.log.segment_mb << 20
-        with log.Pen(project.log_directory, durability=project.log.durability, segment_bytes=segment_bytes) as pen:
-            served = _plane(project, pen)
-            return workers.run(
-                served, settings, wanted=lambda: _champions(project), on_ready=ready, on_drained=pen.flush, sock=sock
-            )
-
-    def ready(taken: int) -> None:
-        if on_ready is not None:
-            on_ready(f"http://{settings.host}:{taken}")
-
-    if settings.workers == 1:
-        return work(0, None, ready)
-    return workers.supervise(settings, work, ready)
-
-
-def _plane(project: Project, pen: log.Pen) -> plane.Plane:
-    warehouse = Warehouse(project.warehouse_url)
-
-    def load(name: str, number: int) -> plane.Live:
-        version, data = warehouse.read(name, number)
-        graph = Graph(data)
-        return plane.Live(version, project.policy(name).problem, graph.scores, rowwise=graph.rowwise)
-
-    def new_id() -> str:
-        return plane.time_ordered_id(now_us(), os.urandom(8))
-
-    return plane.Plane(load, pen.append, now=now_us, new_id=new_id, durability=project.log.durability)
-
-
-def _champions(project: Project) -> dict[str, int]:
-    """Problem -> number of the version that should decide; what servers follow."""
-    warehouse = Warehouse(project.warehouse_url)
-    aliases = {name: warehouse.aliases(name) for name in project.policies}
-    return {name: found[CHAMPION] for name, found in aliases.items() if CHAMPION in found}
-
-
-def import_log(project: Project, name: str, source: log.Source, max_reject_share: float = 0.01) -> log.Imported:
-    """Append another system's log to ours; rows that break a law lie in rejects/ with line and reason.
-
-    Args:
-        source: what is read, and how.
-        max_reject_share: share of the rows in [0, 1] that may be refused.
-    """
-    rejects = project.root / "rejects" / f"{source.name}.jsonl"
-    rejects.parent.mkdir(parents=True, exist_ok=True)
-    with _engine(project, "duckdb") as tables, log.Pen(project.log_directory) as pen:
-        return log.import_log(
-            pen, tables, source, project.policy(name).problem, rejects=rejects, max_reject_share=max_reject_share
-        )
-
-
-def read_source(
-    path: Path | None, mapping: Path | None = None, *, form: str = "", sql: str = "", propensities: str = "logged"
-) -> log.Source:
-    """What `import_log` takes, from what a command line says: the mapping of columns is a TOML file."""
-    table = None if mapping is None else config.read(log.Mapping, mapping)
-    return msgspec.convert(
-        {"path": path, "form": form, "mapping": table, "sql": sql, "propensities": propensities}, log.Source
-    )
-
-
-def compact(project: Project) -> log.Compacted:
-    """Move what is new in the segments to Parquet."""
-    with _engine(project, "duckdb") as tables:
-        return log.compact(project.log_directory, project.problems, tables)
-
-
 # the project, and looking back
 
 
@@ -472,49 +402,6 @@ def example_request(project: Project, name: str) -> str:
     return msgspec.json.encode(request).decode()
 
 
-def replay(project: Project, decision_id: str) -> Replayed:
-    """Make a logged decision again, bit for bit, from its log line and the version that made it.
-
-    Raises:
-        NotFoundError: the log has no such decision, or the warehouse no such version.
-        DataError: another system decided, so there is no version to ask.
-    """
-    return replay_all(project, [decision_id])[0]
-
-
-def replay_all(project: Project, decision_ids: Sequence[str]) -> list[Replayed]:
-    """The same for many decisions; a version is read once."""
-    warehouse = Warehouse(project.warehouse_url)
-    versions: dict[tuple[str, int], tuple[Version, Graph]] = {}
-    replayed = []
-    with _engine(project, "duckdb") as tables:
-        for decision_id in decision_ids:
-            decision = log.find(project.log_directory, decision_id, tables)
-            if decision.version == 0:
-                raise DataError(f"decision {decision.id} was imported: no version of ours made it", field="version")
-            key = decision.problem, decision.version
-            if key not in versions:
-                version, graph = warehouse.read(*key)
-                versions[key] = version, Graph(graph)
-            version, runs = versions[key]
-            problem = project.policy(decision.problem).problem
-            action, propensity = decide.replay(decision, problem, version, runs.scores)
-            replayed.append(_replayed(decision, action, propensity))
-    return replayed
-
-
-def _replayed(decision: Decision, action: str, propensity: float) -> Replayed:
-    return Replayed(
-        decision=decision.id,
-        version=decision.version,
-        logged_action=str(decision.action),
-        logged_propensity=decision.propensity,
-        action=action,
-        propensity=propensity,
-        identical=action == decision.action and propensity == decision.propensity,
-    )
-
-
 def status(project: Project) -> tuple[PolicyStatus, ...]:
     """Where each problem of the project stands."""
     warehouse = Warehouse(project.warehouse_url)
@@ -528,22 +415,6 @@ def status(project: Project) -> tuple[PolicyStatus, ...]:
         )
         for name in project.policies
     )
-
-
-@contextmanager
-def _engine(project: Project, url: str = "") -> Iterator[engine.Engine]:
-    """The engine of the project, or the one of this URL; the log on this disk is read by the one on this machine."""
-    settings = project.engine
-    tables = engine.open(
-        url or settings.url,
-        memory_limit=settings.memory_limit,
-        threads=settings.threads,
-        temp_directory=project.root / settings.temp_directory if settings.temp_directory else None,
-    )
-    try:
-        yield tables
-    finally:
-        tables.close()
 
 
 def _stored(project: Project, name: str, version: str) -> tuple[Version, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,14 @@ from msgspec import Struct
 from steersman.config import Project
 from steersman.core.errors import NotFoundError
 from steersman.engine.disk import make_directory, replacing
+
+CHAMPION = "champion"
+"""Alias of the version that decides."""
+
+
+def now_us() -> int:
+    """Microseconds since 1970, UTC: the only clock of the verbs."""
+    return time.time_ns() // 1000
 
 
 def place(project: Project, kind: str, name: str, digest: str) -> Path:

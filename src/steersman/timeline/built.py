@@ -120,8 +120,8 @@ def coded_as(name: str, texts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def without_repeats(array: np.ndarray) -> np.ndarray:
-    """Of a broadcast array the row that all rows are."""
-    return array[:1] if array.strides[0] == 0 else array
+    """Of a broadcast array the row that all rows are; an array without columns has rows that are alike too."""
+    return array[:1] if array.strides[0] == 0 or array.size == 0 else array
 
 
 @dataclass(frozen=True, eq=False)
