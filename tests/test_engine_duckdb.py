@@ -110,11 +110,10 @@ def test_making_a_directory_twice_is_making_it_once(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "c").is_dir()
 
 
-def test_threads_that_share_an_engine_take_turns():
-    opened = engine.open("duckdb", threads=1)
+def test_threads_that_share_an_engine_take_turns() -> None:
+    engine = engines.open("duckdb", threads=1)
+    sql = "SELECT SUM(i) AS s FROM range(?) AS t(i)"
     with ThreadPoolExecutor(4) as pool:
-        sums = pool.map(
-            lambda n: int(opened.query("SELECT SUM(i) AS s FROM range(?) AS t(i)", [n])["s"][0]), range(1, 200)
-        )
-        assert list(sums) == [n * (n - 1) // 2 for n in range(1, 200)]
-    opened.close()
+        sums = list(pool.map(lambda n: int(engine.query(sql, [n])["s"][0]), range(1, 200)))
+    assert sums == [n * (n - 1) // 2 for n in range(1, 200)]
+    engine.close()
