@@ -317,7 +317,12 @@ explorer = { kind = "epsilon", epsilon = 0.1 }   # or { kind = "softmax", temper
 
 [problem.NAME.evaluate]
 # level = 0.95
+# reward_range = [0.0, 1.0]  # lowest and highest reward of a decision, for bound = "hard"
 
 [problem.NAME.gates]
 # margin = 0.0               # the lower bound of the lift over the baseline must be above this
+# bound = "anytime"          # holds however often one looks; "fixed": one planned look; "hard": whatever the weights
+# tuned = 4000               # units at which that bound is tightest
+# max_fall = { revenue = 0.01 }        # how much lower a metric may be
+# max_rise = { complaints = 0.002 }    # how much higher
 """

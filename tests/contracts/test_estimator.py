@@ -17,6 +17,7 @@ from steersman.worlds import tabular
 
 HORIZON = 40
 BANDIT = tabular.bandit(6, 4, chi2=1.0, noise=0.3, seed=1)
+UNIFORM = replace(BANDIT, behavior=np.full_like(BANDIT.behavior, 1 / 4))
 MDP = tabular.garnet(8, 3, horizon=HORIZON, stop=0.15, seed=2)
 RNG = np.random.default_rng(0)
 BEHAVIOR = tabular.softmax(RNG.normal(size=MDP.mean.shape))
@@ -36,6 +37,18 @@ class Log:
 def single_decisions(seed: int, *, same: bool) -> Log:
     table = BANDIT.behavior if same else BANDIT.target
     batch = BANDIT.sample(400, seed)
+    return Log(batch, tabular.rows(batch, table), table_policy(table, batch), None)
+
+
+def uniform_decisions(seed: int, *, same: bool) -> Log:
+    """Single decisions of a policy that takes every action alike; candidates carry a feature, the same for two."""
+    table = UNIFORM.behavior if same else UNIFORM.target
+    plain = UNIFORM.sample(400, seed)
+    feature = np.array([0.0, 0.0, 1.0, 1.0], dtype=np.float32)
+    own = np.concatenate([np.eye(4, dtype=np.float32), np.stack([feature, np.zeros(4, dtype=np.float32)], axis=1)], 1)
+    encoder = Encoder(context=plain.encoder.context, candidate=(Continuous("price", 0.0, 1.0),),
+                      actions=plain.encoder.actions)  # fmt: skip
+    batch = replace(plain, encoder=encoder, candidates=np.broadcast_to(own, (400, *own.shape)))
     return Log(batch, tabular.rows(batch, table), table_policy(table, batch), None)
 
 
@@ -92,10 +105,18 @@ def table_policy(table: np.ndarray, batch: Batch) -> Policy:
     return Policy(batch.encoder, scorer, Softmax(1.0))
 
 
+NOT_FOR = {
+    ("drl", walks),
+    ("stitched", sequences),
+    ("replay", single_decisions),
+    ("mips", single_decisions),
+}
+
+
 def logs_for(name: str):
     row = ESTIMATORS[name]
-    kinds = [single_decisions] * row.one_step + [sequences, walks] * row.sequence
-    return [kind for kind in kinds if (name, kind) not in {("drl", walks), ("stitched", sequences)}]
+    kinds = [single_decisions, uniform_decisions] * row.one_step + [sequences, walks] * row.sequence
+    return [kind for kind in kinds if (name, kind) not in NOT_FOR]
 
 
 CASES = [pytest.param(name, kind, id=f"{name}-{kind.__name__}") for name in ESTIMATORS for kind in logs_for(name)]
@@ -200,7 +221,11 @@ def test_an_estimator_refuses_the_other_kind_of_log(name):
         evaluate(log.batch, log.target, Settings(estimators=(name,)), 0, log.horizon)
 
 
-TRUTH = {single_decisions: BANDIT.value(BANDIT.target), sequences: MDP.value(TARGET)}
+TRUTH = {
+    single_decisions: BANDIT.value(BANDIT.target),
+    uniform_decisions: BANDIT.value(BANDIT.target),
+    sequences: MDP.value(TARGET),
+}
 
 
 @pytest.mark.parametrize(("name", "kind"), [case for case in JUDGES if case.values[1] in TRUTH])

@@ -16,11 +16,12 @@ from steersman.core.errors import ConfigError, DataError, SupportError
 from steersman.core.policy import Policy
 from steersman.core.report import Verdict
 from steersman.evaluate.estimators import ESTIMATORS, logged, silent
-from steersman.evaluate.evaluation import Evaluation, Floor, Paired, Settings, Support
-from steersman.evaluate.evidence import Evidence, Paths, weights, whole
+from steersman.evaluate.evaluation import Bets, Evaluation, Floor, Paired, Settings, Support
+from steersman.evaluate.evidence import Evidence, Model, Paths, weights, whole
 from steersman.evaluate.gates import Gates, judge
 from steersman.evaluate.intervals import Influence, Terms, estimate, ratio
-from steersman.evaluate.nuisance import folds_of, reward_model
+from steersman.evaluate.nuisance import folds_of, learned_weights, reward_model, robust_model
+from steersman.evaluate.one_step import uniform
 from steersman.evaluate.sequences import Sequences
 
 __all__ = ["ESTIMATORS", "Evaluation", "Evidence", "Gates", "Paths", "Settings", "Terms", "evaluate", "judge"]
@@ -70,7 +71,7 @@ def evaluate(
             hint="log more units; all decisions of one unit are one cluster",
         )
     sequences = None if paths.one_step else Sequences.of(batch, paths, target, horizon, seed, policy)
-    names, headline = _names(settings, sequences)
+    names, headline = _names(settings, sequences, batch)
     metrics, absent = _metrics(batch)
     case = _Case(batch, target, weight, paths, settings, seed, sequences, names, headline)
     evidence = case.evidence([batch.reward, *metrics.values()])
@@ -81,13 +82,13 @@ def evaluate(
         case.paired(name, ESTIMATORS[headline].terms(e), logged(e))
         for name, e in zip(metrics, evidence[1:], strict=True)
     )
-    floor = terms.low.minus_logged(baseline)
+    bets = Bets.of(batch.reward, weight, settings.reward_range) if sequences is None else None
     level = settings.level
     return Evaluation(
         baseline=reward.baseline,
         headline=reward.value,
         lift=reward.lift,
-        lift_floor=Floor(floor.center, floor.error, floor.df, floor.skew, floor.n),
+        lift_floor=Floor.of(terms.low.minus_logged(baseline)),
         estimates=(
             *(estimate(t, estimator=name, metric="reward", level=level) for name, t in found.items()),
             *(metric.value for metric in paired),
@@ -95,6 +96,7 @@ def evaluate(
         metrics=paired,
         refused=(*refused, *absent),
         support=_support(case, evidence[0], terms, logged_weights, still_open),
+        bets=bets,
     )
 
 
@@ -125,10 +127,7 @@ class _Case:
         fold = folds_of(self.paths, self.settings.folds, self.seed)
         modelled = any(ESTIMATORS[name].model for name in self.names)
         if self.sequences is None:
-            if modelled:
-                q, v = reward_model(self.batch, outcomes, self.target, fold[self.paths.episode])
-                made = [replace(e, q=q[:, m], v=v[:, m]) for m, e in enumerate(made)]
-            return made
+            return self._one_step(made, outcomes, fold[self.paths.episode], modelled)
         if modelled and (self.sequences.table is not None or not silent(made[0])):
             models = self.sequences.models(outcomes, fold)
             made = [replace(e, q=m.q, v=m.v, marginal=m.marginal) for e, m in zip(made, models, strict=True)]
@@ -136,6 +135,19 @@ class _Case:
             stitches = self.sequences.stitches(outcomes, self.settings.level)
             made = [replace(e, stitch=s) for e, s in zip(made, stitches, strict=True)]
         return made
+
+    def _one_step(self, made: list[Evidence], outcomes: Array, fold: Array, modelled: bool) -> list[Evidence]:
+        """The same with the models that somebody asks for."""
+        batch, names = self.batch, self.names
+        if modelled:
+            q, v = reward_model(batch, outcomes, self.target, fold)
+            made = [replace(e, q=q[:, m], v=v[:, m]) for m, e in enumerate(made)]
+        if "mrdr" in names and (robust := robust_model(batch, outcomes, self.target, self.weight, fold)):
+            q, v = robust
+            made = [replace(e, robust=Model(q[:, m], v[:, m])) for m, e in enumerate(made)]
+        learned = learned_weights(batch, self.target, fold) if "balanced-ips" in names else None
+        embedded = learned_weights(batch, self.target, fold, features=True) if "mips" in names else None
+        return [replace(e, propensity=batch.propensity, learned=learned, embedded=embedded) for e in made]
 
     def estimates(self, evidence: Evidence) -> tuple[dict[str, Terms], list[Verdict]]:
         """Terms of every estimator that could, and a verdict on every other."""
@@ -154,14 +166,17 @@ class _Case:
         """Estimates of a metric under both policies, and of their difference."""
         name, level = self.headline, self.settings.level
         baseline = Terms.of(logged.center, logged.pull, self.paths.per_cluster(np.ones(self.paths.episodes)))
+        lift = value.minus_logged(logged)
         return Paired(
             baseline=estimate(baseline, estimator="logged", metric=metric, level=level),
             value=estimate(value, estimator=name, metric=metric, level=level),
-            lift=estimate(value.minus_logged(logged), estimator=f"{name} - logged", metric=metric, level=level),
+            lift=estimate(lift, estimator=f"{name} - logged", metric=metric, level=level),
+            low=Floor.of(lift.low),
+            high=Floor.of(lift.high),
         )
 
 
-def _names(settings: Settings, sequences: Sequences | None) -> tuple[tuple[str, ...], str]:
+def _names(settings: Settings, sequences: Sequences | None, batch: Batch) -> tuple[tuple[str, ...], str]:
     """Estimators to ask, in the order of the table, and the headline among them."""
     known = [name for name, row in ESTIMATORS.items() if (row.one_step if sequences is None else row.sequence)]
     headline = settings.headline or ("dr" if sequences is None else sequences.headline)
@@ -169,8 +184,17 @@ def _names(settings: Settings, sequences: Sequences | None) -> tuple[tuple[str, 
         if name not in known:
             kind = "single decisions" if sequences is None else "sequences"
             raise ConfigError(f"{name} is not for a log of {kind}", hint=f"use {', '.join(known)}", field="estimators")
-    asked = {*(settings.estimators or (known if sequences is None else sequences.fitting)), headline}
+    fitting = _fitting(known, batch) if sequences is None else sequences.fitting
+    asked = {*(settings.estimators or fitting), headline}
     return tuple(name for name in known if name in asked), headline
+
+
+def _fitting(known: list[str], batch: Batch) -> tuple[str, ...]:
+    """Names of the estimators of single decisions that can be asked here."""
+    absent = set() if uniform(batch.propensity) else {"replay"}
+    if batch.encoder.candidate_width == len(batch.encoder.actions):
+        absent.add("mips")
+    return tuple(name for name in known if name not in absent)
 
 
 def _metrics(batch: Batch) -> tuple[dict[str, Array], list[Verdict]]:

@@ -16,6 +16,22 @@ import numpy as np
 from steersman.core.errors import SupportError
 from steersman.evaluate.evidence import Evidence
 from steersman.evaluate.intervals import Halves, Influence, Terms, ratio
+from steersman.evaluate.one_step import (
+    balanced_ips,
+    clipped_ips,
+    control_variate_ips,
+    dros,
+    ips,
+    mean,
+    mips,
+    mrdr,
+    replay,
+    sndr,
+    snips,
+    sub_gaussian_dr,
+    sub_gaussian_ips,
+    switch_dr,
+)
 
 Array = np.ndarray
 
@@ -55,27 +71,6 @@ def logged(evidence: Evidence) -> Influence:
     return Influence(*ratio(returns, paths.per_cluster(np.ones(paths.episodes))))
 
 
-def ips(evidence: Evidence) -> Terms:
-    """Inverse propensity scoring: mean of w r.
-
-    Unbiased wherever every action of the target was sometimes logged; its variance grows with the weights, and with
-    any constant added to the reward.
-    Source: Horvitz and Thompson 1952; Dudik et al. 2011, arXiv:1103.4601, eq. 2.
-    """
-    return _mean(evidence, evidence.weight * evidence.reward, evidence.weight)
-
-
-def snips(evidence: Evidence) -> Terms:
-    """Self-normalised IPS: sum of w r / sum of w. A constant added to the reward is added to the value.
-
-    Source: Swaminathan and Joachims 2015, the self-normalized estimator, eq. 9.
-    """
-    paths, weight = evidence.paths, evidence.weight
-    bottom = paths.per_cluster(weight)
-    value, influence = ratio(paths.per_cluster(weight * evidence.reward), bottom)
-    return Terms.of(value, influence, bottom)
-
-
 def direct(evidence: Evidence) -> Terms:
     """Direct method: mean of v_0, the model's word for it. For sequences: fitted Q evaluation.
 
@@ -96,7 +91,7 @@ def pdis(evidence: Evidence) -> Terms:
     """
     paths = evidence.paths
     returns = paths.per_episode(paths.factor * evidence.cumulative * evidence.reward)
-    return _speaking(evidence, _mean(evidence, returns, _last_weight(evidence)))
+    return _speaking(evidence, mean(evidence, returns, _last_weight(evidence)))
 
 
 def dr(evidence: Evidence) -> Terms:
@@ -108,7 +103,7 @@ def dr(evidence: Evidence) -> Terms:
     """
     surprise = evidence.cumulative * (evidence.reward - evidence.q)
     rows = evidence.paths.factor * (evidence.before * evidence.v + surprise)
-    return _speaking(evidence, _mean(evidence, evidence.paths.per_episode(rows), _last_weight(evidence)))
+    return _speaking(evidence, mean(evidence, evidence.paths.per_episode(rows), _last_weight(evidence)))
 
 
 def wdr(evidence: Evidence) -> Terms:
@@ -160,7 +155,7 @@ def drl(evidence: Evidence) -> Terms:
         )
     episodes = paths.per_episode(marginal.correction)
     episodes += evidence.v[paths.steps[0]]
-    return _mean(evidence, episodes, paths.per_episode(marginal.weight))
+    return mean(evidence, episodes, paths.per_episode(marginal.weight))
 
 
 def stitched(evidence: Evidence) -> Terms:
@@ -187,6 +182,17 @@ ESTIMATORS: dict[str, Estimator] = {
     "ips": Estimator(ips, one_step=True, sequence=False, model=False),
     "snips": Estimator(snips, one_step=True, sequence=False, model=False),
     "dr": Estimator(dr, one_step=True, sequence=True),
+    "sndr": Estimator(sndr, one_step=True, sequence=False),
+    "mrdr": Estimator(mrdr, one_step=True, sequence=False, model=False),
+    "ips-cv": Estimator(control_variate_ips, one_step=True, sequence=False, model=False),
+    "replay": Estimator(replay, one_step=True, sequence=False, model=False),
+    "cips": Estimator(clipped_ips, one_step=True, sequence=False, model=False, judge=False),
+    "sg-ips": Estimator(sub_gaussian_ips, one_step=True, sequence=False, model=False, judge=False),
+    "balanced-ips": Estimator(balanced_ips, one_step=True, sequence=False, model=False, judge=False),
+    "mips": Estimator(mips, one_step=True, sequence=False, model=False, judge=False),
+    "switch-dr": Estimator(switch_dr, one_step=True, sequence=False, judge=False),
+    "dros": Estimator(dros, one_step=True, sequence=False, judge=False),
+    "sg-dr": Estimator(sub_gaussian_dr, one_step=True, sequence=False, judge=False),
     "pdis": Estimator(pdis, one_step=False, sequence=True, model=False),
     "wdr": Estimator(wdr, one_step=False, sequence=True),
     "fqe": Estimator(direct, one_step=False, sequence=True, judge=False),
@@ -194,13 +200,6 @@ ESTIMATORS: dict[str, Estimator] = {
     "stitched": Estimator(stitched, one_step=False, sequence=True, model=False, rests_on="matches"),
 }
 """Name -> estimator, in the order in which they are reported."""
-
-
-def _mean(evidence: Evidence, per_episode: Array, weight: Array) -> Terms:
-    """Mean over episodes as a ratio of sums over units: a unit with several episodes is one cluster."""
-    paths = evidence.paths
-    value, influence = ratio(paths.per_cluster(per_episode), paths.per_cluster(np.ones(paths.episodes)))
-    return Terms.of(value, influence, paths.per_cluster(weight))
 
 
 def _last_weight(evidence: Evidence) -> Array:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 from msgspec import Struct
 
 from steersman.core.errors import ConfigError, did_you_mean
 from steersman.core.report import Estimate, Verdict
+from steersman.evaluate.anytime import lift_terms
 from steersman.evaluate.estimators import ESTIMATORS
+from steersman.evaluate.intervals import Spread
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -18,12 +23,15 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             contexts are few, else `stitched` if the policy is at hand, else `wdr`.
         level: coverage of the intervals, in (0, 1).
         folds: of the cross-fitting, at least 2.
+        reward_range: the lowest and the highest reward that a decision can have, declared by whoever knows the
+            product; a reward outside it is an error. Empty: not declared. The gate with `bound = "hard"` needs it.
     """
 
     estimators: tuple[str, ...] = ()
     headline: str = ""
     level: float = 0.95
     folds: int = 5
+    reward_range: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for field in (*self.estimators, *((self.headline,) if self.headline else ())):
@@ -31,7 +39,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 raise ConfigError(f"no estimator {field!r}", hint=did_you_mean(field, ESTIMATORS), field="estimators")
         if self.headline and not ESTIMATORS[self.headline].judge:
             raise ConfigError(
-                f"{self.headline} can not be the headline: a model does not know its own error",
+                f"{self.headline} can not be the headline: the log can not tell its bias",
                 hint=f"headlines: {', '.join(name for name, row in ESTIMATORS.items() if row.judge)}",
                 field="headline",
             )
@@ -39,6 +47,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ConfigError(f"level is {self.level:g}, must be in (0, 1)", field="level")
         if self.folds < 2:
             raise ConfigError(f"folds is {self.folds}, must be at least 2", field="folds")
+        if self.reward_range and not (
+            len(self.reward_range) == 2
+            and all(map(math.isfinite, self.reward_range))
+            and self.reward_range[0] < self.reward_range[1]
+        ):
+            raise ConfigError(
+                f"reward_range is {list(self.reward_range)}, must be [lowest, highest]", field="reward_range"
+            )
 
 
 class Support(Struct, frozen=True, kw_only=True):
@@ -68,13 +84,49 @@ class Support(Struct, frozen=True, kw_only=True):
 
 
 class Floor(Struct, frozen=True):
-    """The lower side of an interval: see `intervals.Side`."""
+    """One side of an interval in numbers: see `intervals.Spread`."""
 
     center: float
     error: float
     df: float
     skew: float
     n: int
+
+    @classmethod
+    def of(cls, side: Spread) -> Floor:
+        """The numbers of a side."""
+        return cls(side.center, side.error, side.df, side.skew, side.n)
+
+
+class Bets(Struct, frozen=True):
+    """What the non-asymptotic bound of the lift is made of: sums over decisions of `anytime.lift_terms`.
+
+    Attributes:
+        n: decisions.
+        total, square: sum of the terms, and of their squares.
+        unit: what a term of 1 is worth: the range of the reward.
+    """
+
+    n: int
+    total: float
+    square: float
+    unit: float
+
+    @classmethod
+    def of(cls, reward: np.ndarray, weight: np.ndarray, reward_range: tuple[float, ...]) -> Bets | None:
+        """The sums of a log of single decisions; None: no range is declared.
+
+        Args:
+            reward, weight: [N] f64, the weight target / propensity of the action taken.
+            reward_range: of Settings.
+        Raises:
+            DataError: a reward is outside the range.
+        """
+        if not reward_range:
+            return None
+        low, high = reward_range
+        terms = lift_terms(reward, weight, low, high)
+        return cls(len(terms), float(terms.sum()), float(terms @ terms), high - low)
 
 
 class Paired(Struct, frozen=True, kw_only=True):
@@ -84,11 +136,14 @@ class Paired(Struct, frozen=True, kw_only=True):
         baseline: of the behavior policy.
         value: of the target, by the headline estimator.
         lift: value - baseline.
+        low, high: what the sides of the lift's interval are made of, for bounds at other levels.
     """
 
     baseline: Estimate
     value: Estimate
     lift: Estimate
+    low: Floor
+    high: Floor
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):
@@ -104,6 +159,7 @@ class Evaluation(Struct, frozen=True, kw_only=True):
         metrics: baseline, value and lift of every metric that could be estimated.
         refused: an estimator or a metric that could not, and why.
         support: how far the log can speak for the target.
+        bets: for a bound of the lift at every n; None: the log is of sequences, or no range of the reward is declared.
     """
 
     baseline: Estimate
@@ -114,3 +170,4 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     metrics: tuple[Paired, ...]
     refused: tuple[Verdict, ...]
     support: Support
+    bets: Bets | None = None

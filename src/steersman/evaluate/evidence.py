@@ -140,6 +140,10 @@ class Evidence:
         v: [N] f64, the same model, mean over the target's actions: sum over a of target(a) * q(a).
         marginal: for `drl`; None if it can not be made of this log.
         stitch: for `stitched`; None if it can not be made of this log.
+        propensity: [N] f64, of the action taken under the behavior policy, for `replay`; None: not told.
+        robust: q and v for `mrdr`; None if they can not be made of this log.
+        learned: [N] f64, weights without propensities, for `balanced-ips`; None: not asked for.
+        embedded: [N] f64, weights of the candidate's features, for `mips`; None if candidates have none.
     """
 
     paths: Paths
@@ -149,6 +153,10 @@ class Evidence:
     v: Array
     marginal: Marginal | None = None
     stitch: Stitch | None = None
+    propensity: Array | None = None
+    robust: Model | None = None
+    learned: Array | None = None
+    embedded: Array | None = None
 
     @functools.cached_property
     def cumulative(self) -> Array:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
-from steersman.core.errors import DataError
+from steersman.core.errors import DataError, did_you_mean
 from steersman.core.report import Status, Verdict
+from steersman.evaluate.anytime import TUNED, bernstein_floor, errors_out
 from steersman.evaluate.estimators import ESTIMATORS
-from steersman.evaluate.evaluation import Evaluation
+from steersman.evaluate.evaluation import Bets, Evaluation, Floor
 from steersman.evaluate.intervals import quantile
+
+Sign = Literal[-1, 1]
+"""The lower side of an interval, or the upper."""
 
 ROUNDING = 1e-9
 """A lift below this share of the values compared is rounding: two equal policies must not pass by it."""
@@ -23,7 +29,19 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     Attributes:
         margin: the lower bound of the lift must be above it, in units of reward.
         level: of that one-sided lower bound, in (0.5, 1).
-        min_ess: least effective number of units, where rewards are weighed (ips, snips, dr, pdis, wdr).
+        bound: `anytime`: it holds however often one looks, once the units are many; `fixed`: for one look that was
+            planned before the log, and then some 0.6 times as wide; `hard`: it holds at every number of decisions,
+            however often one looks and however large the weights, by the weighted rewards alone, and is wider: for
+            single decisions whose `reward_range` is declared. A log that is judged again has the old decisions and
+            new ones.
+        tuned: number of units at which `anytime` is tightest, above 0. From a quarter to ten times as many units it
+            is at most a tenth wider than the tightest.
+        max_fall: metric -> how much lower than under the logged policy it may be, at least 0, in its units. Judged by
+            the bound of its paired difference at the same level, `anytime` also where the reward's is `hard`.
+        max_rise: the same for metrics of which less is better, e.g. complaints. All limits must hold together, so
+            each may be judged at the level itself.
+        min_ess: least effective number of units, where rewards are weighed (ips, snips, dr, sndr, mrdr,
+            ips-cv, replay, pdis, wdr).
         min_ess_share: least effective share of the units there, in [0, 1].
         max_weight_share: largest share of one unit in all weight there, in (0, 1].
         min_visited: least effective number of units, where logged steps are visited (drl, stitched).
@@ -34,6 +52,10 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     margin: float = 0.0
     level: float = 0.95
+    bound: Literal["anytime", "fixed", "hard"] = "anytime"
+    tuned: float = TUNED
+    max_fall: dict[str, float] = {}
+    max_rise: dict[str, float] = {}
     min_ess: float = 200.0
     min_ess_share: float = 0.01
     max_weight_share: float = 0.1
@@ -47,6 +69,12 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise DataError(f"margin is {self.margin}, must be a number", field="margin")
         if not 0.5 < self.level < 1:
             raise DataError(f"level is {self.level:g}, must be in (0.5, 1)", field="level")
+        if not 0 < self.tuned < math.inf:
+            raise DataError(f"tuned is {self.tuned:g}, must be above 0", field="tuned")
+        for field, limits in (("max_fall", self.max_fall), ("max_rise", self.max_rise)):
+            for metric, limit in limits.items():
+                if not 0 <= limit < math.inf:
+                    raise DataError(f"{field} of {metric} is {limit:g}, must be at least 0", field=f"{field}.{metric}")
         for name, low, high in _LIMITS:
             value = getattr(self, name)
             if not low <= value <= high:
@@ -68,6 +96,7 @@ def judge(evaluation: Evaluation, gates: Gates) -> tuple[Verdict, ...]:
     """One verdict a gate.
 
     `lower bound`: of the paired lift, value of the target minus value of the behavior policy on the same log.
+    `fall of METRIC`, `rise of METRIC`, for every metric with a limit: how much worse might it be?
     `mean weight`: are the propensities those of the log, and was what the target does logged?
     `ess`: how many units speak?
     `largest weight`, where rewards are weighed: does one unit speak for all?
@@ -76,7 +105,10 @@ def judge(evaluation: Evaluation, gates: Gates) -> tuple[Verdict, ...]:
     `open episodes`, for sequences: how many have no known end?
     """
     rests_on = ESTIMATORS[evaluation.headline.estimator].rests_on
-    verdicts = [_lower_bound(evaluation, gates), _mean_weight(evaluation, gates)]
+    verdicts = [_lower_bound(evaluation, gates)]
+    verdicts += [_guardrail(evaluation, gates, metric, -1) for metric in gates.max_fall]
+    verdicts += [_guardrail(evaluation, gates, metric, 1) for metric in gates.max_rise]
+    verdicts.append(_mean_weight(evaluation, gates))
     if rests_on == "weights":
         least = max(gates.min_ess, gates.min_ess_share * evaluation.headline.n)
         verdicts.append(_ess(evaluation, least))
@@ -91,32 +123,81 @@ def judge(evaluation: Evaluation, gates: Gates) -> tuple[Verdict, ...]:
     return tuple(verdicts)
 
 
-def lower_bound(evaluation: Evaluation, level: float) -> float:
-    """One-sided lower bound of the lift at a level, for one look at the log that was planned before it."""
-    floor = evaluation.lift_floor
-    return min(floor.center, evaluation.lift.value) + quantile(1.0 - level, floor.df, floor.skew, floor.n) * floor.error
+def lower_bound(evaluation: Evaluation, gates: Gates) -> float | None:
+    """One-sided lower bound of the lift, of the kind and at the level of the gates; None: the log has no `hard` one."""
+    bound = _bound_of_lift(evaluation, gates)
+    return None if bound is None else bound(1.0)
 
 
 def more_decisions(evaluation: Evaluation, gates: Gates) -> int | None:
     """About how many more decisions of the same log would lift the lower bound above the margin; None: none would.
 
-    The standard error falls with the root of the decisions; the point estimate is taken to stay where it is.
+    Estimates are taken to stay where they are, and errors to fall with the root of the decisions.
     """
-    above = evaluation.lift_floor.center - gates.margin
-    if above <= ROUNDING * _scale(evaluation):
+    bound = _bound_of_lift(evaluation, gates)
+    if bound is None or _center(evaluation, gates) - gates.margin <= ROUNDING * _scale(evaluation):
         return None
-    half = evaluation.lift_floor.center - lower_bound(evaluation, gates.level)
-    return max(1, math.ceil(evaluation.support.decisions * ((half / above) ** 2 - 1.0)))
+    return _more(evaluation.support.decisions, lambda times: bound(times) - gates.margin)
+
+
+def _bound_of_lift(evaluation: Evaluation, gates: Gates) -> Callable[[float], float] | None:
+    """The lower bound of the lift if the log were so many times as long."""
+    if gates.bound != "hard":
+        return _bound(evaluation.lift_floor, -1, evaluation.lift.value, evaluation, gates)
+    bets = evaluation.bets
+    return None if bets is None else lambda times: _hard(bets, gates.level, times)
+
+
+def _hard(bets: Bets, level: float, times: float) -> float:
+    return bets.unit * bernstein_floor(times * bets.n, times * bets.total, times * bets.square, level)
+
+
+def _bound(side: Floor, sign: Sign, value: float, evaluation: Evaluation, gates: Gates) -> Callable[[float], float]:
+    """The bound on one side of a value, by its error, if the log were so many times as long."""
+    units = evaluation.lift.n
+    center = min(side.center, value) if sign < 0 else max(side.center, value)
+
+    def bound(times: float) -> float:
+        if gates.bound == "fixed":
+            errors = quantile(0.5 + sign * (gates.level - 0.5), side.df, side.skew, side.n)
+        else:
+            errors = errors_out(side, units * times, sign, gates.level, gates.tuned)
+        return center + errors * side.error / math.sqrt(times)
+
+    return bound
+
+
+def _more(decisions: int, above: Callable[[float], float]) -> int | None:
+    """About how many more decisions until a bound is above its limit; None: not in a trillion times as many.
+
+    Args:
+        above: how far above its limit the bound is if the log were so many times as long.
+    """
+    enough = next((2.0**k for k in range(41) if above(2.0**k) > 0), None)
+    if enough is None:
+        return None
+    too_few = enough / 2.0
+    for _ in range(40):
+        middle = 0.5 * (too_few + enough)
+        too_few, enough = (too_few, middle) if above(middle) > 0 else (middle, enough)
+    return max(1, math.ceil(decisions * (enough - 1.0)))
 
 
 def _lower_bound(evaluation: Evaluation, gates: Gates) -> Verdict:
-    bound = lower_bound(evaluation, gates.level)
+    bound = lower_bound(evaluation, gates)
+    if bound is None:
+        return _no_hard_bound(evaluation, gates)
     passed = bound - gates.margin > ROUNDING * _scale(evaluation)
     unit = evaluation.headline.estimator
     reason = (
         f"lift of {unit} over the logged policy is {evaluation.lift.value:.4g}, at least {bound:.4g} "
-        f"with confidence {gates.level:g}; it must be above {gates.margin:g}"
+        f"with confidence {gates.level:g} {_looks(gates.bound)}; it must be above {gates.margin:g}"
     )
+    if gates.bound == "anytime" and evaluation.lift_floor.n != evaluation.lift.n:
+        reason += (
+            f" (its error, from {evaluation.lift_floor.n} random halves of the units, is widened as that of a mean of "
+            f"{evaluation.lift.n:,} units)"
+        )
     return Verdict(
         gate="lower bound",
         status="pass" if passed else "fail",
@@ -127,14 +208,86 @@ def _lower_bound(evaluation: Evaluation, gates: Gates) -> Verdict:
     )
 
 
+def _no_hard_bound(evaluation: Evaluation, gates: Gates) -> Verdict:
+    if evaluation.support.horizon > 1:
+        reason, then = "a hard bound is for single decisions, and these are sequences", 'use bound = "anytime"'
+    else:
+        reason = "a hard bound needs the lowest and the highest reward that a decision can have"
+        then = "declare reward_range beside the estimators"
+    return Verdict(gate="lower bound", status="not identified", reason=reason, limit=gates.margin, next=then)
+
+
+def _looks(bound: str) -> str:
+    """What a confidence is about, in words."""
+    if bound == "fixed":
+        return "for one look that was planned"
+    whatever = " and however large the weights are" if bound == "hard" else ""
+    return f"however often one looks{whatever}"
+
+
 def _next_of_bound(evaluation: Evaluation, gates: Gates) -> str:
     more = more_decisions(evaluation, gates)
     if more is None and evaluation.lift.value - gates.margin > ROUNDING * _scale(evaluation):
+        if gates.bound == "hard":
+            return "the weighted rewards alone are not above the margin: log more decisions, or use another bound"
         return "the target goes where the log never was, and could fare badly there: log with more exploration"
     if more is None:
         below = "the logged policy" if gates.margin == 0 else "the logged policy and the margin"
         return f"the estimate is not above {below}: more of the same log will not settle it; train another policy"
     return f"about {_rounded(more):,} more decisions would settle it"
+
+
+def _center(evaluation: Evaluation, gates: Gates) -> float:
+    """Where the lower bound of the lift is measured from."""
+    bets = evaluation.bets
+    if gates.bound == "hard" and bets is not None:
+        return bets.unit * bets.total / bets.n
+    return min(evaluation.lift_floor.center, evaluation.lift.value)
+
+
+def _guardrail(evaluation: Evaluation, gates: Gates, metric: str, sign: Sign) -> Verdict:
+    """Whether a metric stays within its limit: of its fall (-1) or of its rise (1)."""
+    word = "fall" if sign < 0 else "rise"
+    limit = sign * (gates.max_fall if sign < 0 else gates.max_rise)[metric]
+    paired = next((m for m in evaluation.metrics if m.value.metric == metric), None)
+    if paired is None:
+        return _no_guardrail(evaluation, f"{word} of {metric}", metric, limit)
+    bound = _bound(paired.low if sign < 0 else paired.high, sign, paired.lift.value, evaluation, gates)
+    worst = bound(1.0)
+    slack = ROUNDING * max(abs(paired.value.value), abs(paired.baseline.value))
+    within = sign * (limit - worst) >= -slack
+    reason = (
+        f"{metric} changes by {paired.lift.value:.4g}, at worst by {worst:.4g} with confidence {gates.level:g} "
+        f"{_looks('fixed' if gates.bound == 'fixed' else 'anytime')}; it may {word} by at most {abs(limit):g}"
+    )
+    return Verdict(
+        gate=f"{word} of {metric}",
+        status="pass" if within else "fail",
+        reason=reason,
+        value=worst,
+        limit=limit,
+        next="" if within else _next_of_guardrail(evaluation, bound, sign, limit),
+    )
+
+
+def _next_of_guardrail(evaluation: Evaluation, bound: Callable[[float], float], sign: Sign, limit: float) -> str:
+    more = _more(evaluation.support.decisions, lambda times: sign * (limit - bound(times)))
+    if more is None:
+        return "the estimate is not within the limit: more of the same log will not settle it; train another policy"
+    return f"about {_rounded(more):,} more decisions would settle it"
+
+
+def _no_guardrail(evaluation: Evaluation, gate: str, metric: str, limit: float) -> Verdict:
+    """Why a metric with a limit has no bound."""
+    why = next((v for v in evaluation.refused if v.gate == f"metric {metric}"), None)
+    known = [m.value.metric for m in evaluation.metrics]
+    return Verdict(
+        gate=gate,
+        status="not identified",
+        reason=why.reason if why else f"no metric {metric!r} was estimated from this log",
+        limit=limit,
+        next=why.next if why else did_you_mean(metric, known),
+    )
 
 
 def _ess(evaluation: Evaluation, limit: float) -> Verdict:

@@ -1,4 +1,4 @@
-"""The reward model of one-step estimators: closed-form ridge, cross-fitted, asked once for all candidates."""
+"""Models of rewards and of weights, of single decisions: closed-form ridge, cross-fitted, candidates asked at once."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ class _Columns:
     products: bool
 
     @classmethod
-    def of(cls, batch: Batch) -> _Columns:
+    def of(cls, batch: Batch, first: int = 0) -> _Columns:
+        """Of the candidates only the columns from `first` on."""
         context = np.flatnonzero(np.ptp(batch.context, axis=0) > 0)
         candidates = batch.candidates[:1] if batch.candidates.strides[0] == 0 else batch.candidates
         flat = candidates.reshape(-1, candidates.shape[2])
         candidate = np.flatnonzero(np.ptp(flat, axis=0) > 0)
+        candidate = candidate[candidate >= first]
         return cls(context, candidate, (1 + len(context)) * (1 + len(candidate)) <= MAX_COLUMNS)
 
     def contexts(self, batch: Batch, rows: Array) -> Array:
@@ -54,11 +56,20 @@ class _Columns:
 
     def taken(self, batch: Batch, rows: Array) -> Array:
         """[B, P] f64, the columns of the actions taken; the first is 1."""
-        context = self.contexts(batch, rows)
-        candidate = _with_ones(batch.candidates[rows, batch.action[rows]][:, self.candidate])
+        return self._product(self.contexts(batch, rows), batch.candidates[rows, batch.action[rows]][:, self.candidate])
+
+    def expected(self, batch: Batch, rows: Array, target: Array) -> Array:
+        """[B, P] f64, the mean of the columns over the target's actions."""
+        context, candidates = self.contexts(batch, rows), self.candidates(batch, rows)[:, :, 1:]
+        if len(candidates) == 1:
+            return self._product(context, target[rows] @ candidates[0])
+        return self._product(context, np.einsum("nk,nka->na", target[rows], candidates))
+
+    def _product(self, context: Array, candidate: Array) -> Array:
+        candidate = _with_ones(candidate)
         if not self.products:
             return np.concatenate([context, candidate[:, 1:]], axis=1)
-        return (candidate[:, :, None] * context[:, None, :]).reshape(len(rows), -1)
+        return (candidate[:, :, None] * context[:, None, :]).reshape(len(context), -1)
 
     def all(self, batch: Batch, rows: Array, coefficients: Array) -> Array:
         """[B, K] f64, the model asked for every candidate at once: z' Theta c, without the product columns."""
@@ -79,7 +90,9 @@ def folds_of(paths: Paths, folds: int, seed: int) -> Array:
     return (order % min(folds, paths.clusters))[paths.cluster]
 
 
-def reward_model(batch: Batch, outcomes: Array, target: Array, fold: Array) -> tuple[Array, Array]:
+def reward_model(
+    batch: Batch, outcomes: Array, target: Array, fold: Array, importance: Array | None = None
+) -> tuple[Array, Array]:
     """Mean outcome of the action taken, and over the target's actions, by models that never saw the row's unit.
 
     Ridge regression on the columns (1, context) x (1, candidate), standardised, the intercept free, the penalty by
@@ -90,12 +103,15 @@ def reward_model(batch: Batch, outcomes: Array, target: Array, fold: Array) -> t
         outcomes: [N, M] f64: rewards, metrics; finite.
         target: [N, K] f64.
         fold: [N] i64, all rows of a unit in one fold, at least two folds.
+        importance: [N] f64, at least 0: how much each row's error counts; None: all the same.
     Returns:
         q [N, M] and v [N, M], f64.
     """
     columns = _Columns.of(batch)
     folds = int(fold.max()) + 1
-    moments = [_Moments.of(batch, outcomes, columns, np.flatnonzero(fold == g)) for g in range(folds)]
+    if importance is not None:
+        importance = importance * (importance.sum() / (importance @ importance))  # they sum to their effective number
+    moments = [_Moments.of(batch, outcomes, columns, np.flatnonzero(fold == g), importance) for g in range(folds)]
     q, v = np.empty(outcomes.shape), np.empty(outcomes.shape)
     for g in range(folds):
         others = np.flatnonzero(fold != g)
@@ -109,46 +125,144 @@ def reward_model(batch: Batch, outcomes: Array, target: Array, fold: Array) -> t
     return q, v
 
 
+def robust_model(
+    batch: Batch, outcomes: Array, target: Array, weight: Array, fold: Array
+) -> tuple[Array, Array] | None:
+    """The reward model that makes the variance of `dr` small: errors count target (1 - propensity) / propensity^2.
+
+    Args:
+        weight: [N] f64, target / propensity of the action taken.
+    Returns:
+        as `reward_model`; None if no row of some training set counts.
+    Source: Farajtabar, Chow and Ghavamzadeh 2018, arXiv:1802.03493.
+    """
+    importance = weight * (1.0 - batch.propensity) / batch.propensity
+    counted = np.bincount(fold, importance)
+    if float((counted.sum() - counted).min()) <= 1e-9 * float(counted.sum()):
+        return None
+    return reward_model(batch, outcomes, target, fold, importance)
+
+
+def learned_weights(batch: Batch, target: Array, fold: Array, *, features: bool = False) -> Array | None:
+    """[N] f64, target / behavior of the actions taken, learned from what the log took and what the target would take.
+
+    The least-squares form of a classifier that tells the two apart: w minimises mean of w^2 / 2 over the log minus the
+    mean of w over the target's actions, linear in the columns of `reward_model`, cross-fitted; so the columns have the
+    same mean in the weighted log as under the target. The penalty is the one with the least such loss on the folds
+    that were left out. Neither propensities nor rewards are looked at.
+
+    Args:
+        target: [N, K] f64.
+        fold: [N] i64, see `reward_model`.
+        features: of a candidate only its features are looked at, not which one it is: then it is the ratio of how
+            often target and log take candidates with such features, the mean of their weights.
+    Returns:
+        None where candidates have no features, if only these are looked at.
+    Source: Kanamori, Hido and Sugiyama 2009, A least-squares approach to direct importance estimation.
+    """
+    columns, folds = _Columns.of(batch, len(batch.encoder.actions) if features else 0), int(fold.max()) + 1
+    if features and not len(columns.candidate):
+        return None
+    moments = []
+    for g in range(folds):
+        rows = np.flatnonzero(fold == g)
+        taken = _Moments.of(batch, np.zeros((len(batch), 1)), columns, rows)
+        mass = sum((columns.expected(batch, chunk, target).sum(axis=0) for chunk in _chunks(rows)), np.zeros(1))
+        moments.append(_Moments(taken.xx, mass[:, None], taken.yy))
+    paths = [_path(_Moments.total([m for i, m in enumerate(moments) if i != g])) for g in range(folds)]
+    loss = sum(_density_loss(path, left_out) for path, left_out in zip(paths, moments, strict=True))
+    best, found = int(np.argmin(loss)), np.empty(len(batch))
+    for g, path in enumerate(paths):
+        for rows in _chunks(np.flatnonzero(fold == g)):
+            found[rows] = columns.taken(batch, rows) @ path[best]
+    return np.maximum(found, 0.0)
+
+
+def _density_loss(path: Array, moments: _Moments) -> Array:
+    """[L], sum of w^2 / 2 over the rows of the moments minus the sum of w over the target's actions there."""
+    square = np.einsum("lp,lp->l", path @ moments.xx, path)
+    return square / 2 - path @ moments.xy[:, 0]
+
+
 @dataclass(frozen=True, eq=False)
 class _Moments:
-    """Sums over rows of x x', x y', y^2; the first column of x is 1, so the sums of x and y are among them."""
+    """Weighted sums over rows of x x', x y', y^2; the first column of x is 1, so the sums of x and y are among them."""
 
     xx: Array
     xy: Array
     yy: Array
 
     @classmethod
-    def of(cls, batch: Batch, outcomes: Array, columns: _Columns, rows: Array) -> _Moments:
+    def of(
+        cls, batch: Batch, outcomes: Array, columns: _Columns, rows: Array, importance: Array | None = None
+    ) -> _Moments:
         xx: Array | float = 0.0
         xy: Array | float = 0.0
+        yy = np.zeros(outcomes.shape[1])
         for chunk in _chunks(rows):
-            x = columns.taken(batch, chunk)
+            x, y = columns.taken(batch, chunk), outcomes[chunk]
+            if importance is not None:
+                root = np.sqrt(importance[chunk])[:, None]
+                x, y = x * root, y * root  # x' x of one array is half the work of a product of two
             xx = xx + x.T @ x
-            xy = xy + x.T @ outcomes[chunk]
-        return cls(np.asarray(xx), np.asarray(xy), np.sum(outcomes[rows] ** 2, axis=0))
+            xy = xy + x.T @ y
+            yy += np.sum(y**2, axis=0)
+        return cls(np.asarray(xx), np.asarray(xy), yy)
 
     @classmethod
     def total(cls, parts: list[_Moments]) -> _Moments:
         return cls(sum(p.xx for p in parts), sum(p.xy for p in parts), sum(p.yy for p in parts))  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True, eq=False)
+class _Spectrum:
+    """Ridge regressions with every penalty, in the eigenbasis of the columns' covariance.
+
+    Attributes:
+        mean, mean_y: [P - 1] of the columns, [M] of the outcomes.
+        vectors, values: of the covariance.
+        part: [P - 1, M] covariance with the outcomes, in that basis.
+        shrunk: [L, P - 1] values plus each penalty.
+    """
+
+    mean: Array
+    mean_y: Array
+    vectors: Array
+    values: Array
+    part: Array
+    shrunk: Array
+
+    @classmethod
+    def of(cls, moments: _Moments) -> _Spectrum:
+        n = moments.xx[0, 0]
+        mean, mean_y = moments.xx[0, 1:] / n, moments.xy[0] / n
+        values, vectors = np.linalg.eigh(moments.xx[1:, 1:] / n - np.outer(mean, mean))
+        values = np.maximum(values, 0.0)
+        part = vectors.T @ (moments.xy[1:] / n - np.outer(mean, mean_y))
+        unit = (float(values.mean()) if values.size else 0.0) or 1.0  # columns that do not vary have no size
+        shrunk = values + PENALTIES[:, None] * unit
+        return cls(mean, mean_y, vectors, values, part, shrunk)
+
+    def with_intercept(self, slope: Array) -> Array:
+        """[P - 1, M] -> [P, M], intercept first."""
+        return np.concatenate([(self.mean_y - self.mean @ slope)[None], slope])
+
+
 def _ridge(moments: _Moments) -> Array:
     """[P, M] coefficients in the columns' own units, intercept first; the penalty by generalised cross-validation."""
-    n = moments.xx[0, 0]
-    mean, mean_y = moments.xx[0, 1:] / n, moments.xy[0] / n
-    cov = moments.xx[1:, 1:] / n - np.outer(mean, mean)
-    cov_y = moments.xy[1:] / n - np.outer(mean, mean_y)
-    variance = np.maximum(moments.yy / n - mean_y**2, 0.0)
-    values, vectors = np.linalg.eigh(cov)
-    values = np.maximum(values, 0.0)  # [P - 1]
-    part = vectors.T @ cov_y  # [P - 1, M]
-    shrunk = values + PENALTIES[:, None] * max(float(values.mean()) if values.size else 0.0, 1e-300)  # [L, P - 1]
-    freedom = 1.0 + (values / shrunk).sum(axis=1)  # [L]
-    fit = np.einsum("lp,pm->lm", (2.0 * shrunk - values) / shrunk**2, part**2)
+    n, found = moments.xx[0, 0], _Spectrum.of(moments)
+    variance = np.maximum(moments.yy / n - found.mean_y**2, 0.0)
+    freedom = 1.0 + (found.values / found.shrunk).sum(axis=1)  # [L]
+    fit = np.einsum("lp,pm->lm", (2.0 * found.shrunk - found.values) / found.shrunk**2, found.part**2)
     loss = np.maximum(variance - fit, 0.0) / np.maximum(1.0 - freedom / n, 1e-3)[:, None] ** 2  # [L, M]
-    best = shrunk[loss.argmin(axis=0)]  # [M, P - 1]
-    slope = vectors @ (part / best.T)
-    return np.concatenate([(mean_y - mean @ slope)[None], slope])
+    best = found.shrunk[loss.argmin(axis=0)]  # [M, P - 1]
+    return found.with_intercept(found.vectors @ (found.part / best.T))
+
+
+def _path(moments: _Moments) -> Array:
+    """[L, P] coefficients of the first outcome with every penalty, intercept first."""
+    found = _Spectrum.of(moments)
+    return found.with_intercept(found.vectors @ (found.part[:, :1] / found.shrunk.T)).T
 
 
 def _with_ones(array: Array) -> Array:
