@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from steersman import engine, timeline
 from steersman.core.decision import Numbers, Problem, Ranked
 from steersman.core.errors import DataError
-from steersman.timeline import Built
+from steersman.timeline import Built, sql
 from timeline_log import FAR, Files, Row, S, decision, log, outcome, parquet, problem, shuffled_log
 
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -555,6 +555,19 @@ def test_a_column_of_the_wrong_kind_is_refused(tables, tmp_path):
 def test_other_kinds_of_actions_are_refused(tables, tmp_path, actions):
     with pytest.raises(DataError, match="can not be built yet"):
         build(tables, log(tmp_path, [decision("d1")]), problem(actions=actions))
+
+
+def test_ids_that_share_a_key_stay_different(tables, tmp_path):
+    """Repeated ids are found by their hashes. Here all ids of one length share a key, and only copies are dropped."""
+    rows = [decision(id, at_s=i) for i, id in enumerate(["a", "b", "a", "cc", "dd", "dd", "eee"])]
+    tables.view("decisions", log(tmp_path, rows).decisions, row=sql.ROW)
+    columns = sql.columns_of(tables, "decisions")
+    key = "LENGTH(id)"
+    assert sql._again(tables, "decisions", key) == 6
+    sql._keep_first(tables, "decisions", columns, key)
+    once = tables.query(sql._once("decisions", columns, sql.Seen(7, 5, 0, key)) + " ORDER BY id")
+    assert once["id"].tolist() == ["a", "b", "cc", "dd", "eee"]
+    assert once["at"].tolist() == [0, S, 3 * S, 4 * S, 6 * S]
 
 
 # --- parts

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -108,11 +109,12 @@ class Census(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Rows of a table, how many ids they have, and the last `at`."""
+    """Rows of a table, how many ids they have, the last `at`, and SQL of the key by which repeated ids are found."""
 
     rows: int
     ids: int
     last: int
+    key: str
 
     @property
     def repeated(self) -> bool:
@@ -142,9 +144,9 @@ class Tables:
 
     def sql(self, select: str, *, offered: str = "") -> str:
         """A query over the relations; offered: SQL of the relation of that name, if it is needed."""
-        relations = {"once": _once("decisions", self.decisions, repeated=self.seen[0].repeated)}
+        relations = {"once": _once("decisions", self.decisions, self.seen[0])}
         if self.outcomes:
-            once = _once("outcomes", self.outcomes, repeated=self.seen[1].repeated)
+            once = _once("outcomes", self.outcomes, self.seen[1])
             relations["heard"] = f"SELECT * FROM ({once}) AS once_heard WHERE {self.window.happened}"
         relations["kept"] = (
             f"SELECT * FROM once WHERE {self.window.inside} AND {self.window.waited} AND {self._carried}"
@@ -369,13 +371,10 @@ def tables(engine: Engine, files: Files, window: Window) -> Tables:
     if files.outcomes:
         engine.view("outcomes", files.outcomes)
         outcomes = _schema(engine, "outcomes")
-    nothing = Seen(0, 0, 0)
-    seen = (_look(engine, "decisions"), _look(engine, "outcomes") if outcomes else nothing)
-    if seen[0].repeated:
-        _keep_first(engine, "decisions", decisions)
-    if seen[1].repeated:
-        _keep_first(engine, "outcomes", outcomes)
-    return Tables(engine, window, decisions, outcomes, seen)
+    looked_at = {"decisions": decisions} | ({"outcomes": outcomes} if outcomes else {})
+    with ThreadPoolExecutor(1 if engine.distributed else 2) as threads:  # one sorts while the engine reads the other
+        seen = list(threads.map(lambda name: _look(engine, name, looked_at[name]), looked_at))
+    return Tables(engine, window, decisions, outcomes, (seen[0], seen[1] if outcomes else Seen(0, 0, 0, "id")))
 
 
 def _schema(engine: Engine, table: str) -> Mapping[str, Kind]:
@@ -395,8 +394,8 @@ _MISSING = {
 }
 
 
-def _look(engine: Engine, table: str) -> Seen:
-    """Count the rows and put the ids aside that stand twice. Refuses rows without an id, a unit, an instant."""
+def _look(engine: Engine, table: str, columns: Iterable[str]) -> Seen:
+    """Count the rows and put the first of every id aside that stands twice. Refuses rows without an id, an instant."""
     need = [column for column in ("id", "unit", "decision", "at") if column in _NEED[table]]
     counts = ", ".join(f"COUNT({identifier(column)}) AS {identifier(column)}" for column in need)
     found = engine.query(f'SELECT COUNT(*) AS n, MAX("at") AS last, {counts} FROM {table}')
@@ -404,22 +403,46 @@ def _look(engine: Engine, table: str) -> Seen:
     for column in need:
         if int(found[column][0]) < n:
             raise DataError(f"{table}: {n - int(found[column][0])} of {n} rows have no {column}", field=column)
-    engine.keep(f"{table}_again", f"SELECT id, COUNT(*) AS n FROM {table} GROUP BY id HAVING COUNT(*) > 1")
-    again = engine.query(f"SELECT COUNT(*) AS ids, CAST(COALESCE(SUM(n), 0) AS BIGINT) AS n FROM {table}_again")
-    return Seen(n, n - int(again["n"][0]) + int(again["ids"][0]), int(found["last"][0]) if n else 0)
+    last = int(found["last"][0]) if n else 0
+    key = "id" if engine.distributed else "HASH(id)"
+    rows = _again(engine, table, key)
+    if not rows:
+        return Seen(n, n, last, key)
+    _keep_first(engine, table, columns, key)
+    return Seen(n, n - rows + int(engine.query(f"SELECT COUNT(*) AS n FROM {table}_first")["n"][0]), last, key)
 
 
-def _once(table: str, columns: Iterable[str], *, repeated: bool) -> str:
+def _again(engine: Engine, table: str, key: str) -> int:
+    """Put the keys aside that stand more than once; how many rows have one of them.
+
+    On one machine the keys are hashes, and sorting them is cheaper than grouping ids. Different ids may share one: of
+    the rows that do the first of every id is kept, so that changes nothing.
+    """
+    if engine.distributed:
+        engine.keep(
+            f"{table}_again", f"SELECT {key} AS h, COUNT(*) AS n FROM {table} GROUP BY {key} HAVING COUNT(*) > 1"
+        )
+        return int(engine.query(f"SELECT CAST(COALESCE(SUM(n), 0) AS BIGINT) AS n FROM {table}_again")["n"][0])
+    hashes = np.sort(engine.query(f"SELECT {key} AS h FROM {table}")["h"])
+    repeats = hashes[1:][hashes[1:] == hashes[:-1]]
+    twice = np.unique(repeats)
+    if twice.size:
+        each = "SELECT UNNEST(CAST(? AS UBIGINT[])) AS h"
+        engine.query(f"CREATE OR REPLACE TEMP TABLE {table}_again AS {each}", [twice.tolist()])
+    return len(repeats) + len(twice)
+
+
+def _once(table: str, columns: Iterable[str], seen: Seen) -> str:
     """SQL of a table's rows, each id once."""
     selected = _selected(table, columns)
-    if not repeated:
+    if not seen.repeated:
         return f"SELECT {selected} FROM {table}"
-    return f"""SELECT {selected} FROM {table} WHERE id NOT IN (SELECT id FROM {table}_again)
+    return f"""SELECT {selected} FROM {table} WHERE {seen.key} NOT IN (SELECT h FROM {table}_again)
         UNION ALL SELECT {selected} FROM {table}_first"""
 
 
-def _keep_first(engine: Engine, table: str, columns: Iterable[str]) -> None:
-    """Put aside the first row of every id that stands more than once.
+def _keep_first(engine: Engine, table: str, columns: Iterable[str], key: str) -> None:
+    """Put aside the first row of every id among those whose key stands more than once.
 
     The first by `at`, then by all that a build reads, so that it is always the same one. An outcome told again later
     than as_of is not the first, so it changes nothing. These few rows are put aside because every question needs them.
@@ -429,7 +452,7 @@ def _keep_first(engine: Engine, table: str, columns: Iterable[str]) -> None:
         f"{table}_first",
         f"""SELECT * FROM (
             SELECT *, ROW_NUMBER() OVER (PARTITION BY id ORDER BY {order}) AS telling
-            FROM {table} WHERE id IN (SELECT id FROM {table}_again)
+            FROM {table} WHERE {key} IN (SELECT h FROM {table}_again)
         ) AS told WHERE telling = 1""",
     )
 
