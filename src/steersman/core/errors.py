@@ -112,6 +112,13 @@ class OverloadedError(Error):
     http_status = 503
 
 
+class DiskError(Error):
+    """A file could not be read or written: the disk is full, or it is not ours to use."""
+
+    exit_code = 12
+    http_status = 507
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint for a word we do not know: the closest known one, or all of them.
 

@@ -68,9 +68,12 @@ def appearing(directory: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        for path in aside.iterdir():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
+        for path in aside.rglob("*"):
+            if path.is_dir():
+                fsync_directory(path)
+            else:
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
         fsync_directory(aside)
         aside.rename(directory)
     except BaseException:

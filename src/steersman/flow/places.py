@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,8 +38,21 @@ def scratch(project: Project, kind: str, name: str) -> Iterator[Path]:
     """An empty directory on the disk of a kind, gone at the end: what is made there can be moved to its place."""
     parent = project.root / kind / name
     make_directory(parent)
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=parent, ignore_cleanup_errors=True) as made:
+    for left in parent.glob(".making-*"):  # by processes that were killed
+        if not _lives(int(left.name.split("-")[1])):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".making-{os.getpid()}-", dir=parent, ignore_cleanup_errors=True) as made:
         yield Path(made)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def point(directory: Path) -> None:

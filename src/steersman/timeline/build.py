@@ -16,7 +16,7 @@ from steersman.core.features import Encoder, Raw
 from steersman.core.profile import Profile
 from steersman.engine import Engine
 from steersman.timeline import assertions, choices, episodes, facts, fields, filters, sql
-from steersman.timeline.built import CONTEXT_NUMBERS, Built, Counts, Files, Ids, RawRows, digest_of
+from steersman.timeline.built import CONTEXT_NUMBERS, Built, Counts, Files, Ids, RawRows, digest_of, write_header
 from steersman.timeline.episodes import NO_END, TERMINATED, TRUNCATED, Rows
 from steersman.timeline.facts import Facts
 from steersman.timeline.fields import Field
@@ -212,7 +212,6 @@ def _numbers_to_disk(tables: Tables, groups: Sequence[Sequence[Field]], rows: np
     One buffer takes them all: a gigabyte of memory that is touched for the first time costs more than its sorting.
     """
     n, width = len(rows), sum(map(len, groups))
-    header = {"descr": "<f8", "fortran_order": True, "shape": (n, width)}
     digest = digest_of((n, width), np.dtype("<f8"))
     column = np.empty(n)
 
@@ -220,7 +219,7 @@ def _numbers_to_disk(tables: Tables, groups: Sequence[Sequence[Field]], rows: np
         return tables.fields(fields.columns_of(group), None)
 
     with path.open("wb") as file, ThreadPoolExecutor(1) as engine:
-        np.lib.format.write_array_header_2_0(file, header)
+        write_header(file, (n, width), column.dtype, by_columns=True)
         reading = [engine.submit(read, groups[0])]
         for i, group in enumerate(groups):
             found = reading.pop().result()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -22,7 +23,7 @@ from steersman.engine.disk import replacing
 CONTEXT_NUMBERS = "context_numbers"
 
 _BLOCK = 16_384
-"""Rows of candidates that are encoded at once."""
+"""Rows that are encoded at once."""
 
 
 class Files(Protocol):
@@ -191,7 +192,7 @@ class Built:
         """The rows as a Batch. Of a build on disk the encoded columns are put beside it, once, and mapped."""
         return Batch(
             encoder=self.encoder,
-            context=self._mapped("context", (len(self), self.encoder.context_width), self._encode_context),
+            context=self._encoded("context", (len(self), self.encoder.context_width), self._context),
             candidates=self._candidates(),
             metric_names=self.metric_names,
             **{name: getattr(self, name) for name in STEPS},
@@ -232,32 +233,37 @@ class Built:
         n, k = self.mask.shape
         width = self.encoder.candidate_width
         if self.raw.ids.strides[0] == 0:
-            one = np.empty((1, k, width), dtype=np.float32)
-            self._encode_candidates(one)
-            return np.broadcast_to(one, (n, k, width))
-        return self._mapped("candidates", (n, k, width), self._encode_candidates)
+            return np.broadcast_to(self._offered(slice(0, 1)), (n, k, width))
+        return self._encoded("candidates", (n, k, width), self._offered)
 
-    def _encode_context(self, out: np.ndarray) -> None:
-        self.encoder.encode_context(self.raw.context, out)
+    def _context(self, rows: slice) -> np.ndarray:
+        return self.encoder.encode_context(self.raw.context.take(rows))
 
-    def _encode_candidates(self, out: np.ndarray) -> None:
-        raw, ids = self.raw.candidates, self.raw.ids
-        for start in range(0, len(out), _BLOCK):
-            rows = slice(start, min(start + _BLOCK, len(out)))
-            self.encoder.encode_candidates(raw.take(rows), ids[rows], out[rows])
-            out[rows][~self.mask[rows]] = 0.0
+    def _offered(self, rows: slice) -> np.ndarray:
+        encoded = self.encoder.encode_candidates(self.raw.candidates.take(rows), self.raw.ids[rows])
+        encoded[~self.mask[rows]] = 0.0
+        return encoded
 
-    def _mapped(self, name: str, shape: tuple[int, ...], encode: Callable[[np.ndarray], None]) -> np.ndarray:
+    def _encoded(self, name: str, shape: tuple[int, ...], encode: Callable[[slice], np.ndarray]) -> np.ndarray:
+        """The rows in blocks; of a build on disk the file of them, made again if it is not what was written."""
+        blocks = [slice(start, start + _BLOCK) for start in range(0, len(self), _BLOCK)]
         if self.directory is None:
             out = np.empty(shape, dtype=np.float32)
-            encode(out)
+            for rows in blocks:
+                out[rows] = encode(rows)
             return out
         path = self.directory / f"encoded_{name}.npy"
-        if not path.exists():
-            with replacing(path) as aside:
-                out = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=shape)
-                encode(out)
-                out.flush()
+        if not _is_sealed(path):
+            digest = hashlib.sha256()
+            # Written, not mapped: on a full disk that is an error, and a mapped page would end the process.
+            with replacing(path) as aside, aside.open("wb") as file:
+                write_header(file, shape, np.dtype(np.float32))
+                for rows in blocks:
+                    block = np.ascontiguousarray(encode(rows))
+                    digest.update(block.data)
+                    file.write(block.data)
+            with replacing(_seal(path)) as aside:
+                aside.write_text(f"{digest.hexdigest()} {_code()}")
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
@@ -274,3 +280,26 @@ def _digest(array: np.ndarray) -> bytes:
 def digest_of(shape: tuple[int, ...], dtype: np.dtype) -> hashlib._Hash:
     """The digest of an array, before its numbers: by columns, as those of the context lie."""
     return hashlib.sha256(f"{shape}{dtype.str}".encode())
+
+
+def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype, *, by_columns: bool = False) -> None:
+    """What stands before the numbers of a .npy file."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": by_columns, "shape": shape}
+    np.lib.format.write_array_header_2_0(file, header)
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether a file of encoded rows is what this version of Steersman wrote: nothing else knows of damage to it."""
+    seal = _seal(path)
+    if not (path.exists() and seal.exists()):
+        return False
+    encoded = np.load(path, mmap_mode="r", allow_pickle=False)
+    return seal.read_text() == f"{hashlib.sha256(encoded.data).hexdigest()} {_code()}"
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _code() -> str:
+    return importlib.metadata.version("steersman")

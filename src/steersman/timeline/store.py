@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
 from steersman.core.decision import decoder
-from steersman.core.errors import ConflictError, DataError, NotFoundError
+from steersman.core.errors import DataError, NotFoundError
 from steersman.core.features import Encoder, Raw
 from steersman.core.profile import Profile
-from steersman.engine.disk import fsync_directory, make_directory
-from steersman.timeline.built import STEPS, Built, Counts, Ids, RawRows, coded_as
+from steersman.engine.disk import appearing
+from steersman.timeline.built import STEPS, Built, Counts, Ids, RawRows, coded_as, write_header
 from steersman.timeline.shards import joined
 
 _FORMAT = 2
@@ -61,24 +59,12 @@ def save(built: Built | Sequence[Built], directory: Path) -> None:
     Raises:
         ConflictError: the directory is there already.
     """
-    if directory.exists():
-        raise ConflictError(f"{directory} is there already", hint="a build is written once")
-    make_directory(directory.parent)
-    aside = directory.with_name(f".{directory.name}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)  # left by a process that died and had the same number
-    aside.mkdir()
     parts = [built] if isinstance(built, Built) else list(built)
-    try:
+    with appearing(directory) as aside:
         if len(parts) == 1:
             _write(parts[0], aside)
         else:
             _write_parts(parts, aside)
-        fsync_directory(aside)
-        aside.rename(directory)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    fsync_directory(directory.parent)
 
 
 def parts_of(directory: Path) -> list[Path]:
@@ -154,7 +140,6 @@ def _write_parts(parts: Sequence[Built], directory: Path) -> None:
     for name, part in zip(names, parts, strict=True):
         (directory / name).mkdir()
         _write(part, directory / name)
-        fsync_directory(directory / name)
     _write_index(directory, _Parts(format=_FORMAT, parts=names, digest=digest_of(parts)))
 
 
@@ -212,21 +197,20 @@ def _write(built: Built, directory: Path) -> None:
 
 
 def _write_index(directory: Path, index: Struct) -> None:
-    with (directory / _INDEX).open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(index)))
-        _make_last(file)
+    (directory / _INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(index)))
 
 
 def _write_array(directory: Path, name: str, array: np.ndarray) -> None:
     path = _file(directory, name)
     if isinstance(array, np.memmap) and array.filename is not None:
         Path(array.filename).rename(path)  # the build put it there because it is large
-        with path.open("rb+") as file:
-            _make_last(file)
         return
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-        _make_last(file)
+    by_columns = array.flags.f_contiguous and not array.flags.c_contiguous
+    body = np.ascontiguousarray(array.T if by_columns else array)
+    with path.open("wb") as file:  # numpy's own writing hides why a disk refuses
+        write_header(file, array.shape, array.dtype, by_columns=by_columns)
+        if body.size:
+            file.write(body.data)
 
 
 def _rows(directory: Path, name: str, n: int) -> np.ndarray:
@@ -259,8 +243,3 @@ def _map(directory: Path, name: str) -> np.ndarray:
 
 def _file(directory: Path, name: str, suffix: str = ".npy") -> Path:
     return directory / f"{name}{suffix}"
-
-
-def _make_last(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
