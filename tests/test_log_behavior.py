@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from product import project as made_project
-from steersman import cli, log
+from steersman import cli, flow, log
 from steersman import engine as engines
 from steersman.core.decision import Decision, One, Outcome, Problem
 from steersman.core.errors import DataError
@@ -353,3 +353,28 @@ def test_outcomes_keep_their_place_behind_their_decisions(tmp_path: Path, engine
     for one, other in zip(records[::2], records[1::2], strict=True):
         decision = msgspec.json.decode(one.body, type=Decision)
         assert msgspec.json.decode(other.body, type=Outcome).decision == decision.id
+
+
+def test_a_report_on_estimated_propensities_says_so(tmp_path: Path) -> None:
+    """From the import to what a person reads: nobody may take an estimate for a record."""
+    rng = np.random.default_rng(0)
+    row = {"hour": 9.5, "device": "desk"}
+    rows = [
+        row | {"id": f"d{i}", "unit": f"u{i % 40}", "at": i * 1_000_000}
+        | {"action": str(rng.choice(["hello", "hi", "welcome"])), "clicks": float(rng.random() < 0.3)}
+        for i in range(400)
+    ]  # fmt: skip
+    source, mapping = tmp_path / "log.jsonl", tmp_path / "mapping.toml"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    mapping.write_text(
+        'id = "id"\nunit = "unit"\nat = "at"\naction = "action"\nends = "\'terminated\'"\n'
+        'context = { hour = "hour", device = "device" }\nmetrics = { clicks = "clicks" }\n'
+    )
+    made = made_project(tmp_path / "shop")
+    given = flow.read_source(source, mapping, form="", sql="", propensities="estimate")
+    assert flow.import_log(made, "greeting", given).decisions == 400
+    built = flow.build(made, "greeting", as_of=10**15)
+    assert built.counts.estimated == 400
+    report = flow.judge(made, "greeting", "1")
+    assert report.estimated == 400
+    assert any("400 propensities" in line for line in cli.report_lines(report))

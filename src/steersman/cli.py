@@ -16,7 +16,7 @@ from rich.table import Table
 
 from steersman import config, demo, flow
 from steersman.core.decision import json_schemas
-from steersman.core.errors import Error, GateError, SupportError
+from steersman.core.errors import DiskError, Error, GateError, SupportError
 from steersman.core.report import Estimate, Report
 from steersman.flow import features
 from steersman.progress import bar
@@ -31,18 +31,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options) or 0)
     except Error as error:
-        if options.json:
-            print_json({"error": error.message, "hint": error.hint, "field": error.field})
-        else:
-            err.print(f"[bold red]error[/]  {_plain(error.message)}")
-            if error.hint:
-                err.print(f"[bold]hint[/]   {_plain(error.hint)}")
-        return error.exit_code
+        return _refused(options, error)
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _refused(options, DiskError(f"{where}{error.strerror or error}", hint="is the disk full, or not ours?"))
     except KeyboardInterrupt:
         err.print("interrupted; what was acknowledged is on the disk")
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        return 128 + signal.SIGPIPE
+
+
+def _refused(options: argparse.Namespace, error: Error) -> int:
+    if options.json:
+        print_json({"error": error.message, "hint": error.hint, "field": error.field})
+    else:
+        err.print(f"[bold red]error[/]  {_plain(error.message)}")
+        if error.hint:
+            err.print(f"[bold]hint[/]   {_plain(error.hint)}")
+    return error.exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -285,6 +292,7 @@ def _build(options: argparse.Namespace) -> None:
         f"{counts.deferred:,} never activated   {counts.too_long + counts.too_late:,} left out on demand",
         f"joined  {counts.outcomes:,} outcomes   {counts.late:,} late   {counts.dangling:,} without decision   "
         f"{counts.without_outcome:,} decisions without outcome",
+        *([f"guessed {counts.estimated:,} propensities are estimates, not logged"] if counts.estimated else []),
         f"next    steersman train {options.name}",
     )
 
@@ -337,6 +345,11 @@ def report_lines(report: Report) -> list[str]:
     for verdict in report.verdicts:
         color = colors[verdict.status]
         lines.append(f"[{color}]{verdict.status:<14}[/]  {verdict.gate:<14}  {_plain(verdict.reason)}")
+    if report.estimated:
+        lines.append(
+            f"[yellow]estimated[/]       {report.estimated:,} propensities of the build were not logged but estimated: "
+            "no interval knows of their error"
+        )
     lines += [f"not estimated   {verdict.gate:<14}  {_plain(verdict.reason)}" for verdict in report.refused]
     lines += [f"next            {_plain(verdict.next)}" for verdict in report.verdicts if verdict.next]
     return lines
