@@ -12,15 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from foreign_logs import nouns, problem, rejected, run
 from steersman import engine as engines
 from steersman import log
-from steersman.core.decision import Candidate, Decision, One, Outcome, Problem
+from steersman.core.decision import Candidate, Decision, One, Outcome
 from steersman.core.errors import ConfigError, DataError
 from steersman.engine import Engine
 from steersman.log import horizon
-
-MIDNIGHT = 1_546_300_800_000_000  # 2019-01-01 00:00:00 UTC
-SECOND = 1_000_000
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +34,8 @@ def pen(tmp_path: Path) -> Iterator[log.Pen]:
         yield opened
 
 
-def problem(**changes: Any) -> Problem:
-    values: dict[str, Any] = {"name": "pole", "actions": One(names=("left", "right")), "reward": "reward", "wait_s": 0}
-    return Problem(**values | changes)
-
-
-def run(pen: log.Pen, engine: Engine, source: log.Source, what: Problem, **changes: Any) -> log.Imported:
-    return log.import_log(pen, engine, source, what, rejects=pen.directory.with_name("rejects.jsonl"), **changes)
-
-
-def nouns(pen: log.Pen) -> list[Any]:
-    return [
-        msgspec.json.decode(record.body, type=Decision if record.kind == log.DECISION else Outcome)
-        for record in log.read(pen.directory)
-    ]
-
-
-def rejected(pen: log.Pen) -> dict[int, str]:
-    lines = pen.directory.with_name("rejects.jsonl").read_text().splitlines()
-    return {row["line"]: row["reason"] for row in map(json.loads, lines)}
+MIDNIGHT = 1_546_300_800_000_000  # 2019-01-01 00:00:00 UTC
+SECOND = 1_000_000
 
 
 # Horizon's table in Parquet, as Spark writes it

@@ -14,14 +14,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from foreign_logs import nouns, problem, rejected, run
 from product import project as made_project
 from steersman import cli, flow, log
 from steersman import engine as engines
 from steersman.core.decision import Candidate, Decision, Numbers, One, Outcome, Problem
 from steersman.core.errors import DataError, MissingExtra
 from steersman.engine import Engine
-
-SECOND = 1_000_000
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +36,7 @@ def pen(tmp_path: Path) -> Iterator[log.Pen]:
         yield opened
 
 
-def problem(**changes: Any) -> Problem:
-    values: dict[str, Any] = {"name": "pole", "actions": One(names=("left", "right")), "reward": "reward", "wait_s": 0}
-    return Problem(**values | changes)
-
-
-def run(pen: log.Pen, engine: Engine, source: log.Source, what: Problem, **changes: Any) -> log.Imported:
-    return log.import_log(pen, engine, source, what, rejects=pen.directory.with_name("rejects.jsonl"), **changes)
-
-
-def nouns(pen: log.Pen) -> list[Any]:
-    return [
-        msgspec.json.decode(record.body, type=Decision if record.kind == log.DECISION else Outcome)
-        for record in log.read(pen.directory)
-    ]
-
-
-def rejected(pen: log.Pen) -> dict[int, str]:
-    lines = pen.directory.with_name("rejects.jsonl").read_text().splitlines()
-    return {row["line"]: row["reason"] for row in map(json.loads, lines)}
+SECOND = 1_000_000
 
 
 @pytest.fixture(scope="module")
