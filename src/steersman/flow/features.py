@@ -226,10 +226,6 @@ def blocks(encoder: Encoder) -> list[Block]:
 # ---- the build before
 
 
-class _Counts(Struct, frozen=True):
-    decisions: int
-
-
 def _previous(directory: Path) -> tuple[Path | None, int]:
     """The build before this one: of those whose window does not end later the last; and how many could not be read."""
     until, left_out = timeline.summary_of(directory).until, 0
