@@ -171,12 +171,22 @@ def test_terminated_is_a_discount_of_0_and_truncated_is_not():
         ("next", 0, 2, "row 1: next is row 2, which follows an earlier row"),
         ("next", 2, 3, "row 2: next is row 3 of another unit"),
         ("unit", 4, 0, "row 3: next is row 4 of another unit"),
+        ("limited", 1, True, "row 1: a row after which its episode is over has the next row 2"),
+        ("begun", 2, True, "row 1: next is row 2, and only one of the two is of an episode that began before"),
     ],
 )
 def test_a_row_that_breaks_a_law_is_refused_with_its_number(field, row, value, message):
     batch = make([1, 2, -1, 4, -1], [0, 0, 0, 1, 1])
     with pytest.raises(DataError, match=message):
         replace(batch, **{field: broken(field, row, value)})
+
+
+def test_an_episode_is_over_where_it_terminated_or_a_limit_ended_it():
+    batch = make([1, -1, -1, -1], [0, 0, 1, 2])
+    assert not batch.over.any() and not batch.begun.any()
+    ended = replace(batch, discount=np.array([0.9, 0.0, 0.9, 0.9]), limited=np.array([False, False, True, False]))
+    assert ended.over.tolist() == [False, True, True, False]
+    assert ended.take(np.array([0, 2])).over.tolist() == [False, True]
 
 
 def test_the_refusal_counts_the_rows():

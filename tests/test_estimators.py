@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -271,6 +273,35 @@ def test_an_episode_cut_by_the_horizon_is_whole():
     assert still_open == 1
 
 
+def test_an_episode_that_a_limit_of_time_ended_is_whole():
+    batch, target = open_log()
+    limited = replace(batch, limited=np.arange(6) == 4)
+    assert whole(limited, None)[1] == 0
+    assert evaluate(limited, target, Settings(estimators=("pdis",), headline="pdis"), 0).baseline.value == 207 / 4
+
+
+def test_an_episode_whose_beginning_is_not_there_is_not_whole_however_it_ends():
+    batch, target = open_log()
+    begun = replace(batch, begun=np.arange(6) == 2)
+    rows, missing = whole(begun, None)
+    assert rows.tolist() == [True, True, False, False, False, True]
+    assert missing == 2
+    assert evaluate(begun, target, Settings(estimators=("pdis",), headline="pdis"), 0).baseline.value == 2.0
+
+
+def test_for_what_was_returned_it_does_not_matter_whether_the_world_or_a_limit_of_time_ended_an_episode():
+    world = tabular.garnet(6, 3, horizon=40, stop=0.2, seed=4)
+    behavior = tabular.softmax(np.random.default_rng(4).normal(size=world.mean.shape))
+    batch = world.sample(300, behavior, 4)
+    batch = batch.take(np.flatnonzero(whole(batch, None)[0]))
+    ended = np.where(batch.terminated, batch.discount.max(), batch.discount)
+    limited = replace(batch, discount=ended, limited=batch.terminated)
+    assert limited.over.sum() == batch.over.sum() > 100 and not limited.terminated.any()
+    target = tabular.rows(batch, tabular.mixed(behavior, 0.2))
+    one, other = (evaluate(each, target, Settings(), 0) for each in (batch, limited))
+    assert [e.value for e in one.estimates] == [e.value for e in other.estimates]
+
+
 def test_an_episode_longer_than_the_horizon_is_refused():
     batch = log(next=[1, 2, -1], reward=[1, 1, 1])
     with pytest.raises(DataError, match=r"row 2 is step 2 .* horizon is 2"):
@@ -279,7 +310,7 @@ def test_an_episode_longer_than_the_horizon_is_refused():
 
 def test_a_log_of_open_episodes_only_is_refused():
     batch = log(next=[1, -1, 3, -1], reward=[1, 1, 1, 1], discount=[1, 1, 1, 1])
-    with pytest.raises(DataError, match="none of the 2 episodes is over"):
+    with pytest.raises(DataError, match="none of the 2 episodes is there from its start to its end"):
         evaluate(batch, np.full((4, 2), 0.5), Settings(), 0)
 
 

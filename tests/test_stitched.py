@@ -491,7 +491,7 @@ def test_what_can_not_be_stitched_says_why():
         (DataError, "horizon", batch, {"horizon": 5}),
         (DataError, "level is 1", batch, {"level": 1.0}),
         (DataError, "particles is 1", batch, {"particles": 1}),
-        (DataError, "episodes is over", batch, {"horizon": 13}),
+        (DataError, "from its start to its end", batch, {"horizon": 13}),
         (DataError, "not finite", batch, {"outcomes": np.full(len(batch), np.nan)}),
         (DataError, "outcomes are", batch, {"outcomes": np.zeros(3)}),
         (SupportError, "nothing to stitch", replace(batch, next=np.full(len(batch), -1), discount=np.zeros(len(batch)),

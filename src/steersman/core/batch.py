@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from dataclasses import dataclass, fields
@@ -13,13 +14,17 @@ from steersman.core.features import Encoder
 
 Array = np.ndarray
 
+_NO = np.zeros(0, dtype=bool)
+"""Of no row."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """N decisions as arrays, in the order of their episodes.
 
-    Terminated and truncated differ: a terminated row has discount 0 (nothing comes after it), a row whose
-    next step was not seen has next -1 and keeps its discount (something came, we do not know what).
+    How an episode goes on after its last row here is one of three things: terminated (discount 0: the world ended it),
+    limited (a rule of the product ended it, so its return is complete, though its last state may be worth something),
+    or not seen (next -1 and neither: something came, we do not know what).
 
     Attributes:
         encoder: what made the columns; without it the numbers mean nothing.
@@ -34,6 +39,8 @@ class Batch:
         next: [N] i64, row of the next step of the same episode, -1: not seen. Always a later row.
         unit: [N] i64, whose decision it is: the cluster of every interval.
         metric_names: [M].
+        limited: [N] bool, a limit of the product, in steps or in time, ended the episode here. Left out: none.
+        begun: [N] bool, the row's episode began before its first row here. Left out: none.
     """
 
     encoder: Encoder
@@ -48,8 +55,13 @@ class Batch:
     next: Array
     unit: Array
     metric_names: tuple[str, ...] = ()
+    limited: Array = dataclasses.field(default_factory=lambda: _NO)
+    begun: Array = dataclasses.field(default_factory=lambda: _NO)
 
     def __post_init__(self) -> None:
+        for name in ("limited", "begun"):
+            if getattr(self, name) is _NO:
+                object.__setattr__(self, name, np.zeros(len(self), dtype=bool))
         self._check_shapes()
         self._check_values()
 
@@ -65,6 +77,11 @@ class Batch:
     def terminated(self) -> Array:
         """[N] bool."""
         return self.discount == 0
+
+    @property
+    def over(self) -> Array:
+        """[N] bool, the episode is over after this row, by the world or by a rule: no reward of it is missing."""
+        return self.terminated | self.limited
 
     @functools.cached_property
     def starts(self) -> Array:
@@ -147,6 +164,8 @@ class Batch:
             "discount": (np.float64, (n,)),
             "next": (np.int64, (n,)),
             "unit": (np.int64, (n,)),
+            "limited": (np.bool_, (n,)),
+            "begun": (np.bool_, (n,)),
         }
         for name, (dtype, shape) in want.items():
             array = getattr(self, name)
@@ -174,6 +193,7 @@ class Batch:
         _refuse((self.next < -1) | (seen & (self.next <= rows)) | (self.next >= len(self)),
                 "next is {}, must be a later row or -1", self.next)  # fmt: skip
         _refuse(seen & self.terminated, "a terminated row has the next row {}", self.next)
+        _refuse(seen & self.limited, "a row after which its episode is over has the next row {}", self.next)
         later = self.next[seen]
         first = np.full(len(self), -1)
         first[later[::-1]] = rows[seen][::-1]  # of several rows with one next row the first
@@ -183,6 +203,8 @@ class Batch:
         other = seen.copy()
         other[seen] = self.unit[later] != self.unit[seen]
         _refuse(other, "next is row {} of another unit", self.next)
+        other[seen] = self.begun[later] != self.begun[seen]
+        _refuse(other, "next is row {}, and only one of the two is of an episode that began before", self.next)
 
 
 def array_fields() -> tuple[str, ...]:

@@ -228,13 +228,13 @@ def weights(batch: Batch, target: Array) -> Array:
 def whole(batch: Batch, horizon: int | None) -> tuple[Array, int]:
     """Which rows belong to episodes whose return is known.
 
-    An episode is whole if its last row is terminated, or is the last of the horizon. Any other has a next step that
-    nobody saw: its return is unknown, and no estimator here may treat it as over.
+    An episode is whole if the batch has its first row, and its last row is terminated, or the last of a limit in steps
+    or time. Any other has a step that nobody saw: its return is unknown, and no estimator here may treat it as over.
 
     Args:
         horizon: steps after which an episode is over by the rules of the product; None: no limit.
     Returns:
-        [N] bool, and how many episodes are still open.
+        [N] bool, and how many episodes are not whole.
     Raises:
         DataError: an episode is longer than the horizon, or no episode is whole.
     """
@@ -250,13 +250,13 @@ def whole(batch: Batch, horizon: int | None) -> tuple[Array, int]:
             field="horizon",
         )
     last = batch.next < 0
-    over = batch.terminated if horizon is None else batch.terminated | (step == horizon - 1)
+    over = batch.over if horizon is None else batch.over | (step == horizon - 1)
     closed = np.zeros(paths.episodes, dtype=bool)
-    closed[paths.episode[last & over]] = True
+    closed[paths.episode[last & over & ~batch.begun]] = True
     if not closed.any():
         raise DataError(
-            f"none of the {paths.episodes} episodes is over: their returns are not known",
-            hint="log how episodes end, or give the problem a horizon",
+            f"none of the {paths.episodes} episodes is there from its start to its end: their returns are not known",
+            hint="log how episodes end, or give the problem a horizon; a longer window holds more of them whole",
             field="horizon",
         )
     return closed[paths.episode], int(paths.episodes - closed.sum())

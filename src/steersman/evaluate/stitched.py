@@ -117,7 +117,7 @@ def mfmc(
     """Value of a target policy by model-free Monte Carlo, and its lift over the logged episodes.
 
     What a row is good for:
-    - A terminated row gives its reward and ends the particle.
+    - A row after which its episode is over, terminated or at a limit of time, gives its reward and ends the particle.
     - A row at the last step of the horizon was cut off there, terminated or not, so its end tells nothing. All rows of
       that step give rewards only, to particles at their last step. So do those of any other step where episodes are
       open and none goes on.
@@ -298,7 +298,7 @@ class _Walk:
         ids, context, action, row = ids[~stuck], context[~stuck], action[~stuck], row[~stuck]
         self._returned[ids] += self._factor[ids, None] * log.outcomes[row]
         self._factor[ids] *= log.batch.discount[row]
-        on = ~log.batch.terminated[row] & (left > 1)
+        on = ~log.batch.over[row] & (left > 1)
         ids = ids[on]
         return ids, self._move(context[on], action[on], row[on], self._plain[ids])
 

@@ -207,7 +207,7 @@ class Drift:
         after = log.batch.context[np.ix_(log.then[rows], taken)]
         coefficients, effect = self._regress(rows, np.column_stack([np.where(both, change, usual), after]))
         ends = np.flatnonzero(log.usable)
-        effect += self._regress(ends, np.column_stack([log.batch.terminated[ends], log.outcomes[ends]]))[1]
+        effect += self._regress(ends, np.column_stack([log.batch.over[ends], log.outcomes[ends]]))[1]
         return coefficients[:, :, : len(log.moved)], np.sqrt(np.maximum(effect, 0.0))
 
     def _regress(self, rows: Array, outputs: Array) -> tuple[Array, Array]:
@@ -284,7 +284,7 @@ class Drift:
 def _usable(batch: Batch, step: Array, horizon: int) -> Array:
     """[N] bool, rows that say whether an episode goes on after them, and to where."""
     seen = batch.next >= 0
-    still_open = ~seen & ~batch.terminated
+    still_open = ~seen & ~(batch.over & ~batch.begun)
     cut = np.bincount(step[still_open], minlength=horizon) > 0
     cut &= np.bincount(step[seen], minlength=horizon) == 0
     cut[horizon - 1] = True
