@@ -14,9 +14,10 @@ from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError, SupportError
 from steersman.core.features import Continuous, Encoder
 from steersman.evaluate import ESTIMATORS, Evidence, Paths, Settings, evaluate
-from steersman.evaluate.estimators import direct, dr, drl, ips, logged, pdis, silent, snips, wdr
+from steersman.evaluate.estimators import direct, drl, ips, logged, snips
 from steersman.evaluate.evidence import weights, whole
 from steersman.evaluate.nuisance import folds_of, reward_model
+from steersman.evaluate.trajectories import dr, pdis, silent, sn_pdis, sn_tis, tis, wdr
 from steersman.worlds import tabular
 
 
@@ -127,6 +128,10 @@ def test_sequence_estimators_by_hand():
     step_0 = (1.5 + 2.0) / 2 + (2 * (1 - 1) + 1 * (3 - 1)) / 3
     step_1 = 0.5 * (2 * 1.0 / 3 + 1 * (4 - 2) / 2)
     assert wdr(found).value == pytest.approx(step_0 + step_1)
+    # whole episodes: weights (1, 1), returns (1 + 0.5 * 4, 3)
+    assert tis(found).value == pytest.approx((3 + 3) / 2)
+    assert sn_tis(found).value == pytest.approx((3 + 3) / 2)
+    assert sn_pdis(found).value == pytest.approx((2 * 1 + 1 * 3) / 3 + 0.5 * 4 / 2)
 
 
 def test_value_is_per_episode_when_a_unit_has_several():
@@ -149,12 +154,11 @@ lengths = st.lists(st.integers(1, 40), min_size=5, max_size=30)
 
 @given(lengths=lengths, seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=40, deadline=None)
-def test_of_the_behavior_policy_pdis_and_modelless_wdr_are_the_logged_mean(lengths, seed):
+def test_of_the_behavior_policy_products_of_weights_give_the_logged_mean(lengths, seed):
     batch = mixed_lengths(lengths, np.random.default_rng(seed))
     found = evidence(batch, taken=list(batch.propensity))
-    assert pdis(found).value == pytest.approx(logged(found).center, rel=1e-9, abs=1e-9)
-    assert dr(found).value == pytest.approx(logged(found).center, rel=1e-9, abs=1e-9)
-    assert wdr(found).value == pytest.approx(logged(found).center, rel=1e-9, abs=1e-9)
+    for estimator in (tis, sn_tis, pdis, sn_pdis, dr, wdr):
+        assert estimator(found).value == pytest.approx(logged(found).center, rel=1e-9, abs=1e-9)
 
 
 @given(lengths=lengths, seed=st.integers(0, 2**32 - 1), size=st.sampled_from([1.0, 1e6]))
@@ -202,8 +206,21 @@ def test_episodes_that_are_over_keep_their_weight():
         Paths.of(batch), np.ones(n), np.where(rng.random(n) < 0.5, 0.9, 1.1), np.zeros(n), np.zeros(n)
     )  # weights that tell nothing
     mean = n / 2000
-    found = wdr(ones)
-    assert abs(found.value - mean) < 4 * found.low.error < 0.5
+    for estimator in (wdr, sn_pdis, sn_tis):
+        found = estimator(ones)
+        assert abs(found.value - mean) < 4 * found.low.error < 0.6
+
+
+def test_a_normalised_mean_of_ones_is_one_however_many_they_are():
+    """A mean over a sum instead would be 1 / n."""
+    rng = np.random.default_rng(2)
+    batch = mixed_lengths([1, 2] * 500, rng)
+    found = evidence(batch, taken=list(np.clip(batch.propensity * rng.uniform(0.8, 1.2, len(batch)), 0, 1)))
+    first = (batch.step == 0).astype(np.float64)  # a return of 1 an episode
+    ones = Evidence(found.paths, first, found.weight, found.q, found.v)
+    for estimator in (sn_tis, sn_pdis):
+        assert estimator(ones).value == pytest.approx(1.0, abs=1e-12)
+        assert estimator(ones).low.error < 1e-12
 
 
 def test_weighted_dr_knows_the_error_of_its_denominators():
@@ -381,7 +398,8 @@ def test_products_of_weights_that_cannot_speak_are_refused_with_the_reason_and_t
     target = tabular.softmax(scores + np.random.default_rng(2).normal(size=scores.shape))
     batch = world.sample(300, behavior, 0)
     found = evaluate(batch, tabular.rows(batch, target), Settings(), 0, horizon=40)
-    assert {verdict.gate for verdict in found.refused} == {"dr", "pdis", "wdr"}
+    products = {"tis", "sn-tis", "pdis", "sn-pdis", "dr", "wdr"}
+    assert {verdict.gate for verdict in found.refused} == products
     assert all("effective" in verdict.reason and verdict.status == "not identified" for verdict in found.refused)
     assert [e.estimator for e in found.estimates] == ["fqe", "drl"]
     with pytest.raises(SupportError, match="effective"):

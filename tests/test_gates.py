@@ -13,10 +13,11 @@ from steersman.core.errors import ConfigError, DataError
 from steersman.core.report import Verdict
 from steersman.evaluate import Evaluation, Evidence, Gates, Paths, Settings, evaluate, judge
 from steersman.evaluate.anytime import bernstein_floor, lift_terms
-from steersman.evaluate.estimators import dr, logged
+from steersman.evaluate.estimators import logged
 from steersman.evaluate.evaluation import Bets, Floor, Paired
 from steersman.evaluate.evidence import weights
 from steersman.evaluate.gates import lower_bound, more_decisions
+from steersman.evaluate.trajectories import dr
 from steersman.worlds import tabular
 
 WORLD = tabular.bandit(6, 4, chi2=1.0, noise=0.5, seed=1)

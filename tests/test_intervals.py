@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from steersman.core.errors import DataError, SupportError
 from steersman.evaluate import Evidence, Paths, Settings, Terms, evaluate
-from steersman.evaluate.estimators import dr, ips, logged, snips, wdr
+from steersman.evaluate.estimators import ips, logged, snips
 from steersman.evaluate.evidence import weights
 from steersman.evaluate.intervals import (
     Halves,
@@ -26,6 +26,7 @@ from steersman.evaluate.intervals import (
     ratio,
     student_t,
 )
+from steersman.evaluate.trajectories import dr, wdr
 from steersman.worlds import tabular
 
 WORLD_A = tabular.world_a()

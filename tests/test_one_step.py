@@ -16,10 +16,11 @@ from steersman.core.errors import ConfigError, SupportError
 from steersman.core.features import Continuous, Encoder
 from steersman.evaluate import ESTIMATORS, Evidence, Paths, Settings, evaluate
 from steersman.evaluate import one_step as room
-from steersman.evaluate.estimators import dr, logged
+from steersman.evaluate.estimators import logged
 from steersman.evaluate.evidence import Model, weights
 from steersman.evaluate.intervals import estimate
 from steersman.evaluate.nuisance import folds_of, learned_weights, reward_model, robust_model
+from steersman.evaluate.trajectories import dr
 from steersman.evaluate.tuning import (
     CLIP,
     OPTIMISTIC,

@@ -15,7 +15,7 @@ from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError, SupportError
 from steersman.core.policy import Policy
 from steersman.core.report import Verdict
-from steersman.evaluate.estimators import ESTIMATORS, logged, silent
+from steersman.evaluate.estimators import ESTIMATORS, logged
 from steersman.evaluate.evaluation import Bets, Evaluation, Floor, Paired, Settings, Support
 from steersman.evaluate.evidence import Evidence, Model, Paths, weights, whole
 from steersman.evaluate.gates import Gates, judge
@@ -23,6 +23,7 @@ from steersman.evaluate.intervals import Influence, Terms, estimate, ratio
 from steersman.evaluate.nuisance import folds_of, learned_weights, reward_model, robust_model
 from steersman.evaluate.one_step import uniform
 from steersman.evaluate.sequences import Sequences
+from steersman.evaluate.trajectories import silent
 
 __all__ = ["ESTIMATORS", "Evaluation", "Evidence", "Gates", "Paths", "Settings", "Terms", "evaluate", "judge"]
 

@@ -32,15 +32,9 @@ from steersman.evaluate.one_step import (
     sub_gaussian_ips,
     switch_dr,
 )
+from steersman.evaluate.trajectories import dr, pdis, sn_pdis, sn_tis, tis, wdr
 
 Array = np.ndarray
-
-LEAST_ESS = 20
-"""Below this expected effective number of units, products of weights are not believed: on worlds with known values
-their 95% intervals cover 72 to 96%; above it 92 to 98%."""
-
-MILD = 4.0
-"""Products of weights with an expected square up to this are believed however few the units are."""
 
 
 @dataclass(frozen=True)
@@ -82,61 +76,6 @@ def direct(evidence: Evidence) -> Terms:
     start = paths.per_cluster(evidence.v[paths.steps[0]])
     value = float(start.sum()) / paths.episodes
     return replace(drl(evidence) if evidence.marginal is not None else dr(evidence), value=value)
-
-
-def pdis(evidence: Evidence) -> Terms:
-    """Per-decision importance sampling: mean of sum f_t W_t r_t. Unbiased; the variance is exponential in steps.
-
-    Source: Precup, Sutton and Singh 2000, section 3.
-    """
-    paths = evidence.paths
-    returns = paths.per_episode(paths.factor * evidence.cumulative * evidence.reward)
-    return _speaking(evidence, mean(evidence, returns, _last_weight(evidence)))
-
-
-def dr(evidence: Evidence) -> Terms:
-    """Doubly robust, of one step or many: mean of sum f_t [W_{t-1} v_t + W_t (r_t - q_t)].
-
-    Unbiased whatever the model is; the better the model, the smaller the variance. `q_t` is the value with the steps
-    that remain at t.
-    Source: Dudik et al. 2011, arXiv:1103.4601, eq. 3; Jiang and Li 2016, arXiv:1511.03722, eq. 10.
-    """
-    surprise = evidence.cumulative * (evidence.reward - evidence.q)
-    rows = evidence.paths.factor * (evidence.before * evidence.v + surprise)
-    return _speaking(evidence, mean(evidence, evidence.paths.per_episode(rows), _last_weight(evidence)))
-
-
-def wdr(evidence: Evidence) -> Terms:
-    """Weighted doubly robust: as `dr`, each W_t over its mean over ALL episodes.
-
-    An episode that is over stays in that mean with the weight it ended with: it is in an absorbing state where reward
-    and model are 0 and the policies agree. Dropping it instead would hand its share to the episodes that live
-    longer, and return their length for the mean length. Each step is a ratio of two means; influences add up.
-    Source: Thomas and Brunskill 2016, arXiv:1604.00923, eq. 8 and appendix B.
-    """
-    paths = evidence.paths
-    value, influence = 0.0, np.zeros(paths.clusters)
-    weight = np.ones(paths.episodes)
-    for rows in paths.steps:
-        episodes = paths.episode[rows]
-        top = np.zeros(paths.episodes)
-        top[episodes] = paths.factor[rows] * weight[episodes] * evidence.v[rows]
-        parts = [(top, weight)]
-        weight = weight.copy()
-        weight[episodes] *= evidence.weight[rows]
-        if not weight.any():
-            raise SupportError(
-                "no episode has any weight left: the target leaves every logged episode",
-                hint="log with more exploration, or judge a policy closer to the one that logged",
-            )
-        weight /= weight.max()  # only ratios matter, and products of many weights leave the range of floats
-        top = np.zeros(paths.episodes)
-        top[episodes] = paths.factor[rows] * weight[episodes] * (evidence.reward[rows] - evidence.q[rows])
-        parts.append((top, weight))
-        for top, bottom in parts:
-            part, pull = ratio(paths.per_cluster(top), paths.per_cluster(bottom))
-            value, influence = value + part, influence + pull
-    return _speaking(evidence, Terms.of(value, influence, paths.per_cluster(weight)))
 
 
 def drl(evidence: Evidence) -> Terms:
@@ -193,42 +132,13 @@ ESTIMATORS: dict[str, Estimator] = {
     "switch-dr": Estimator(switch_dr, one_step=True, sequence=False, judge=False),
     "dros": Estimator(dros, one_step=True, sequence=False, judge=False),
     "sg-dr": Estimator(sub_gaussian_dr, one_step=True, sequence=False, judge=False),
+    "tis": Estimator(tis, one_step=False, sequence=True, model=False),
+    "sn-tis": Estimator(sn_tis, one_step=False, sequence=True, model=False),
     "pdis": Estimator(pdis, one_step=False, sequence=True, model=False),
+    "sn-pdis": Estimator(sn_pdis, one_step=False, sequence=True, model=False),
     "wdr": Estimator(wdr, one_step=False, sequence=True),
     "fqe": Estimator(direct, one_step=False, sequence=True, judge=False),
     "drl": Estimator(drl, one_step=False, sequence=True, rests_on="visits"),
     "stitched": Estimator(stitched, one_step=False, sequence=True, model=False, rests_on="matches"),
 }
 """Name -> estimator, in the order in which they are reported."""
-
-
-def _last_weight(evidence: Evidence) -> Array:
-    """[E], the weight with which each episode ended."""
-    weight = np.empty(evidence.paths.episodes)
-    for rows in evidence.paths.steps:
-        weight[evidence.paths.episode[rows]] = evidence.cumulative[rows]
-    return weight
-
-
-def silent(evidence: Evidence) -> str:
-    """Why products of weights over steps are not believed here; empty if they are."""
-    if evidence.paths.one_step:
-        return ""
-    units, moment = evidence.paths.clusters, evidence.second_moment
-    if units / moment >= LEAST_ESS or moment <= MILD:
-        return ""
-    return (
-        f"weights over up to {len(evidence.paths.steps)} steps leave an effective {units / moment:.2g} of {units:,} "
-        f"units to be expected, fewer than {LEAST_ESS}: the interval would be too narrow"
-    )
-
-
-def _speaking(evidence: Evidence, terms: Terms) -> Terms:
-    """The terms of products of weights over steps, with the ess to be expected of these: the sample overstates it.
-
-    Raises:
-        SupportError: see `silent`.
-    """
-    if reason := silent(evidence):
-        raise SupportError(reason, hint="the policies differ too much for estimators that weigh whole episodes")
-    return replace(terms, ess=min(terms.ess, evidence.paths.clusters / evidence.second_moment))
