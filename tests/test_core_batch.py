@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from steersman.core.batch import Batch, array_fields
 from steersman.core.errors import DataError
 from steersman.core.features import Category, Continuous, Encoder
+from steersman.core.slots import Slots
 
 ENCODER = Encoder(context=(Category("state", ("a", "b")), Continuous("x", 0.0, 1.0)), actions=("left", "right"))
 
@@ -298,3 +299,75 @@ def test_the_same_data_have_the_same_digest_however_they_lie_in_memory():
 def test_a_batch_can_not_be_changed():
     with pytest.raises(AttributeError):
         make([1, 2, -1]).reward = np.zeros(3)
+
+
+def ranked(**changed: object) -> Batch:
+    """A valid batch of three ranked lists of up to two of three candidates; the last one has one item."""
+    chances = np.array([[0.5, 0.25], [0.25, 1.0], [0.5, 1.0]])
+    reward = np.array([[1.0, 0.5], [0.0, 0.0], [2.0, 0.0]])
+    slots = {
+        "propensity": chances,
+        "reward": reward,
+        "metrics": np.stack([reward, [[np.nan, 1], [0, 0], [1, 0]]], axis=2)[:, :, :1],
+        "first": np.array([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.5, 0.5, 0.0]]),
+    }
+    slots |= {name: changed.pop(name) for name in list(changed) if name in slots}
+    arrays = {
+        "action": np.array([[0, 1], [1, 2], [0, -1]]),
+        "propensity": chances.prod(axis=1),
+        "reward": reward.sum(axis=1),
+        "candidates": np.broadcast_to(np.eye(3, dtype=np.float32), (3, 3, 3)),
+        "mask": np.array([[True, True, True], [True, True, True], [True, True, False]]),
+        "encoder": Encoder(ENCODER.context, actions=("a", "b", "c")),
+        "slots": Slots(**slots),
+    }
+    return make([-1, -1, -1], [0, 1, 2], **{**arrays, **changed})
+
+
+def test_ranked_lists_numbers_and_single_actions_are_told_apart():
+    assert [(batch.ranked, batch.numbers) for batch in (make([-1]), ranked(), numbers())] == [
+        (False, False), (True, False), (False, True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"action": np.array([[0, 1], [1, 3], [0, -1]])}, "row 1: the place 3"),
+        ({"action": np.array([[0, 1], [1, 2], [-1, 0]])}, "row 2: the list is empty"),
+        ({"action": np.array([[0, 0], [1, 2], [0, -1]])}, "row 0: an item stands twice"),
+        ({"action": np.array([[0, 1], [1, 2], [2, -1]])}, "row 2: item .* padding"),
+        ({"propensity": np.array([0.125, 0.3, 0.5])}, "row 1: the propensities of the items multiply to 0.25"),
+        ({"reward": np.array([1.5, 0.0, 2.1])}, "row 2: the reward is 2.1, which is not the sum"),
+        ({"first": np.array([[0.4, 0.3, 0.3], [0.5, 0.25, 0.25], [0.5, 0.5, 0.0]])}, "row 0: the first item has"),
+        ({"first": np.array([[0.5, 0.3, 0.3], [0.5, 0.25, 0.25], [0.5, 0.5, 0.0]])}, "row 0: .* sum to 1.1"),
+        ({"action": np.array([0, 1, 0])}, "action is int64"),
+        ({"slots": None}, "action is int64"),
+    ],
+)
+def test_a_list_that_breaks_a_law_is_refused_by_its_row(changed, message):
+    values = dict(changed)
+    if "propensity" in values or "reward" in values:
+        with pytest.raises(DataError, match=message):
+            replace(ranked(), **values)
+        return
+    with pytest.raises(DataError, match=message):
+        ranked(**values)
+
+
+@pytest.mark.parametrize("name", ["propensity", "reward", "metrics", "first"])
+def test_the_digest_and_take_see_every_array_of_the_slots(name):
+    batch = ranked()
+    assert batch.take(np.arange(3)).digest == batch.digest
+    taken = batch.take(np.array([0, 2]))
+    assert np.array_equal(taken.slots.arrays[name], batch.slots.arrays[name][[0, 2]])
+    assert replace(batch, slots=replace(batch.slots, first=None)).digest != batch.digest
+
+
+def test_what_stands_behind_the_end_of_a_list_is_nothing():
+    batch = ranked()
+    for name, value in (("propensity", 0.5), ("reward", 1.0), ("metrics", 1.0)):
+        array = batch.slots.arrays[name].copy()
+        array[2, 1] = value
+        with pytest.raises(DataError, match="row 2: something is known of a slot behind"):
+            replace(batch, slots=replace(batch.slots, **{name: array}))

@@ -483,3 +483,41 @@ def test_seeds_that_are_longer_than_the_key_of_the_hash_are_refused_not_cut():
     with pytest.raises(DataError, match="64 bytes") as refused:
         uniform_draw("x" * 65, "d")
     assert refused.value.field == "seed"
+
+
+LIST = {**DECISION, "candidates": [{"id": "a"}, {"id": "b"}, {"id": "c"}], "action": ["b", "a"], "propensity": 0.25,
+        "propensities": [0.5, 0.5], "first_propensities": [0.3, 0.5, 0.2]}  # fmt: skip
+
+
+def test_a_list_logs_the_propensity_of_every_item_and_of_every_candidate_for_the_first_slot():
+    assert decode_decision(body(LIST)).propensities == (0.5, 0.5)
+    rounded = [float(np.float32(1 / 3)), float(np.float32(1 / 7))]
+    assert decode_decision(body(LIST, propensities=rounded, propensity=1 / 21, first_propensities=[])).propensity < 0.05
+    old = {name: value for name, value in LIST.items() if not name.endswith("propensities")}
+    assert decode_decision(body(old)).propensities == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"propensities": [0.5, 0.4]}, "propensities"),
+        ({"propensities": [0.25]}, "propensities"),
+        ({"propensities": [0.0, 0.5]}, "propensities[0]"),
+        ({"propensities": [0.5, 1.5]}, "propensities[1]"),
+        ({"first_propensities": [0.5, 0.5]}, "first_propensities"),
+        ({"first_propensities": [0.5, 0.3, 0.2]}, "first_propensities"),
+        ({"first_propensities": [0.5, 0.5, 0.2]}, "first_propensities"),
+        ({"action": "b"}, "propensities"),
+    ],
+)
+def test_propensities_of_slots_that_do_not_fit_the_list_are_refused(changed, field):
+    assert refusal(decode_decision, body(LIST, **changed)).field == field
+
+
+def test_what_a_slot_counts_is_declared():
+    assert Ranked(2).slot_weights == (1.0, 1.0)
+    assert Ranked(2, weights=(1.0, 0.25)).slot_weights == (1.0, 0.25)
+    assert Ranked(3, weights="dcg").slot_weights == pytest.approx((1.0, 0.63092975, 0.5))
+    for weights in ((1.0,), (1.0, -1.0), (1.0, float("nan"))):
+        with pytest.raises(DataError, match=r"actions\.weights"):
+            Ranked(2, weights=weights)

@@ -66,6 +66,21 @@ def test_a_file_has_the_columns_only_if_a_row_needs_them(tmp_path: Path, engine:
     assert found == [{}, {"deferred": "BOOLEAN"}, {"estimated": "BOOLEAN"}, {}, {"activates": "BOOLEAN"}]
 
 
+def test_the_propensities_of_a_list_and_the_item_of_an_outcome_come_back(tmp_path: Path, engine: Engine) -> None:
+    ranked = decision(
+        "list", action=("b", "a"), propensity=0.25, propensities=(0.25, 1.0), first_propensities=(0.75, 0.25)
+    )
+    files = compacted(
+        tmp_path, engine, ranked, decision("old", action=("b", "a")), decision("one"),
+        Outcome(id="o", decision="list", at=5, item="a", metrics={"clicks": 1.0}),
+        Outcome(id="p", decision="list", at=5, metrics={"clicks": 2.0}),
+    )  # fmt: skip
+    assert log.find(tmp_path, "list", engine) == ranked
+    assert log.find(tmp_path, "old", engine).propensities == ()
+    engine.view("t", files.outcomes)
+    assert engine.query("SELECT item FROM t ORDER BY id")["item"].tolist() == ["a", None]
+
+
 def test_rows_without_a_mark_are_never_true(tmp_path: Path, engine: Engine) -> None:
     files = compacted(
         tmp_path, engine, decision("a"), decision("b", deferred=True), decision("c", estimated=True, at=DAY),

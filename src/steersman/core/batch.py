@@ -11,6 +11,7 @@ import numpy as np
 
 from steersman.core.errors import DataError
 from steersman.core.features import Encoder
+from steersman.core.slots import Slots
 
 Array = np.ndarray
 
@@ -31,9 +32,10 @@ class Batch:
         context: [N, F] f32.
         candidates: [N, K, A] f32; rows of padding are zeros. May be a broadcast view.
         mask: [N, K] bool, True where there is a candidate.
-        action: [N] i64, place of the action among the candidates; or [N, D] f32 for numbers.
+        action: [N] i64, place of the action among the candidates; [N, L] i64 for ranked lists, the places of their
+            items from the first slot on, -1 behind the last; or [N, D] f32 for numbers.
         propensity: [N] f64, of the action under the behavior policy, in (0, 1]; a density for numbers.
-        reward: [N] f64.
+        reward: [N] f64; of a ranked list the sum over its slots.
         metrics: [N, M] f64, in the order of `metric_names`; NaN where the metric did not arrive.
         discount: [N] f64 in [0, 1]: of the value of the next step; 0: terminated.
         next: [N] i64, row of the next step of the same episode, -1: not seen. Always a later row.
@@ -41,6 +43,7 @@ class Batch:
         metric_names: [M].
         limited: [N] bool, a limit of the product, in steps or in time, ended the episode here. Left out: none.
         begun: [N] bool, the row's episode began before its first row here. Left out: none.
+        slots: what else is known of ranked lists; None: the action is something else.
     """
 
     encoder: Encoder
@@ -57,6 +60,7 @@ class Batch:
     metric_names: tuple[str, ...] = ()
     limited: Array = dataclasses.field(default_factory=lambda: _NO)
     begun: Array = dataclasses.field(default_factory=lambda: _NO)
+    slots: Slots | None = None
 
     def __post_init__(self) -> None:
         for name in ("limited", "begun"):
@@ -64,6 +68,8 @@ class Batch:
                 object.__setattr__(self, name, np.zeros(len(self), dtype=bool))
         self._check_shapes()
         self._check_values()
+        if self.slots is not None:
+            self.slots.check(self.action, self.mask, self.propensity, self.reward, len(self.metric_names))
 
     def __len__(self) -> int:
         return len(self.context)
@@ -71,7 +77,12 @@ class Batch:
     @property
     def numbers(self) -> bool:
         """Whether the action is a vector of numbers."""
-        return self.action.ndim == 2
+        return self.action.dtype == np.float32
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the action is a ranked list."""
+        return self.slots is not None
 
     @property
     def terminated(self) -> Array:
@@ -126,6 +137,10 @@ class Batch:
             if field == "candidates" and (array.strides[0] == 0 or (array == array[:1]).all()):
                 array = array[:1]  # shared by all rows, be it as a view or as copies
             digest.update(np.ascontiguousarray(array).data)
+        if self.slots is not None:
+            for field, array in self.slots.arrays.items():
+                digest.update(f"slots.{field}{array.shape}{array.dtype.str}".encode())
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def take(self, rows: Array) -> Batch:
@@ -140,7 +155,8 @@ class Batch:
         place[rows] = np.arange(len(rows))
         arrays = {name: _take(getattr(self, name), rows) for name in array_fields()}
         arrays["next"] = place[arrays["next"]]
-        return Batch(encoder=self.encoder, metric_names=self.metric_names, **arrays)
+        slots = None if self.slots is None else self.slots.take(rows)
+        return Batch(encoder=self.encoder, metric_names=self.metric_names, slots=slots, **arrays)
 
     def _check_shapes(self) -> None:
         n, f = self.context.shape if self.context.ndim == 2 else (len(self.context), -1)
@@ -152,7 +168,11 @@ class Batch:
                 f"columns: context {f}, candidates {a}; "
                 f"the encoder makes {self.encoder.context_width} and {self.encoder.candidate_width}"
             )
-        action = (np.float32, (n, self.action.shape[-1])) if self.action.ndim == 2 else (np.int64, (n,))
+        action: tuple[type, tuple[int, ...]] = (np.int64, (n,))
+        if self.slots is not None:
+            action = (np.int64, (n, self.slots.propensity.shape[-1]))
+        elif self.action.ndim == 2:
+            action = (np.float32, (n, self.action.shape[-1]))
         want = {
             "context": (np.float32, (n, f)),
             "candidates": (np.float32, (n, k, a)),
@@ -182,11 +202,12 @@ class Batch:
         bad = ~((self.propensity > 0) & np.isfinite(self.propensity))
         if not self.numbers:
             bad |= self.propensity > 1
+        if self.numbers:
+            _refuse(~np.isfinite(self.action).all(axis=1), "action is not finite")
+        elif self.slots is None:
             outside = (self.action < 0) | (self.action >= self.mask.shape[1])
             _refuse(outside, "action is {}, not a place among the candidates", self.action)
             _refuse(~self.mask[rows, self.action], "action {} is padding, not a candidate", self.action)
-        else:
-            _refuse(~np.isfinite(self.action).all(axis=1), "action is not finite")
         _refuse(bad, "propensity is {:g}, must be in (0, 1]", self.propensity)
         _refuse(~((self.discount >= 0) & (self.discount <= 1)), "discount is {:g}, must be in [0, 1]", self.discount)
         seen = self.next >= 0
@@ -208,8 +229,8 @@ class Batch:
 
 
 def array_fields() -> tuple[str, ...]:
-    """Names of the arrays of a Batch, in their order."""
-    return tuple(field.name for field in fields(Batch) if field.name not in ("encoder", "metric_names"))
+    """Names of the arrays that every Batch has, in their order."""
+    return tuple(field.name for field in fields(Batch) if field.name not in ("encoder", "metric_names", "slots"))
 
 
 def _take(array: Array, rows: Array) -> Array:

@@ -25,6 +25,9 @@ Rule = Literal["first", "last", "sum", "mean", "median", "min", "max"]
 MAX_ID = 200
 END_OF_TIME = 253_402_300_800_000_000  # microseconds to the year 10000: dates have four digits
 
+ROUNDING = 1e-6
+"""Of a probability that was written twice: it may have been a 32-bit float in between."""
+
 NO_TEXT = "\ufdd0"
 """How a missing text travels in an array of strings: a character that Unicode keeps for such use, refused in texts.
 
@@ -54,14 +57,31 @@ class One(Struct, frozen=True, forbid_unknown_fields=True, tag="one", tag_field=
 
 
 class Ranked(Struct, frozen=True, forbid_unknown_fields=True, tag="ranked", tag_field="kind"):
-    """A ranked list of `slots` different candidates."""
+    """A ranked list of different candidates, filled from the first slot on.
+
+    Attributes:
+        slots: of a list; shorter only where there are fewer candidates.
+        names: as in One.
+        weights: what the reward of the item in each slot counts, at least 0, one a slot; empty: 1 everywhere;
+            `dcg`: 1 / log2(1 + slot), slots counted from 1.
+    """
 
     slots: int
     names: tuple[str, ...] = ()
+    weights: tuple[float, ...] | Literal["dcg"] = ()
 
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise DataError(f"actions.slots is {self.slots}, must be at least 1", field="actions.slots")
+        if self.weights and self.weights != "dcg" and len(self.weights) != self.slots:
+            raise DataError(
+                f"actions.weights has {len(self.weights)} weights for {self.slots} slots", field="actions.weights"
+            )
+        for i, weight in enumerate(self.slot_weights):
+            if not 0 <= weight < math.inf:
+                raise DataError(
+                    f"actions.weights[{i}] is {weight:g}, must be at least 0", field=f"actions.weights[{i}]"
+                )
         if len(set(self.names)) != len(self.names):
             raise DataError(f"actions.names repeats a name: {', '.join(self.names)}", field="actions.names")
         if self.names and self.slots > len(self.names):
@@ -70,6 +90,17 @@ class Ranked(Struct, frozen=True, forbid_unknown_fields=True, tag="ranked", tag_
             )
         for i, name in enumerate(self.names):
             check_id(f"actions.names[{i}]", name)
+
+    @property
+    def slot_weights(self) -> tuple[float, ...]:
+        """One a slot.
+
+        >>> Ranked(3, weights="dcg").slot_weights[::2]
+        (1.0, 0.5)
+        """
+        if self.weights == "dcg":
+            return tuple(1.0 / math.log2(2 + slot) for slot in range(self.slots))
+        return tuple(self.weights) or (1.0,) * self.slots
 
 
 class Numbers(Struct, frozen=True, forbid_unknown_fields=True, tag="numbers", tag_field="kind"):
@@ -193,6 +224,10 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
         version: number of the version that decided; 0: a policy that Steersman did not serve.
         step: place in the unit's episode, if the product counts; else `at` orders.
         noise: key of the perturbation (evolution strategies).
+        propensities: of a ranked list: probability of each slot's item given the items above it. Their product is
+            the propensity. Empty: not told.
+        first_propensities: of a ranked list: probability of each candidate, in their order, to stand in the first slot;
+            they sum to 1. Empty: not told.
         deferred: it may never have been carried out: it counts only if an outcome says `activates`.
         estimated: nobody logged the propensity; it is an estimate, and every report on it says so.
     """
@@ -208,6 +243,8 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int = 0
     step: int | None = None
     noise: int | None = None
+    propensities: tuple[float, ...] = ()
+    first_propensities: tuple[float, ...] = ()
     deferred: bool = False
     estimated: bool = False
 
@@ -231,6 +268,8 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.noise is not None and not 0 <= self.noise < 2**64:
             raise DataError(f"decision {self.id}: noise is {self.noise}, must be in [0, 2^64)", field="noise")
         self._check_action()
+        if self.propensities or self.first_propensities:
+            self._check_slots()
         _check_row(self.context, "context")
         for i, candidate in enumerate(self.candidates):
             if candidate.features:
@@ -261,6 +300,45 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
                     field="action",
                 )
 
+    def _check_slots(self) -> None:
+        where, action, slots = f"decision {self.id}", self.action, self.propensities
+        if not isinstance(action, tuple) or not isinstance(action[0], str):
+            raise DataError(f"{where}: its action is no ranked list: it has no slots", field="propensities")
+        if slots:
+            if len(slots) != len(action):
+                raise DataError(
+                    f"{where}: {len(slots)} propensities for a list of {len(action)} items", field="propensities"
+                )
+            for i, propensity in enumerate(slots):
+                if not 0 < propensity <= 1:
+                    raise DataError(
+                        f"{where}: propensities[{i}] is {propensity:g}, must be in (0, 1]", field=f"propensities[{i}]"
+                    )
+            if abs(math.prod(slots) / self.propensity - 1.0) > len(slots) * ROUNDING:
+                raise DataError(
+                    f"{where}: the product of its propensities is {math.prod(slots):g}, its propensity "
+                    f"{self.propensity:g}",
+                    hint="propensities: of each item given those above; propensity: of the whole list, their product",
+                    field="propensities",
+                )
+        first = self.first_propensities
+        if not first:
+            return
+        if len(first) != len(self.candidates) or not all(0 <= chance <= 1 for chance in first):
+            raise DataError(
+                f"{where}: first_propensities must be {len(self.candidates)} numbers in [0, 1], one a candidate",
+                field="first_propensities",
+            )
+        taken = first[next(i for i, one in enumerate(self.candidates) if one.id == action[0])]
+        if abs(sum(first) - 1.0) > len(first) * ROUNDING or (
+            slots and abs(taken / slots[0] - 1.0) > len(first) * ROUNDING
+        ):
+            raise DataError(
+                f"{where}: first_propensities sum to {sum(first):g} and give {taken:g} to its first item",
+                hint="they sum to 1, and that of the first item is propensities[0]",
+                field="first_propensities",
+            )
+
 
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What came of a decision: facts, not rewards. It may come before its decision, late, twice, or never.
@@ -270,6 +348,8 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
         decision: id of the decision.
         at: microseconds since 1970, UTC: when it happened.
         metrics: name -> finite number.
+        item: id of the item of a ranked list that the metrics are about; None: about the list as a whole. Read for
+            ranked lists only.
         ends: the decision was the last of its episode, because the world ended it (`terminated`)
             or because somebody stopped looking (`truncated`).
         activates: the decision was deferred, and has been carried out.
@@ -279,12 +359,15 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     decision: str
     at: int
     metrics: dict[str, float] = {}
+    item: str | None = None
     ends: Ends | None = None
     activates: bool = False
 
     def __post_init__(self) -> None:
         check_id("id", self.id)
         check_id("decision", self.decision)
+        if self.item is not None:
+            check_id("item", self.item)
         if not 0 <= self.at < END_OF_TIME:
             raise DataError(f"outcome {self.id}: at is {self.at}", hint="microseconds since 1970, UTC", field="at")
         for name, number in self.metrics.items():

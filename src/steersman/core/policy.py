@@ -11,6 +11,7 @@ from msgspec import Struct
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError
 from steersman.core.features import Encoder
+from steersman.core.ranking import Lists
 
 Array = np.ndarray
 
@@ -100,13 +101,25 @@ class Policy:
         Raises:
             DataError: the batch was made by another encoder, or a score is not finite.
         """
+        return self.explorer.probabilities(self._scores(batch), batch.mask)
+
+    def lists(self, batch: Batch) -> Lists:
+        """The ranked lists that the policy may show, with their probabilities.
+
+        Raises:
+            DataError: as `propensities`, or the actions of the batch are no ranked lists.
+        """
+        if batch.slots is None:
+            raise DataError("the actions of the batch are no ranked lists", field="actions")
+        return Lists(self.explorer, self._scores(batch), batch.mask, batch.action.shape[1])
+
+    def _scores(self, batch: Batch) -> Array:
         if batch.encoder.digest != self.encoder.digest:
             raise DataError(
                 "the batch was made by another encoder than the policy's",
                 hint="build the batch with the encoder of the policy",
             )
-        scores = self.scorer(batch.context, batch.candidates)
-        return self.explorer.probabilities(scores, batch.mask)
+        return self.scorer(batch.context, batch.candidates)
 
 
 def constant_scorer(context: Array, candidates: Array) -> Array:

@@ -96,6 +96,8 @@ def decision_of(problem: str, row: Mapping[str, Any]) -> Decision:
         version=int(row["version"]),
         step=present.get("step"),
         noise=present.get("noise"),
+        propensities=present.get("propensities", ()),
+        first_propensities=present.get("first_propensities", ()),
         deferred=bool(present.get("deferred")),
         estimated=bool(present.get("estimated")),
     )

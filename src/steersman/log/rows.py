@@ -115,6 +115,10 @@ class Rows:
             group.extras.add("deferred")
         if decision.estimated:
             group.extras.add("estimated")
+        if decision.propensities:
+            group.extras.add("propensities")
+        if decision.first_propensities:
+            group.extras.add("first_propensities")
         group.index.append(i)
         group.at.append(decision.at)
 
@@ -128,6 +132,8 @@ class Rows:
         group.bodies.append(_encode(outcome))
         if outcome.activates:
             group.extras.add("activates")
+        if outcome.item is not None:
+            group.extras.add("item")
         group.index.append(i)
         group.at.append(outcome.at)
 

@@ -12,6 +12,8 @@ from steersman.log.manifest import Types
 EXTRAS = {
     "actions": "VARCHAR[]",
     "numbers": "DOUBLE[]",
+    "propensities": "DOUBLE[]",
+    "first_propensities": "DOUBLE[]",
     "nulls": "VARCHAR[]",
     "deferred": "BOOLEAN",
     "estimated": "BOOLEAN",
@@ -21,7 +23,7 @@ EXTRAS = {
 `nulls` names fields that were logged as null.
 """
 
-OUTCOME_EXTRAS = {"activates": "BOOLEAN"}
+OUTCOME_EXTRAS = {"activates": "BOOLEAN", "item": "VARCHAR"}
 """The same of a file of outcomes."""
 
 _SQL: dict[Type, str] = {
