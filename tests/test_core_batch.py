@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steersman.core.batch import Batch, array_fields
+from steersman.core.decision import Numbers
 from steersman.core.errors import DataError
 from steersman.core.features import Category, Continuous, Encoder
 from steersman.core.slots import Slots
@@ -48,7 +49,7 @@ def numbers(**changed: object) -> Batch:
 
 
 def replace_actions(encoder: Encoder) -> Encoder:
-    return Encoder(encoder.context, encoder.candidate)
+    return Encoder(encoder.context, encoder.candidate, numbers=Numbers(low=(0.0, -1.0), high=(4.0, 5.0)))
 
 
 def broken(field: str, row: int, value: object) -> np.ndarray:
@@ -371,3 +372,36 @@ def test_what_stands_behind_the_end_of_a_list_is_nothing():
         array[2, 1] = value
         with pytest.raises(DataError, match="row 2: something is known of a slot behind"):
             replace(batch, slots=replace(batch.slots, **{name: array}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"action": np.array([[0.5, 1], [4.1, 3], [4, 5]], dtype=np.float32)}, r"row 1: action .* outside its bounds"),
+        ({"action": np.array([[0.5, 1], [2, 3], [4, -2]], dtype=np.float32)}, r"row 2: action .* outside its bounds"),
+        ({"action": np.zeros((3, 1), dtype=np.float32)}, "an action is 1 numbers, the encoder has other bounds"),
+        ({"encoder": Encoder(ENCODER.context)}, "the encoder has bounds None"),
+        ({"action": np.zeros(3, dtype=np.int64)}, r"action is \[3\], the encoder has bounds Numbers"),
+        ({"mask": np.ones((3, 2), dtype=bool)}, r"mask is bool\[3, 2\], must be bool\[3, 0\]"),
+        ({"propensity": np.array([0.5, 0.0, 1.0])}, "row 1: propensity is 0, must be a density above 0"),
+    ],
+)
+def test_numbers_that_are_not_within_the_bounds_of_the_encoder_are_refused(changed, says):
+    numbers()
+    with pytest.raises(DataError, match=says):
+        numbers(**changed)
+
+
+def test_bounds_are_rounded_as_the_actions_are():
+    box = Numbers(low=(-0.1,), high=(0.1,))
+    found = numbers(
+        action=np.array([[0.1], [-0.1], [0]], dtype=np.float32), encoder=Encoder(ENCODER.context, numbers=box)
+    )
+    assert found.numbers
+
+
+def test_an_encoder_for_numbers_has_no_candidates_and_another_digest():
+    box = Numbers(low=(0.0,), high=(1.0,))
+    with pytest.raises(DataError, match="no candidates"):
+        Encoder(actions=("left", "right"), numbers=box)
+    assert len({Encoder().digest, Encoder(numbers=box).digest, Encoder(numbers=Numbers((0.0,), (2.0,))).digest}) == 3

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steersman.core.batch import Batch
+from steersman.core.decision import Numbers
+from steersman.core.density import Gaussian, Point, UniformBox
 from steersman.core.errors import DataError
-from steersman.core.features import Encoder
+from steersman.core.features import Continuous, Encoder
 from steersman.core.policy import EpsilonGreedy, Policy, Softmax, Uniform, constant_scorer, draw
 from steersman.worlds import tabular
 
@@ -149,3 +152,48 @@ def test_scores_that_would_only_fit_by_broadcasting_are_refused():
     policy = Policy(batch.encoder, lambda context, candidates: np.zeros((5, 1), dtype=np.float32), EpsilonGreedy(0.1))
     with pytest.raises(DataError, match=r"\[5, 1\].*\[5, 10\]"):
         policy.propensities(batch)
+
+
+BOX = Numbers(low=(-2.0, 0.0), high=(3.0, 1.0))
+
+
+def numbers_batch(encoder: Encoder) -> Batch:
+    n = 4
+    return Batch(
+        encoder=encoder,
+        context=np.arange(2 * n, dtype=np.float32).reshape(n, 2) / 8,
+        candidates=np.zeros((n, 0, 0), dtype=np.float32),
+        mask=np.zeros((n, 0), dtype=bool),
+        action=np.array([[-2, 0], [0, 0.5], [1, 0.25], [3, 1]], dtype=np.float32),
+        propensity=np.full(n, 0.2),
+        reward=np.zeros(n),
+        metrics=np.zeros((n, 0)),
+        discount=np.zeros(n),
+        next=np.full(n, -1),
+        unit=np.arange(n),
+    )
+
+
+def test_a_policy_of_numbers_gives_densities_draws_and_means_of_its_scorer():
+    encoder = Encoder(context=(Continuous("x", 0.0, 1.0),), numbers=BOX)
+    batch = numbers_batch(encoder)
+    explorer = Gaussian(0.1, floor=0.05)
+    policy = Policy(encoder, lambda context, candidates: context * 2, explorer)
+    uniforms = np.random.default_rng(0).random((4, 3, 3))
+    assert np.array_equal(policy.densities(batch), explorer.density(batch.context * 2, batch.action, BOX))
+    assert np.array_equal(policy.draws(batch, uniforms), explorer.draw(batch.context * 2, uniforms, BOX))
+    assert np.array_equal(policy.means(batch), explorer.mean(batch.context * 2, BOX))
+    assert Policy(encoder, policy.scorer, Point()).densities(batch) is None
+    even = Policy(encoder, constant_scorer, UniformBox())
+    assert even.densities(batch) == pytest.approx(np.full(4, 0.2), rel=1e-15)
+
+
+def test_a_policy_says_for_which_actions_it_is():
+    encoder = Encoder(context=(Continuous("x", 0.0, 1.0),), numbers=BOX)
+    batch = numbers_batch(encoder)
+    with pytest.raises(DataError, match="Gaussian decides over numbers, and the actions are candidates"):
+        Policy(encoder, constant_scorer, Gaussian(0.1)).propensities(batch)
+    with pytest.raises(DataError, match="Softmax decides over candidates, and the actions are numbers"):
+        Policy(encoder, constant_scorer, Softmax(1.0)).densities(batch)
+    with pytest.raises(DataError, match="another encoder"):
+        Policy(Encoder(numbers=BOX), constant_scorer, UniformBox()).densities(batch)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steersman.core.errors import DataError
-from steersman.core.policy import EpsilonGreedy, Explorer, Softmax, Uniform
+from steersman.core.policy import CandidatesExplorer, EpsilonGreedy, Explorer, Softmax, Uniform
 
 EXPLORERS = [
     Uniform(),
@@ -40,7 +40,7 @@ def arrays(rows: list[list[float]], *, padding: float = np.nan, width: int = 6) 
 
 
 def test_every_explorer_has_a_row():
-    assert {type(explorer) for explorer in EXPLORERS} == set(typing.get_args(Explorer))
+    assert {type(explorer) for explorer in EXPLORERS} == set(typing.get_args(CandidatesExplorer))
 
 
 @every_explorer

@@ -33,7 +33,8 @@ class Batch:
         candidates: [N, K, A] f32; rows of padding are zeros. May be a broadcast view.
         mask: [N, K] bool, True where there is a candidate.
         action: [N] i64, place of the action among the candidates; [N, L] i64 for ranked lists, the places of their
-            items from the first slot on, -1 behind the last; or [N, D] f32 for numbers.
+            items from the first slot on, -1 behind the last; or [N, D] f32 for numbers, within the bounds that the
+            encoder has; then K and A are 0.
         propensity: [N] f64, of the action under the behavior policy, in (0, 1]; a density for numbers.
         reward: [N] f64; of a ranked list the sum over its slots.
         metrics: [N, M] f64, in the order of `metric_names`; NaN where the metric did not arrive.
@@ -168,11 +169,14 @@ class Batch:
                 f"columns: context {f}, candidates {a}; "
                 f"the encoder makes {self.encoder.context_width} and {self.encoder.candidate_width}"
             )
+        if self.numbers != (self.encoder.numbers is not None):
+            raise DataError(f"action is {list(self.action.shape)}, the encoder has bounds {self.encoder.numbers}")
         action: tuple[type, tuple[int, ...]] = (np.int64, (n,))
         if self.slots is not None:
             action = (np.int64, (n, self.slots.propensity.shape[-1]))
-        elif self.action.ndim == 2:
+        elif self.numbers:
             action = (np.float32, (n, self.action.shape[-1]))
+            k = 0
         want = {
             "context": (np.float32, (n, f)),
             "candidates": (np.float32, (n, k, a)),
@@ -204,11 +208,13 @@ class Batch:
             bad |= self.propensity > 1
         if self.numbers:
             _refuse(~np.isfinite(self.action).all(axis=1), "action is not finite")
+            self._check_bounds()
         elif self.slots is None:
             outside = (self.action < 0) | (self.action >= self.mask.shape[1])
             _refuse(outside, "action is {}, not a place among the candidates", self.action)
             _refuse(~self.mask[rows, self.action], "action {} is padding, not a candidate", self.action)
-        _refuse(bad, "propensity is {:g}, must be in (0, 1]", self.propensity)
+        law = "a density above 0" if self.numbers else "in (0, 1]"
+        _refuse(bad, f"propensity is {{:g}}, must be {law}", self.propensity)
         _refuse(~((self.discount >= 0) & (self.discount <= 1)), "discount is {:g}, must be in [0, 1]", self.discount)
         seen = self.next >= 0
         _refuse((self.next < -1) | (seen & (self.next <= rows)) | (self.next >= len(self)),
@@ -226,6 +232,14 @@ class Batch:
         _refuse(other, "next is row {} of another unit", self.next)
         other[seen] = self.begun[later] != self.begun[seen]
         _refuse(other, "next is row {}, and only one of the two is of an episode that began before", self.next)
+
+    def _check_bounds(self) -> None:
+        box = self.encoder.numbers
+        if box is None or len(box.low) != self.action.shape[1]:
+            raise DataError(f"an action is {self.action.shape[1]} numbers, the encoder has other bounds: {box}")
+        low, high = (np.array(bound, dtype=np.float32) for bound in (box.low, box.high))  # rounded as the actions are
+        outside = np.asarray(np.any((self.action < low) | (self.action > high), axis=1))
+        _refuse(outside, f"action {{}} is outside its bounds {list(box.low)} to {list(box.high)}", self.action)
 
 
 def array_fields() -> tuple[str, ...]:

@@ -9,6 +9,8 @@ import numpy as np
 from msgspec import Struct
 
 from steersman.core.batch import Batch
+from steersman.core.decision import Numbers
+from steersman.core.density import Gaussian, NumbersExplorer, Point, Squashed, UniformBox
 from steersman.core.errors import DataError
 from steersman.core.features import Encoder
 from steersman.core.ranking import Lists
@@ -17,10 +19,14 @@ Array = np.ndarray
 
 
 class Scorer(Protocol):
-    """What a net gives: a score for every candidate."""
+    """What a net gives: a score for every candidate; for numbers where the action shall be."""
 
     def __call__(self, context: Array, candidates: Array) -> Array:
-        """[N, F] f32, [N, K, A] f32 -> [N, K] f32. Scores of padding are never read."""
+        """[N, F] f32, [N, K, A] f32 -> [N, K] f32. Scores of padding are never read.
+
+        For numbers there are no candidates: [N, F], [N, 0, 0] -> [N, S] f32, what the explorer reads: the centre
+        [N, D] in units of the action, or what else it says (`core/density.py`).
+        """
         ...
 
 
@@ -84,7 +90,8 @@ class Softmax(Struct, frozen=True, forbid_unknown_fields=True, tag="softmax", ta
         return (1.0 - self.floor) * exploit + self.floor * explore
 
 
-Explorer = Uniform | EpsilonGreedy | Softmax
+CandidatesExplorer = Uniform | EpsilonGreedy | Softmax
+Explorer = CandidatesExplorer | UniformBox | Gaussian | Squashed | Point
 
 
 @dataclass(frozen=True)
@@ -99,9 +106,9 @@ class Policy:
         """[N, K] f64: probability of each candidate; every row sums to 1, padding is 0.
 
         Raises:
-            DataError: the batch was made by another encoder, or a score is not finite.
+            DataError: the batch was made by another encoder, its actions are numbers, or a score is not finite.
         """
-        return self.explorer.probabilities(self._scores(batch), batch.mask)
+        return over_candidates(self.explorer).probabilities(self._scores(batch), batch.mask)
 
     def lists(self, batch: Batch) -> Lists:
         """The ranked lists that the policy may show, with their probabilities.
@@ -111,7 +118,30 @@ class Policy:
         """
         if batch.slots is None:
             raise DataError("the actions of the batch are no ranked lists", field="actions")
-        return Lists(self.explorer, self._scores(batch), batch.mask, batch.action.shape[1])
+        return Lists(over_candidates(self.explorer), self._scores(batch), batch.mask, batch.action.shape[1])
+
+    def densities(self, batch: Batch) -> Array | None:
+        """[N] f64: density of each row's own action, which is numbers; None: the policy is a `Point` and has none.
+
+        Raises:
+            DataError: the batch was made by another encoder, its actions are no numbers, or a score is not finite.
+        """
+        box, explorer = self._numbers()
+        return None if isinstance(explorer, Point) else explorer.density(self._scores(batch), batch.action, box)
+
+    def draws(self, batch: Batch, uniforms: Array) -> Array:
+        """[N, M, D] f64: M actions a row, which are numbers; a function of uniforms [N, M, D + 1] in [0, 1).
+
+        Raises:
+            DataError: as `densities`.
+        """
+        box, explorer = self._numbers()
+        return explorer.draw(self._scores(batch), uniforms, box)
+
+    def means(self, batch: Batch) -> Array:
+        """[N, D] f64: mean action of each row, which is numbers; raises as `densities`."""
+        box, explorer = self._numbers()
+        return explorer.mean(self._scores(batch), box)
 
     def _scores(self, batch: Batch) -> Array:
         if batch.encoder.digest != self.encoder.digest:
@@ -120,6 +150,33 @@ class Policy:
                 hint="build the batch with the encoder of the policy",
             )
         return self.scorer(batch.context, batch.candidates)
+
+    def _numbers(self) -> tuple[Numbers, NumbersExplorer]:
+        if self.encoder.numbers is None:
+            raise DataError("the encoder has no bounds: the policy does not decide over numbers")
+        return self.encoder.numbers, over_numbers(self.explorer)
+
+
+def over_candidates(explorer: Explorer) -> CandidatesExplorer:
+    """The same; raises DataError if it is one for numbers."""
+    if isinstance(explorer, NumbersExplorer):
+        raise _other_kind(explorer, "numbers", "candidates")
+    return explorer
+
+
+def over_numbers(explorer: Explorer) -> NumbersExplorer:
+    """The same; raises DataError if it is one for candidates."""
+    if not isinstance(explorer, NumbersExplorer):
+        raise _other_kind(explorer, "candidates", "numbers")
+    return explorer
+
+
+def _other_kind(explorer: Explorer, kind: str, asked: str) -> DataError:
+    return DataError(
+        f"a policy with {type(explorer).__name__} decides over {kind}, and the actions are {asked}",
+        hint=f"use an explorer for {asked}",
+        field="explorer",
+    )
 
 
 def constant_scorer(context: Array, candidates: Array) -> Array:

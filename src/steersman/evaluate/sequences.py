@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steersman.core.batch import Batch
-from steersman.core.policy import Policy
+from steersman.core.policy import Policy, over_candidates
 from steersman.evaluate.cells import Cells, cells, known_rows, tables_model
 from steersman.evaluate.estimators import ESTIMATORS
 from steersman.evaluate.evidence import Model, Paths, Stitch
@@ -109,6 +109,6 @@ def _behave(policy: Policy, candidates: Array) -> Behave:
     def behave(contexts: Array) -> Array:
         shape = (len(contexts), *candidates.shape[1:])
         scores = policy.scorer(contexts, np.broadcast_to(candidates, shape))
-        return policy.explorer.probabilities(scores, np.ones(shape[:2], dtype=bool))
+        return over_candidates(policy.explorer).probabilities(scores, np.ones(shape[:2], dtype=bool))
 
     return behave

@@ -29,6 +29,7 @@ from steersman.core.decision import (
 )
 from steersman.core.errors import ConfigError, DataError, Error, did_you_mean
 from steersman.core.features import NO_TEXT, Encoder, Raw, random_raw
+from steersman.core.policy import over_candidates
 from steersman.core.version import Version
 
 Array = np.ndarray
@@ -326,7 +327,7 @@ def _choose(version: Version, ids: Sequence[str], scores: Array, mask: Array) ->
 def _draw(version: Version, scores: Array, mask: Array, draws: Array) -> tuple[Array, Array]:
     """The draw of core.policy.draw for rows without padding."""
     try:
-        probabilities = version.explorer.probabilities(np.ascontiguousarray(scores), mask)
+        probabilities = over_candidates(version.explorer).probabilities(np.ascontiguousarray(scores), mask)
     except DataError as error:
         message = f"{version.name}/{version.number} can not decide: {error.message}"
         raise Error(message, hint="roll back to a version whose scores are finite") from error

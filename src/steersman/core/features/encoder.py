@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from steersman.core.decision import NO_TEXT, Candidate, Value
+from steersman.core.decision import NO_TEXT, Candidate, Numbers, Value
 from steersman.core.errors import DataError
 from steersman.core.features.encode import encode, encode_ids
 from steersman.core.features.raw import Raw, raw_of, spread
@@ -27,11 +27,13 @@ class Encoder(Struct, frozen=True, forbid_unknown_fields=True):
         candidate: one transform a candidate feature, sorted by name.
         actions: ids of the named actions, sorted; they become a one-hot in front of the candidate's features.
             Empty: a candidate is known by its features only.
+        numbers: the bounds of the action, if it is numbers; then there are no candidates.
     """
 
     context: tuple[Transform, ...] = ()
     candidate: tuple[Transform, ...] = ()
     actions: tuple[str, ...] = ()
+    numbers: Numbers | None = None
 
     def __post_init__(self) -> None:
         for group in (self.context, self.candidate):
@@ -40,6 +42,8 @@ class Encoder(Struct, frozen=True, forbid_unknown_fields=True):
                 raise DataError(f"encoder fields must be sorted and different: {', '.join(names)}")
         if list(self.actions) != sorted(set(self.actions)):
             raise DataError(f"encoder actions must be sorted and different: {', '.join(self.actions)}")
+        if self.numbers is not None and (self.candidate or self.actions):
+            raise DataError("an encoder for numbers as actions has no candidates")
 
     @property
     def context_width(self) -> int:
@@ -54,8 +58,10 @@ class Encoder(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def digest(self) -> str:
         """SHA-256 over all that decides the numbers; a mean of 1 and a mean of 1.0 are the same."""
-        read_again = msgspec.convert(msgspec.to_builtins(self), Encoder)
-        return hashlib.sha256(msgspec.json.encode((_RULES, read_again), order="sorted")).hexdigest()
+        decides = msgspec.to_builtins(msgspec.convert(msgspec.to_builtins(self), Encoder))
+        if self.numbers is None:
+            del decides["numbers"]  # what is not there decides nothing
+        return hashlib.sha256(msgspec.json.encode((_RULES, decides), order="sorted")).hexdigest()
 
     def context_columns(self) -> tuple[str, ...]:
         """[F] a name for every context column, for reports."""
