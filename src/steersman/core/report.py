@@ -65,8 +65,90 @@ class Verdict(Struct, frozen=True, kw_only=True):
     next: str = ""
 
 
+class Weights(Struct, frozen=True, kw_only=True):
+    """How the weights target / propensity of the decisions are spread.
+
+    Attributes:
+        edges: [B + 1] ascending and above 0: bins of the weights above 0, as wide as each other in the logarithm.
+        counts: [B] decisions in each bin.
+        masses: [B] share of all weight that they hold, in [0, 1]; sums to 1.
+        zeros: decisions whose weight is 0: the target would never have done that.
+        mean: weight of a decision; 1 if the propensities are right and all that the target does was sometimes logged.
+        largest: the largest weight of a decision.
+        largest_share: share of the heaviest unit in all weight of the decisions, in [0, 1].
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    masses: tuple[float, ...]
+    zeros: int
+    mean: Estimate
+    largest: float
+    largest_share: float
+
+
+class Calibration(Struct, frozen=True, kw_only=True):
+    """Whether some candidates were taken as often as the propensities in the log say.
+
+    Attributes:
+        by: what the candidates have in common: the `action`, or the `target`'s probability of it.
+        group: which action, or from which to which probability.
+        candidates: how often one of them could have been taken.
+        taken: how often one was, at least 1.
+        stated: the propensity that the log states of them: harmonic mean over those taken, in (0, 1].
+        ratio: taken / candidates over `stated`, which is the sum of 1 / propensity of those taken over candidates. 1 if
+            the propensities are right and each candidate was sometimes taken; below 1 too if some never were.
+    """
+
+    by: Literal["action", "target"]
+    group: str
+    candidates: int
+    taken: int
+    stated: float
+    ratio: Estimate
+
+    @property
+    def seen(self) -> float:
+        """Share of the candidates that was taken."""
+        return self.taken / self.candidates
+
+
+class ActionShare(Struct, frozen=True, kw_only=True):
+    """How much of the decisions an action gets in the contexts of the log.
+
+    Attributes:
+        action: its name; `OTHERS`: all that are too many to be named.
+        logged: share of the decisions that took it.
+        target: share that the policy judged would give it.
+        previous: share that the version before it would; None: there is none.
+    """
+
+    action: str
+    logged: Estimate
+    target: Estimate
+    previous: Estimate | None = None
+
+
+OTHERS = ""
+"""Stands for the actions that a report does not name: an action always has a name."""
+
+
+class Learned(Struct, frozen=True, kw_only=True):
+    """Where a training stood.
+
+    Attributes:
+        step: training steps done.
+        figures: name -> what the learner tells of the step, e.g. `loss`, `q`.
+        values: estimates on the units by which training chooses, of the policy as it was then; none if there are none.
+    """
+
+    step: int
+    figures: dict[str, float]
+    values: tuple[Estimate, ...] = ()
+
+
 class Report(Struct, frozen=True, kw_only=True):
-    """What is claimed of a policy, on which data, and enough to repeat it.
+    """What is claimed of a policy, on which data, and enough to repeat and to draw it.
 
     Attributes:
         problem: name.
@@ -76,7 +158,17 @@ class Report(Struct, frozen=True, kw_only=True):
         lift: headline - baseline, paired on the same units.
         estimates: all estimates of the policy, the headline among them.
         verdicts: one a gate; the policy passes if all do.
-        refused: estimators and metrics that could not be estimated, and why.
+        ratios: of estimates, relative to what was logged: 1 + (value - logged) / |logged|, paired. 1 is parity, 1.25
+            a quarter better, whether the metric is a gain or a cost below 0.
+        baselines: of each metric, the behavior policy's own value.
+        lifts: of each metric, paired as `lift`.
+        refused: estimators, metrics and ratios that could not be estimated, and why.
+        horizon: steps that the values are about; 1: one decision an episode.
+        weights: how the weights are spread; None: the estimators have no weights.
+        calibration: of the propensities in the log.
+        shares: of the actions, the largest first.
+        previous: which version `shares` has beside the log and the target; empty: none.
+        learning: how the policy was trained; empty: nobody watched.
         data: digest of the Batch.
         since, until: the window [since, until) of decisions, microseconds UTC.
         decisions: how many.
@@ -92,7 +184,16 @@ class Report(Struct, frozen=True, kw_only=True):
     lift: Estimate
     estimates: tuple[Estimate, ...]
     verdicts: tuple[Verdict, ...]
+    ratios: tuple[Estimate, ...] = ()
+    baselines: tuple[Estimate, ...] = ()
+    lifts: tuple[Estimate, ...] = ()
     refused: tuple[Verdict, ...] = ()
+    horizon: int = 1
+    weights: Weights | None = None
+    calibration: tuple[Calibration, ...] = ()
+    shares: tuple[ActionShare, ...] = ()
+    previous: str = ""
+    learning: tuple[Learned, ...] = ()
     data: str
     since: int
     until: int

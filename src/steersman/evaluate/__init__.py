@@ -14,7 +14,8 @@ import numpy as np
 from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError, SupportError
 from steersman.core.policy import Policy
-from steersman.core.report import Verdict
+from steersman.core.report import Estimate, Verdict
+from steersman.evaluate.beside import Shown, shown
 from steersman.evaluate.estimators import ESTIMATORS, logged
 from steersman.evaluate.evaluation import Bets, Evaluation, Floor, Paired, Settings, Support
 from steersman.evaluate.evidence import Evidence, Model, Paths, weights, whole
@@ -25,7 +26,19 @@ from steersman.evaluate.one_step import uniform
 from steersman.evaluate.sequences import Sequences
 from steersman.evaluate.trajectories import silent
 
-__all__ = ["ESTIMATORS", "Evaluation", "Evidence", "Gates", "Paths", "Settings", "Terms", "evaluate", "judge"]
+__all__ = [
+    "ESTIMATORS",
+    "Evaluation",
+    "Evidence",
+    "Gates",
+    "Paths",
+    "Settings",
+    "Shown",
+    "Terms",
+    "evaluate",
+    "judge",
+    "shown",
+]
 
 Array = np.ndarray
 
@@ -79,10 +92,10 @@ def evaluate(
     found, refused = case.estimates(evidence[0])
     terms, baseline = found[headline], logged(evidence[0])
     reward = case.paired("reward", terms, baseline)
-    paired = tuple(
-        case.paired(name, ESTIMATORS[headline].terms(e), logged(e))
-        for name, e in zip(metrics, evidence[1:], strict=True)
-    )
+    of_metrics = {name: ESTIMATORS[headline].terms(e) for name, e in zip(metrics, evidence[1:], strict=True)}
+    logged_metrics = {name: logged(e) for name, e in zip(metrics, evidence[1:], strict=True)}
+    paired = tuple(case.paired(name, of_metrics[name], logged_metrics[name]) for name in metrics)
+    ratios, without = case.ratios(found, baseline, of_metrics, logged_metrics)
     bets = Bets.of(batch.reward, weight, settings.reward_range) if sequences is None else None
     level = settings.level
     return Evaluation(
@@ -94,8 +107,9 @@ def evaluate(
             *(estimate(t, estimator=name, metric="reward", level=level) for name, t in found.items()),
             *(metric.value for metric in paired),
         ),
+        ratios=ratios,
         metrics=paired,
-        refused=(*refused, *absent),
+        refused=(*refused, *absent, *without),
         support=_support(case, evidence[0], terms, logged_weights, still_open),
         bets=bets,
     )
@@ -162,6 +176,30 @@ class _Case:
                     raise
                 refused.append(Verdict(gate=name, status="not identified", reason=error.message, next=error.hint))
         return found, refused
+
+    def ratios(
+        self, found: dict[str, Terms], baseline: Influence, metrics: dict[str, Terms], logged: dict[str, Influence]
+    ) -> tuple[tuple[Estimate, ...], list[Verdict]]:
+        """Every estimate of the reward and the headline's of every metric relative to the log; why not, once a metric.
+
+        Args:
+            found: estimator -> its terms of the reward; baseline: the logged value of the reward.
+            metrics: metric -> its terms by the headline estimator; logged: its logged value.
+        """
+        made: list[Estimate] = []
+        refused: dict[str, Verdict] = {}
+        asked = [("reward", name, terms, baseline) for name, terms in found.items()]
+        asked += [(metric, self.headline, terms, logged[metric]) for metric, terms in metrics.items()]
+        level = self.settings.level
+        for metric, name, terms, value in asked:
+            try:
+                terms = terms.over_logged(value, level)
+                made.append(estimate(terms, estimator=f"{name} / logged", metric=metric, level=level))
+            except SupportError as error:
+                refused[metric] = Verdict(
+                    gate=f"ratio of {metric}", status="not identified", reason=error.message, next=error.hint
+                )
+        return tuple(made), list(refused.values())
 
     def paired(self, metric: str, value: Terms, logged: Influence) -> Paired:
         """Estimates of a metric under both policies, and of their difference."""

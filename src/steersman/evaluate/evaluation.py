@@ -156,8 +156,10 @@ class Evaluation(Struct, frozen=True, kw_only=True):
         lift_floor: what the lower side of the lift's interval is made of, for bounds at other levels.
         estimates: of the target's reward, by every estimator that could, the headline among them; then of its
             metrics, by the headline estimator.
+        ratios: of the reward by every estimator, then of the metrics, relative to what was logged: see
+            `intervals.relative`.
         metrics: baseline, value and lift of every metric that could be estimated.
-        refused: an estimator or a metric that could not, and why.
+        refused: an estimator, a metric or a ratio that could not, and why.
         support: how far the log can speak for the target.
         bets: for a bound of the lift at every n; None: the log is of sequences, or no range of the reward is declared.
     """
@@ -167,6 +169,7 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     lift: Estimate
     lift_floor: Floor
     estimates: tuple[Estimate, ...]
+    ratios: tuple[Estimate, ...]
     metrics: tuple[Paired, ...]
     refused: tuple[Verdict, ...]
     support: Support

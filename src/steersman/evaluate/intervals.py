@@ -59,6 +59,10 @@ class Side(Spread, Protocol):
         """Of the lift: the paired difference to the behavior policy's value on the same clusters."""
         ...
 
+    def over_logged(self, logged: Influence) -> Side:
+        """Of the ratio to the behavior policy's value on the same clusters, see `relative`."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Influence:
@@ -107,6 +111,13 @@ class Influence:
         """Of the lift."""
         return Influence(self.center - logged.center, self.pull - logged.pull)
 
+    def over_logged(self, logged: Influence) -> Influence:
+        """Of the ratio: what leaving each cluster out does to both of its sides at once."""
+        rest = len(self.pull) - 1
+        without = relative(self.center - self.pull / rest, logged.center - logged.pull / rest)
+        whole = float(relative(self.center, logged.center))
+        return Influence(whole, rest * (whole - without))
+
 
 @dataclass(frozen=True, eq=False)
 class Halves:
@@ -151,6 +162,12 @@ class Halves:
         moved = self.moved - self.logged_moved
         return Halves(self.center - logged.center, moved, np.zeros(len(moved)))
 
+    def over_logged(self, logged: Influence) -> Halves:
+        """Of the ratio."""
+        whole = float(relative(self.center, logged.center))
+        moved = relative(self.center + self.moved, logged.center + self.logged_moved) - whole
+        return Halves(whole, moved, np.zeros(len(moved)))
+
 
 @dataclass(frozen=True, eq=False)
 class Terms:
@@ -190,6 +207,40 @@ class Terms:
         """The lift: the paired difference to the behavior policy's value on the same clusters."""
         low, high = self.low.minus_logged(logged), self.high.minus_logged(logged)
         return replace(self, value=self.value - logged.center, low=low, high=high)
+
+    def over_logged(self, logged: Influence, level: float) -> Terms:
+        """The value relative to the behavior policy's on the same clusters: 1 is parity, above it is better.
+
+        Args:
+            level: of the interval of the logged value that must not contain 0, in (0, 1).
+        Raises:
+            SupportError: it does: the logged value could as well be 0, and nothing is a multiple of that.
+        """
+        low, high = (bound(logged, 0.5 + sign * level / 2) for sign in (-1, 1))
+        if not (low > 0 or high < 0):
+            raise SupportError(
+                f"the logged value is {logged.center:.4g} [{low:.4g}, {high:.4g}]: 0 is among what it may be, and "
+                "nothing is a multiple of 0",
+                hint="read the lift, which is a difference",
+            )
+        sides = self.low.over_logged(logged), self.high.over_logged(logged)
+        if not all(math.isfinite(number) for side in sides for number in (side.center, side.error)):
+            raise SupportError(
+                f"the logged value {logged.center:.4g} rests on few of its units: it could be 0 without them",
+                hint="read the lift, which is a difference",
+            )
+        return replace(self, value=float(relative(self.value, logged.center)), low=sides[0], high=sides[1])
+
+
+def relative(value: Array | float, logged: Array | float) -> Array:
+    """1 + (value - logged) / |logged|: value / logged where that is above 0; where rewards are costs, below 0, it still
+    is above 1 for what is better. Infinite or NaN where `logged` is 0.
+
+    >>> float(relative(120.0, 100.0)), float(relative(-80.0, -100.0))
+    (1.2, 1.2)
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1.0 + (np.asarray(value) - logged) / np.abs(logged)
 
 
 def ratio(top: Array, bottom: Array) -> tuple[float, Array]:

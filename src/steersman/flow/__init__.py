@@ -18,12 +18,12 @@ import numpy as np
 from msgspec import Struct
 
 from steersman import config, evaluate, learn, log, timeline
-from steersman.config import PolicyConfig, Project
+from steersman.config import Project
 from steersman.core.batch import Batch
-from steersman.core.errors import ConflictError, GateError, NotFoundError
+from steersman.core.errors import ConflictError, DataError, GateError, NotFoundError
 from steersman.core.features import Encoder, columns
 from steersman.core.policy import Policy, Uniform
-from steersman.core.report import Report
+from steersman.core.report import Report, Verdict
 from steersman.core.version import Parents, Version
 from steersman.flow import places
 from steersman.flow.logs import Replayed, compact, import_log, opened, read_source, replay, replay_all
@@ -71,6 +71,10 @@ CHALLENGER = "challenger"
 
 LATE_S = 86_400.0
 """Seconds after its wait in which a build still looks for outcomes of its decisions, to say that they came late."""
+
+
+MOST_IDS = 5_000_000
+"""Candidates up to which actions without a declared name are told apart by their ids, for their shares in a report."""
 
 
 class Built(Struct, frozen=True):
@@ -205,15 +209,14 @@ def judge(project: Project, name: str, version: str | None = None, *, seed: int 
             units that its training never saw, a stored version on every row of the last build.
     """
     if version is not None:
-        stored, graph = _stored(project, name, version)
-        policy = Policy(stored.encoder, onnx.encoded_scorer(graph), stored.explorer)
+        stored, policy = _stored_policy(project, name, version)
         return judge_policy(project, name, policy, stored.digest, seed=seed)
     candidate = latest_candidate(project, name)
     place = Path(candidate.directory)
     built = timeline.load(Path(candidate.build))
     shares = project.policy(name).learn
     _, _, rows = timeline.parts(built.unit, built.draws, shares.validation, shares.holdout)
-    report = _report(project.policy(name), learn.load(place / "policy"), candidate.policy, built, rows, seed)
+    report = _report(project, name, learn.load(place / "policy"), candidate.policy, built, rows, seed)
     places.write(place / "report.json", report)
     return report
 
@@ -222,27 +225,39 @@ def judge_policy(project: Project, name: str, policy: Policy, digest: str, *, se
     """The same for any policy, on every row of the last build; the report lies beside the build."""
     directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
     built = timeline.load(directory)
-    report = _report(project.policy(name), policy, digest, built, np.arange(len(built.batch)), seed)
+    report = _report(project, name, policy, digest, built, np.arange(len(built.batch)), seed)
     places.write(directory.parent / f"report-{digest[:12]}.json", report)
     return report
 
 
 def _report(
-    settings: PolicyConfig, policy: Policy, digest: str, built: timeline.Built, rows: np.ndarray, seed: int
+    project: Project, name: str, policy: Policy, digest: str, built: timeline.Built, rows: np.ndarray, seed: int
 ) -> Report:
+    settings = project.policy(name)
     batch, policy = _together(built, policy)
     batch = batch.take(rows)
     target = policy.propensities(batch)
     found = evaluate.evaluate(batch, target, settings.evaluate, seed, settings.problem.horizon, policy)
+    previous, probabilities, unknown = _previous(project, name, digest, built, rows)
+    ids = None if batch.encoder.actions or batch.mask.size > MOST_IDS else built.raw.ids[rows]
+    shown = evaluate.shown(batch, target, settings.evaluate.level, previous=probabilities, ids=ids)
     return Report(
-        problem=settings.problem.name,
+        problem=name,
         policy=digest,
         baseline=found.baseline,
         headline=found.headline,
         lift=found.lift,
         estimates=found.estimates,
+        ratios=found.ratios,
+        baselines=tuple(metric.baseline for metric in found.metrics),
+        lifts=tuple(metric.lift for metric in found.metrics),
         verdicts=evaluate.judge(found, settings.gates),
-        refused=found.refused,
+        refused=(*found.refused, *unknown),
+        horizon=found.support.horizon,
+        weights=shown.weights,
+        calibration=shown.calibration,
+        shares=shown.shares,
+        previous=previous,
         data=batch.digest,
         since=built.since,
         until=built.until,
@@ -250,6 +265,25 @@ def _report(
         estimated=built.counts.estimated,
         seed=seed,
     )
+
+
+def _previous(
+    project: Project, name: str, digest: str, built: timeline.Built, rows: np.ndarray
+) -> tuple[str, np.ndarray | None, tuple[Verdict, ...]]:
+    """What the version that decides now would do in the same rows [N, K], and its name; or why that is not known."""
+    warehouse = Warehouse(project.warehouse_url)
+    number = warehouse.aliases(name).get(CHAMPION, 0)
+    if not number:
+        return "", None, ()
+    stored, policy = _stored_policy(project, name, str(number))
+    if stored.digest == digest:
+        return "", None, ()
+    try:
+        batch, policy = _together(built, policy)
+        return f"{name}@{number}", policy.propensities(batch.take(rows)), ()
+    except DataError as error:
+        why = f"{name}@{number} can not be asked about these decisions: {error.message}"
+        return "", None, (Verdict(gate="shares of the version before", status="not identified", reason=why),)
 
 
 def _together(built: timeline.Built, policy: Policy) -> tuple[Batch, Policy]:
@@ -417,9 +451,10 @@ def status(project: Project) -> tuple[PolicyStatus, ...]:
     )
 
 
-def _stored(project: Project, name: str, version: str) -> tuple[Version, bytes]:
+def _stored_policy(project: Project, name: str, version: str) -> tuple[Version, Policy]:
     warehouse = Warehouse(project.warehouse_url)
-    return warehouse.read(name, warehouse.resolve(name, version))
+    stored, graph = warehouse.read(name, warehouse.resolve(name, version))
+    return stored, Policy(stored.encoder, onnx.encoded_scorer(graph), stored.explorer)
 
 
 def _failures(report: Report) -> str:
