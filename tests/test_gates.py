@@ -37,7 +37,14 @@ def verdict(found: Evaluation, gate: str, gates: Gates | None = None):
 def test_a_better_policy_with_enough_decisions_passes_every_gate():
     found = evaluation(4000)
     verdicts = judge(found, Gates())
-    assert [v.gate for v in verdicts] == ["lower bound", "mean weight", "ess", "largest weight"]
+    assert [v.gate for v in verdicts] == [
+        "lower bound",
+        "mean weight",
+        "ess",
+        "largest weight",
+        "support",
+        "propensities",
+    ]
     assert {v.status for v in verdicts} == {"pass"}
     assert all(v.next == "" for v in verdicts)
 
@@ -324,13 +331,16 @@ def test_where_visits_are_weighed_the_gates_ask_where_the_target_goes():
         "ess",
         "outside",
         "open episodes",
+        "disagreement",
+        "propensities",
     ]
 
 
 def test_where_steps_are_matched_the_bound_itself_counts_what_was_never_logged():
     found = sequences(0.0)
     found = msgspec.structs.replace(found, headline=msgspec.structs.replace(found.headline, estimator="stitched"))
-    assert [v.gate for v in judge(found, Gates())] == ["lower bound", "mean weight", "ess", "open episodes"]
+    gates = [v.gate for v in judge(found, Gates())]
+    assert gates == ["lower bound", "mean weight", "ess", "open episodes", "disagreement", "propensities"]
 
 
 def test_a_bound_held_down_by_what_was_never_logged_asks_for_exploration():

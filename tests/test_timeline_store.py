@@ -41,6 +41,8 @@ def test_what_is_read_is_what_was_written(built, tmp_path):
     timeline.save(built, tmp_path / "build")
     read = timeline.load(tmp_path / "build")
     assert read.batch.digest == built.batch.digest
+    assert np.array_equal(read.at, built.at)
+    assert (np.diff(read.at)[read.next[:-1] >= 0] >= 0).all()
     assert read.batch.encoder == built.batch.encoder
     for name in array_fields():
         np.testing.assert_array_equal(getattr(read.batch, name), getattr(built.batch, name))

@@ -16,6 +16,7 @@ from steersman.core.errors import ConfigError, DataError, SupportError
 from steersman.core.policy import Policy
 from steersman.core.report import Estimate, Verdict
 from steersman.evaluate.beside import Shown, shown
+from steersman.evaluate.diagnostics import diagnose
 from steersman.evaluate.estimators import ESTIMATORS, logged
 from steersman.evaluate.evaluation import Bets, Evaluation, Floor, Paired, Settings, Support
 from steersman.evaluate.evidence import Evidence, Model, Paths, weights, whole
@@ -50,6 +51,7 @@ def evaluate(
     seed: int,
     horizon: int | None = None,
     policy: Policy | None = None,
+    at: Array | None = None,
 ) -> Evaluation:
     """Value of a target policy and its lift over the behavior policy, from the behavior policy's log alone.
 
@@ -66,6 +68,7 @@ def evaluate(
         horizon: steps after which an episode is over by the rules of the product. None for sequences: the values are
             about as many steps as the longest episode in the log.
         policy: the target itself, for estimators that ask it at contexts that were not logged (`stitched`).
+        at: [N] i64, when each decision was made, to tell what changed within the window; None: nobody knows.
     Raises:
         DataError: the target is no policy, there is one unit only, or no episode is over.
         SupportError: the target takes none of the logged actions, or the headline can not be estimated.
@@ -76,7 +79,7 @@ def evaluate(
     logged_weights = (Paths.of(batch), weight)
     if still_open:
         rows = np.flatnonzero(kept)
-        batch, target = batch.take(rows), target[rows]
+        batch, target, at = batch.take(rows), target[rows], None if at is None else at[rows]
         weight = weights(batch, target)  # refuses once more: what is left may hold none of the target's actions
     paths = Paths.of(batch)
     if paths.clusters < 2:
@@ -110,8 +113,9 @@ def evaluate(
         ratios=ratios,
         metrics=paired,
         refused=(*refused, *absent, *without),
-        support=_support(case, evidence[0], terms, logged_weights, still_open),
+        support=_support(case, evidence[0], found, logged_weights, still_open),
         bets=bets,
+        diagnostics=diagnose(batch, target, evidence[0], at, folds=settings.folds, seed=seed),
     )
 
 
@@ -260,7 +264,7 @@ def _metrics(batch: Batch) -> tuple[dict[str, Array], list[Verdict]]:
 
 
 def _support(
-    case: _Case, evidence: Evidence, terms: Terms, logged_weights: tuple[Paths, Array], still_open: int
+    case: _Case, evidence: Evidence, found: dict[str, Terms], logged_weights: tuple[Paths, Array], still_open: int
 ) -> Support:
     """The mean weight is over all rows, those of open episodes too: to leave these out would be to choose rows."""
     paths, weight = logged_weights
@@ -280,9 +284,18 @@ def _support(
         mean_weight=mean,
         mean_weight_error=Influence(mean, pull).error,
         largest_weight=float(weight.max()),
-        largest_share=terms.largest_share,
+        largest_share=found[case.headline].largest_share,
         outside=outside,
+        disagreement=_disagreement(found),
     )
+
+
+def _disagreement(found: dict[str, Terms]) -> float | None:
+    """|fqe - wdr| in standard errors of wdr, which holds whatever the model is."""
+    if not {"fqe", "wdr"} <= set(found):
+        return None
+    away, error = abs(found["fqe"].value - found["wdr"].value), found["wdr"].low.error
+    return away / error if error > 0 else None
 
 
 def _finite(terms: Terms, name: str) -> Terms:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from steersman.core.errors import ConfigError, did_you_mean
 from steersman.core.report import Estimate, Verdict
 from steersman.evaluate.anytime import lift_terms
+from steersman.evaluate.diagnostics import Diagnostics
 from steersman.evaluate.estimators import ESTIMATORS
 from steersman.evaluate.intervals import Spread
 
@@ -69,6 +70,7 @@ class Support(Struct, frozen=True, kw_only=True):
         largest_weight: the largest target / propensity of a decision.
         largest_share: share of the heaviest unit in all weight of the headline, in [0, 1]; None: it has no weights.
         outside: share of the target's steps that go where the log never was; None: the headline can not tell.
+        disagreement: |fqe - wdr| in standard errors of wdr; None: not both were estimated.
     """
 
     decisions: int
@@ -81,6 +83,7 @@ class Support(Struct, frozen=True, kw_only=True):
     largest_weight: float
     largest_share: float | None
     outside: float | None = None
+    disagreement: float | None = None
 
 
 class Floor(Struct, frozen=True):
@@ -162,6 +165,7 @@ class Evaluation(Struct, frozen=True, kw_only=True):
         refused: an estimator, a metric or a ratio that could not, and why.
         support: how far the log can speak for the target.
         bets: for a bound of the lift at every n; None: the log is of sequences, or no range of the reward is declared.
+        diagnostics: what else the log says about itself; None: nobody looked.
     """
 
     baseline: Estimate
@@ -174,3 +178,4 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     refused: tuple[Verdict, ...]
     support: Support
     bets: Bets | None = None
+    diagnostics: Diagnostics | None = None

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
 
 from steersman.core.errors import DataError, did_you_mean
-from steersman.core.report import Status, Verdict
+from steersman.core.report import Verdict
+from steersman.evaluate import alarms
+from steersman.evaluate.alarms import limited
 from steersman.evaluate.anytime import TUNED, bernstein_floor, errors_out
 from steersman.evaluate.estimators import ESTIMATORS
 from steersman.evaluate.evaluation import Bets, Evaluation, Floor
@@ -48,6 +49,18 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         max_outside: largest share of the target's steps that go where the log never was (drl), in [0, 1].
         weight_errors: the mean weight must be within this many standard errors of 1.
         max_open_share: largest share of episodes whose end nobody saw, in [0, 1].
+        max_unlogged: largest share of the target's decisions on actions that the log never took in comparable
+            contexts, in [0, 1]; asked where rewards are weighed.
+        min_calibration: the chance of so much against the propensities, were they right, must not be below this;
+            in [0, 1]. A right log fails with at most this chance.
+        max_disagreement: of `fqe` and `wdr`, in standard errors of the latter; asked where the headline rests on the
+            context telling all that matters (drl, stitched).
+        max_reward_drift: how far the reward that models do not foresee may move between the halves of the window, in
+            its standard deviations.
+        max_context_drift: the same for every column of the contexts, in theirs. Two halves are at most 2 apart, so 2
+            asks nothing: contexts have trends, and estimates remain right.
+        max_policy_drift: the same for the propensities and for how often each action was taken, in [0, 1]. 1 asks
+            nothing: estimates remain right where policies follow each other, but the lift is over their mixture.
     """
 
     margin: float = 0.0
@@ -63,6 +76,12 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_outside: float = 0.15
     weight_errors: float = 3.0
     max_open_share: float = 0.05
+    max_unlogged: float = 0.05
+    min_calibration: float = 0.001
+    max_disagreement: float = 2.0
+    max_reward_drift: float = 0.5
+    max_context_drift: float = 2.0
+    max_policy_drift: float = 1.0
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.margin):
@@ -89,6 +108,12 @@ _LIMITS = (
     ("max_outside", 0.0, 1.0),
     ("weight_errors", 0.0, math.inf),
     ("max_open_share", 0.0, 1.0),
+    ("max_unlogged", 0.0, 1.0),
+    ("min_calibration", 0.0, 1.0),
+    ("max_disagreement", 0.0, math.inf),
+    ("max_reward_drift", 0.0, math.inf),
+    ("max_context_drift", 0.0, math.inf),
+    ("max_policy_drift", 0.0, 1.0),
 )
 
 
@@ -103,6 +128,10 @@ def judge(evaluation: Evaluation, gates: Gates) -> tuple[Verdict, ...]:
     `outside`, where visits are weighed: does the target go where the log never was? The interval of `stitched`
     counts the worst there, so it need not be asked.
     `open episodes`, for sequences: how many have no known end?
+    `disagreement`, where the headline needs it: does the model agree with what does not rest on it?
+    `support`, where rewards are weighed: does the target do what was never logged?
+    `propensities`: can they be those with which the log decided?
+    `policy drift`, `reward drift`, `context drift`, where times are known: what changed within the window?
     """
     rests_on = ESTIMATORS[evaluation.headline.estimator].rests_on
     verdicts = [_lower_bound(evaluation, gates)]
@@ -120,7 +149,26 @@ def judge(evaluation: Evaluation, gates: Gates) -> tuple[Verdict, ...]:
         verdicts.append(_outside(evaluation.support.outside, gates))
     if evaluation.support.horizon > 1:
         verdicts.append(_open_episodes(evaluation, gates))
-    return tuple(verdicts)
+    if rests_on != "weights" and evaluation.support.disagreement is not None:
+        verdicts.append(alarms.disagreement(evaluation.support.disagreement, gates.max_disagreement))
+    return (*verdicts, *_of_the_log(evaluation, gates))
+
+
+def _of_the_log(evaluation: Evaluation, gates: Gates) -> list[Verdict]:
+    """Verdicts on the log itself."""
+    found = evaluation.diagnostics
+    if found is None:
+        return []
+    verdicts = []
+    if ESTIMATORS[evaluation.headline.estimator].rests_on == "weights":
+        verdicts.append(alarms.support(found.unlogged, evaluation.support, gates.max_unlogged))
+    verdicts.append(alarms.propensities(found.propensities, gates.min_calibration))
+    limits = {
+        "policy": gates.max_policy_drift,
+        "reward": gates.max_reward_drift,
+        "contexts": gates.max_context_drift,
+    }
+    return verdicts + [alarms.drift(change, limits[change.kind]) for change in found.changes]
 
 
 def lower_bound(evaluation: Evaluation, gates: Gates) -> float | None:
@@ -295,7 +343,7 @@ def _ess(evaluation: Evaluation, limit: float) -> Verdict:
     more = (
         "" if ess <= 0 else f"about {_rounded(evaluation.support.decisions * (limit / ess - 1.0)):,} more decisions, "
     )
-    return _limit(
+    return limited(
         "ess",
         ess >= limit,
         "not identified",
@@ -306,7 +354,7 @@ def _ess(evaluation: Evaluation, limit: float) -> Verdict:
 
 
 def _largest_weight(share: float, gates: Gates) -> Verdict:
-    return _limit(
+    return limited(
         "largest weight",
         share <= gates.max_weight_share,
         "not identified",
@@ -317,7 +365,7 @@ def _largest_weight(share: float, gates: Gates) -> Verdict:
 
 
 def _outside(share: float, gates: Gates) -> Verdict:
-    return _limit(
+    return limited(
         "outside",
         share <= gates.max_outside,
         "not identified",
@@ -336,7 +384,7 @@ def _mean_weight(evaluation: Evaluation, gates: Gates) -> Verdict:
         hint = "the target does what was never or hardly logged: log with more exploration"
     else:
         hint = "the propensities are not those with which the log decided: check what writes them"
-    return _limit(
+    return limited(
         "mean weight",
         away <= limit,
         "fail",
@@ -351,7 +399,7 @@ def _open_episodes(evaluation: Evaluation, gates: Gates) -> Verdict:
     support = evaluation.support
     total = support.episodes + support.open_episodes
     share = support.open_episodes / total
-    return _limit(
+    return limited(
         "open episodes",
         share <= gates.max_open_share,
         "not identified",
@@ -360,12 +408,6 @@ def _open_episodes(evaluation: Evaluation, gates: Gates) -> Verdict:
         (share, gates.max_open_share),
         "end the window where episodes are over, log how they end, or declare the horizon",
     )
-
-
-def _limit(gate: str, passed: bool, status: Status, reason: str, numbers: tuple[float, float], then: str) -> Verdict:
-    value, limit = numbers
-    verdict = Verdict(gate=gate, status="pass", reason=reason, value=value, limit=limit)
-    return verdict if passed else msgspec.structs.replace(verdict, status=status, next=then)
 
 
 def _scale(evaluation: Evaluation) -> float:

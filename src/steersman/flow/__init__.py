@@ -237,7 +237,9 @@ def _report(
     batch, policy = _together(built, policy)
     batch = batch.take(rows)
     target = policy.propensities(batch)
-    found = evaluate.evaluate(batch, target, settings.evaluate, seed, settings.problem.horizon, policy)
+    found = evaluate.evaluate(
+        batch, target, settings.evaluate, seed, settings.problem.horizon, policy, np.asarray(built.at[rows])
+    )
     previous, probabilities, unknown = _previous(project, name, digest, built, rows)
     ids = None if batch.encoder.actions or batch.mask.size > MOST_IDS else built.raw.ids[rows]
     shown = evaluate.shown(batch, target, settings.evaluate.level, previous=probabilities, ids=ids)

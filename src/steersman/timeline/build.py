@@ -94,6 +94,7 @@ def build(  # noqa: PLR0913 - a window is three numbers
         next=ordered.next,
         unit=rows.unit,
         metric_names=came.names,
+        at=rows.at,
         ids=_ids(tables, decisions.rows[kept], stored.result()),
         draws=tables.draws()[former[np.append(True, former[1:] != former[:-1])]],
         counts=_counts(tables, census, came, left, steps["estimated"]),

@@ -156,6 +156,7 @@ class Built:
         encoder: makes the Batch out of the raw rows.
         raw: the rows as logged.
         mask, action, propensity, reward, metrics, discount, next, unit, metric_names: as in Batch.
+        at: [N] i64, when each decision was made, microseconds UTC.
         ids: of the decisions.
         draws: [U] f64 in [0, 1), one a unit: a hash of its name, so that a unit keeps its draw in every build.
         profiles: of the fields, if the encoder was fitted in this build.
@@ -175,6 +176,7 @@ class Built:
     next: np.ndarray
     unit: np.ndarray
     metric_names: tuple[str, ...]
+    at: np.ndarray
     ids: Ids
     draws: np.ndarray
     counts: Counts
@@ -226,6 +228,7 @@ class Built:
             found |= coded_as(f"{name}_texts", raw.texts)
         found |= coded_as("candidate_ids", self.raw.ids)
         found["draws"] = self.draws
+        found["at"] = self.at
         return found
 
     def _candidates(self) -> np.ndarray:

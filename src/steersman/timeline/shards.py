@@ -137,6 +137,7 @@ def joined(parts: Sequence[Built]) -> Built:
         next=np.concatenate(following),
         unit=np.concatenate([part.unit + at for part, at in zip(parts, units, strict=False)]),
         metric_names=names,
+        at=np.concatenate([part.at for part in parts]),
         ids=Ids(np.concatenate([part.decision_ids for part in parts])),
         draws=np.concatenate([part.draws for part in parts]),
         counts=add_up([part.counts for part in parts]),

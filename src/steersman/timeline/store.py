@@ -19,7 +19,7 @@ from steersman.engine.disk import appearing
 from steersman.timeline.built import STEPS, Built, Counts, Ids, RawRows, coded_as, write_header
 from steersman.timeline.shards import joined
 
-_FORMAT = 2
+_FORMAT = 3
 _INDEX = "build.json"
 
 
@@ -154,6 +154,7 @@ def _read(directory: Path, index: _Index) -> Built:
         raw=RawRows(_raw(directory, "context", n), _raw(directory, "candidate", n), ids_of_candidates),
         **steps,
         metric_names=index.metric_names,
+        at=_map(directory, "at"),
         ids=Ids(held, _map(directory, "decision_rows") if rows.exists() else None),
         draws=_map(directory, "draws"),
         counts=index.counts,
