@@ -21,9 +21,10 @@ from steersman.evaluate.estimators import ESTIMATORS, logged
 from steersman.evaluate.evaluation import Bets, Evaluation, Floor, Paired, Settings, Support
 from steersman.evaluate.evidence import Evidence, Model, Paths, weights, whole
 from steersman.evaluate.gates import Gates, judge
-from steersman.evaluate.intervals import Influence, Terms, estimate, ratio
+from steersman.evaluate.intervals import Influence, Terms, ratio
 from steersman.evaluate.nuisance import folds_of, learned_weights, reward_model, robust_model
 from steersman.evaluate.one_step import uniform
+from steersman.evaluate.printed import Printer, check_weights
 from steersman.evaluate.sequences import Sequences
 from steersman.evaluate.trajectories import silent
 
@@ -75,6 +76,7 @@ def evaluate(
         ConfigError: an estimator is not for this kind of log.
     """
     weight = weights(batch, target)
+    check_weights(weight, settings)
     kept, still_open = whole(batch, horizon)
     logged_weights = (Paths.of(batch), weight)
     if still_open:
@@ -97,22 +99,20 @@ def evaluate(
     reward = case.paired("reward", terms, baseline)
     of_metrics = {name: ESTIMATORS[headline].terms(e) for name, e in zip(metrics, evidence[1:], strict=True)}
     logged_metrics = {name: logged(e) for name, e in zip(metrics, evidence[1:], strict=True)}
-    paired = tuple(case.paired(name, of_metrics[name], logged_metrics[name]) for name in metrics)
+    paired, unknown = case.metrics(of_metrics, logged_metrics)
+    absent += unknown
     ratios, without = case.ratios(found, baseline, of_metrics, logged_metrics)
     bets = Bets.of(batch.reward, weight, settings.reward_range) if sequences is None else None
-    level = settings.level
+    told, untold = case.printed(found)
     return Evaluation(
         baseline=reward.baseline,
         headline=reward.value,
         lift=reward.lift,
         lift_floor=Floor.of(terms.low.minus_logged(baseline)),
-        estimates=(
-            *(estimate(t, estimator=name, metric="reward", level=level) for name, t in found.items()),
-            *(metric.value for metric in paired),
-        ),
+        estimates=(*told, *(metric.value for metric in paired)),
         ratios=ratios,
         metrics=paired,
-        refused=(*refused, *absent, *without),
+        refused=(*refused, *untold, *absent, *without),
         support=_support(case, evidence[0], found, logged_weights, still_open),
         bets=bets,
         diagnostics=diagnose(batch, target, evidence[0], at, folds=settings.folds, seed=seed),
@@ -197,23 +197,51 @@ class _Case:
         level = self.settings.level
         for metric, name, terms, value in asked:
             try:
-                terms = terms.over_logged(value, level)
-                made.append(estimate(terms, estimator=f"{name} / logged", metric=metric, level=level))
+                made.append(self.printer.print(terms.over_logged(value, level), f"{name} / logged", metric))
             except SupportError as error:
                 refused[metric] = Verdict(
                     gate=f"ratio of {metric}", status="not identified", reason=error.message, next=error.hint
                 )
         return tuple(made), list(refused.values())
 
+    @property
+    def printer(self) -> Printer:
+        """Makes estimates with the interval of the settings."""
+        return Printer(self.settings, self.paths, self.seed)
+
+    def printed(self, found: dict[str, Terms]) -> tuple[list[Estimate], list[Verdict]]:
+        """Estimates of the reward, and a verdict on every estimator that has no interval of the kind asked for."""
+        made, refused = [], []
+        for name, terms in found.items():
+            try:
+                made.append(self.printer.print(terms, name, "reward"))
+            except SupportError as error:
+                refused.append(Verdict(gate=name, status="not identified", reason=error.message, next=error.hint))
+        return made, refused
+
+    def metrics(
+        self, values: dict[str, Terms], logged: dict[str, Influence]
+    ) -> tuple[tuple[Paired, ...], list[Verdict]]:
+        """Every metric under both policies, and a verdict on those that have no interval of the kind asked for."""
+        made, refused = [], []
+        for name, terms in values.items():
+            try:
+                made.append(self.paired(name, terms, logged[name]))
+            except SupportError as error:
+                gate = f"metric {name}"
+                refused.append(Verdict(gate=gate, status="not identified", reason=error.message, next=error.hint))
+        return tuple(made), refused
+
     def paired(self, metric: str, value: Terms, logged: Influence) -> Paired:
         """Estimates of a metric under both policies, and of their difference."""
-        name, level = self.headline, self.settings.level
-        baseline = Terms.of(logged.center, logged.pull, self.paths.per_cluster(np.ones(self.paths.episodes)))
+        name, printer = self.headline, self.printer
+        episodes = self.paths.per_cluster(np.ones(self.paths.episodes))
+        baseline = Terms.of(logged.center, logged.pull, episodes, logged.sums)
         lift = value.minus_logged(logged)
         return Paired(
-            baseline=estimate(baseline, estimator="logged", metric=metric, level=level),
-            value=estimate(value, estimator=name, metric=metric, level=level),
-            lift=estimate(lift, estimator=f"{name} - logged", metric=metric, level=level),
+            baseline=printer.print(baseline, "logged", metric),
+            value=printer.print(value, name, metric),
+            lift=printer.print(lift, f"{name} - logged", metric),
             low=Floor.of(lift.low),
             high=Floor.of(lift.high),
         )

@@ -88,7 +88,9 @@ def errors_wide(n: ArrayLike, level: float, tuned: float = TUNED, sides: Sides =
     return np.sqrt(2.0 * (1.0 + 1.0 / s) * np.log1p(np.sqrt(s + 1.0) / (2.0 * alpha)))
 
 
-def errors_out(side: Spread, n: float, sign: Literal[-1, 1], level: float, tuned: float = TUNED) -> float:
+def errors_out(
+    side: Spread, n: float, sign: Literal[-1, 1], level: float, tuned: float = TUNED, sides: Sides = 1
+) -> float:
     """The same for one side of an estimate that knows its degrees of freedom and its skewness, with its sign.
 
     A single look at the chance of the normal tail beyond `errors_wide`, by `intervals.quantile`: the asymptotic
@@ -99,10 +101,10 @@ def errors_out(side: Spread, n: float, sign: Literal[-1, 1], level: float, tuned
         side: its `n` may be other than the clusters', if the error comes from half-samples.
         n: clusters that the estimate rests on; their errors shrink as those of a mean of n terms.
         sign: -1 for the lower side, 1 for the upper.
-        level: one-sided, in (0.5, 1), for all looks at this side together.
+        level: for all looks at this side together, in (0.5, 1); with two sides for all at both, in (0, 1).
         tuned: see `rho`.
     """
-    wide = float(errors_wide(n, level, tuned, sides=1))
+    wide = float(errors_wide(n, level, tuned, sides))
     far = min(wide, SURE)
     return quantile(NormalDist().cdf(sign * far), side.df, side.skew, side.n) * wide / far
 

@@ -62,7 +62,8 @@ def logged(evidence: Evidence) -> Influence:
     """Value of the behavior policy: mean over episodes of sum f_t r_t. It is what every lift is measured against."""
     paths = evidence.paths
     returns = paths.per_cluster(paths.per_episode(paths.factor * evidence.reward))
-    return Influence(*ratio(returns, paths.per_cluster(np.ones(paths.episodes))))
+    episodes = paths.per_cluster(np.ones(paths.episodes))
+    return Influence(*ratio(returns, episodes), ((returns, episodes),))
 
 
 def direct(evidence: Evidence) -> Terms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 from msgspec import Struct
@@ -24,15 +25,22 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             contexts are few, else `stitched` if the policy is at hand, else `wdr`.
         level: coverage of the intervals, in (0, 1).
         folds: of the cross-fitting, at least 2.
+        interval: how the printed intervals are made. `delta`: by the terms of the units, for one look. `t`: Student's,
+            of all units. `bootstrap`: BCa over units. `bernstein`: at every number of units, for one look; it needs
+            `reward_range` and `max_weight`. `sequence`: however often one looks. See `printed.INTERVALS`.
         reward_range: the lowest and the highest reward that a decision can have, declared by whoever knows the
             product; a reward outside it is an error. Empty: not declared. The gate with `bound = "hard"` needs it.
+        max_weight: the largest target / propensity that can be: 1 / the smallest propensity that the log's policy
+            gives; a larger one is an error. 0: not declared.
     """
 
     estimators: tuple[str, ...] = ()
     headline: str = ""
     level: float = 0.95
     folds: int = 5
+    interval: Literal["delta", "t", "bootstrap", "bernstein", "sequence"] = "delta"
     reward_range: tuple[float, ...] = ()
+    max_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for field in (*self.estimators, *((self.headline,) if self.headline else ())):
@@ -55,6 +63,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         ):
             raise ConfigError(
                 f"reward_range is {list(self.reward_range)}, must be [lowest, highest]", field="reward_range"
+            )
+        if not 0 <= self.max_weight < math.inf:
+            raise ConfigError(f"max_weight is {self.max_weight:g}, must be a number from 0 on", field="max_weight")
+        if self.interval == "bernstein" and not (self.reward_range and self.max_weight):
+            raise ConfigError(
+                "the interval bernstein needs to know how large rewards and weights can be",
+                hint="declare reward_range and max_weight",
+                field="interval",
             )
 
 

@@ -72,10 +72,12 @@ class Influence:
         center: see Side.
         pull: [C] f64, C - 1 times what leaving the cluster out would take away: the leave-one-out (jackknife) form of
             the influence function. Variance of the center = sum(pull**2) / (C * (C - 1)).
+        sums: numerators and denominators [C]; the center is the sum of their ratios of sums. Empty: it is no such sum.
     """
 
     center: float
     pull: Array
+    sums: tuple[tuple[Array, Array], ...] = ()
 
     @property
     def error(self) -> float:
@@ -109,7 +111,8 @@ class Influence:
 
     def minus_logged(self, logged: Influence) -> Influence:
         """Of the lift."""
-        return Influence(self.center - logged.center, self.pull - logged.pull)
+        sums = (*self.sums, *((-top, bottom) for top, bottom in logged.sums)) if self.sums and logged.sums else ()
+        return Influence(self.center - logged.center, self.pull - logged.pull, sums)
 
     def over_logged(self, logged: Influence) -> Influence:
         """Of the ratio: what leaving each cluster out does to both of its sides at once."""
@@ -190,14 +193,15 @@ class Terms:
     largest_share: float | None
 
     @classmethod
-    def of(cls, value: float, pull: Array, weight: Array) -> Terms:
+    def of(cls, value: float, pull: Array, weight: Array, sums: tuple[tuple[Array, Array], ...] = ()) -> Terms:
         """The usual case: both sides by influence terms around the value; ess = (sum w)^2 / sum w^2.
 
         Args:
             pull: [C], see Influence.
             weight: [C], what each cluster counts; only ratios matter.
+            sums: see Influence.
         """
-        side = Influence(value, pull)
+        side = Influence(value, pull, sums)
         square, size = float(weight @ weight), np.abs(weight)
         ess = float(weight.sum()) ** 2 / square if square > 0 else 0.0
         share = float(size.max() / size.sum()) if square > 0 else 1.0
@@ -274,18 +278,30 @@ def ratio(top: Array, bottom: Array) -> tuple[float, Array]:
     return value, (len(top) - 1) * (top - value * bottom) / rest
 
 
-def estimate(terms: Terms, *, estimator: str, metric: str, level: float) -> Estimate:
-    """The noun: value, two-sided interval at `level` in (0, 1), number of clusters and ess."""
+def estimate(
+    terms: Terms, *, estimator: str, metric: str, level: float, interval: tuple[float, float] | None = None
+) -> Estimate:
+    """The noun: value, two-sided interval at `level` in (0, 1), number of clusters and ess.
+
+    Args:
+        interval: low and high; None: by `delta`. It is widened to contain the value.
+    """
+    low, high = delta(terms, level) if interval is None else interval
     return Estimate(
         estimator=estimator,
         metric=metric,
         value=terms.value,
-        low=min(terms.value, bound(terms.low, 0.5 - level / 2)),
-        high=max(terms.value, bound(terms.high, 0.5 + level / 2)),
+        low=min(terms.value, low),
+        high=max(terms.value, high),
         level=level,
         n=terms.n,
         ess=terms.ess,
     )
+
+
+def delta(terms: Terms, level: float) -> tuple[float, float]:
+    """Low and high at `level` in (0, 1), each by its side's `quantile`."""
+    return bound(terms.low, 0.5 - level / 2), bound(terms.high, 0.5 + level / 2)
 
 
 def bound(side: Side, probability: float) -> float:

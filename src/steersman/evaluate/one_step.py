@@ -44,8 +44,8 @@ def corrected(evidence: Evidence, shrunk: Array) -> Array:
 def mean(evidence: Evidence, per_episode: Array, weight: Array) -> Terms:
     """Mean over episodes as a ratio of sums over units: a unit with several episodes is one cluster."""
     paths = evidence.paths
-    value, pull = ratio(paths.per_cluster(per_episode), paths.per_cluster(np.ones(paths.episodes)))
-    return Terms.of(value, pull, paths.per_cluster(weight))
+    top, bottom = paths.per_cluster(per_episode), paths.per_cluster(np.ones(paths.episodes))
+    return Terms.of(*ratio(top, bottom), paths.per_cluster(weight), ((top, bottom),))
 
 
 def ips(evidence: Evidence) -> Terms:
@@ -133,10 +133,13 @@ def sndr(evidence: Evidence) -> Terms:
     Source: Thomas and Brunskill 2016, arXiv:1604.00923, eq. 8, for one step.
     """
     paths = evidence.paths
-    model, pull = ratio(paths.per_cluster(evidence.v), paths.per_cluster(np.ones(paths.episodes)))
     weight = paths.per_cluster(evidence.weight)
-    rest, more = ratio(paths.per_cluster(evidence.weight * (evidence.reward - evidence.q)), weight)
-    return Terms.of(model + rest, pull + more, weight)
+    sums = (
+        (paths.per_cluster(evidence.v), paths.per_cluster(np.ones(paths.episodes))),
+        (paths.per_cluster(evidence.weight * (evidence.reward - evidence.q)), weight),
+    )
+    (model, pull), (rest, more) = (ratio(*pair) for pair in sums)
+    return Terms.of(model + rest, pull + more, weight, sums)
 
 
 def mrdr(evidence: Evidence) -> Terms:
@@ -266,6 +269,5 @@ def _bare(evidence: Evidence) -> Evidence:
 
 def _normalised(evidence: Evidence, weight: Array) -> Terms:
     paths = evidence.paths
-    bottom = paths.per_cluster(weight)
-    value, pull = ratio(paths.per_cluster(weight * evidence.reward), bottom)
-    return Terms.of(value, pull, bottom)
+    top, bottom = paths.per_cluster(weight * evidence.reward), paths.per_cluster(weight)
+    return Terms.of(*ratio(top, bottom), bottom, ((top, bottom),))

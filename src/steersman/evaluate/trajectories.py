@@ -77,9 +77,8 @@ def sn_tis(evidence: Evidence) -> Terms:
     Source: Precup, Sutton and Singh 2000, section 2, weighted importance sampling.
     """
     paths, weight = evidence.paths, last_weight(evidence)
-    bottom = paths.per_cluster(weight)
-    value, pull = ratio(paths.per_cluster(weight * returns(evidence)), bottom)
-    return Terms.of(value, pull, bottom)
+    top, bottom = paths.per_cluster(weight * returns(evidence)), paths.per_cluster(weight)
+    return Terms.of(*ratio(top, bottom), bottom, ((top, bottom),))
 
 
 @speaking
