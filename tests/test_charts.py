@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steersman import charts
+from steersman.charts import fields
 from steersman.core.features import (
     Binary,
     BoxCox,
@@ -104,7 +105,7 @@ def test_the_bins_over_the_whole_range_hold_all_values(values: list[float], bins
 @given(VALUES, VALUES, st.booleans())
 def test_whatever_the_numbers_the_bins_are_finite_and_ascend(now: list[float], then: list[float], whole: bool) -> None:
     both = [np.sort(np.resize(np.trunc(one) if whole else np.array(one), LEVELS + 1)) for one in (now, then)]
-    axis = charts._axis_of(*(numbers(quantiles, whole=whole) for quantiles in both))
+    axis = fields._axis_of(*(numbers(quantiles, whole=whole) for quantiles in both))
     assert np.isfinite(axis.edges).all()
     assert (np.diff(axis.edges) > 0).all()
     assert 2 <= len(axis.edges) <= 60

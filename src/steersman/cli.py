@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     judge = verb("evaluate", _evaluate, "Estimate a policy from the log alone, and ask the gates.")
     judge.add_argument("name", metavar="NAME[@VERSION]", help="alone: the last candidate; @7, @champion: a stored one")
     judge.add_argument("--seed", type=int, default=0)
+    _report_option(judge, "also as an HTML page with pictures (default: beside report.json)")
     verb("export", _export, "Write the last candidate as ONNX, if it gives the same numbers.").add_argument("name")
     publish = verb("publish", _publish, "Store the last candidate as the next version, if its gates passed.")
     publish.add_argument("name")
@@ -114,14 +115,13 @@ def _demo_options(command: argparse.ArgumentParser) -> None:
 
 def _features_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("name")
-    command.add_argument(
-        "--report",
-        nargs="?",
-        type=Path,
-        const=Path(),
-        metavar="FILE.html",
-        help="with importance for the logged reward, and as an HTML page with pictures (default: beside the build)",
+    _report_option(
+        command, "with importance for the logged reward, and as an HTML page with pictures (default: beside the build)"
     )
+
+
+def _report_option(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("--report", nargs="?", type=Path, const=Path(), metavar="FILE.html", help=text)
 
 
 def _log_options(command: argparse.ArgumentParser) -> None:
@@ -325,7 +325,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     project = config.load(options.project)
     with bar(f"evaluate {options.name}", quiet=options.json):
         report = flow.judge(project, name, version, seed=options.seed)
-    _show(options, report, *report_lines(report))
+        wrote = []
+        if options.report is not None:
+            into = None if options.report == Path() else options.report
+            wrote = [f"wrote           {_plain(str(flow.draw(project, name, version, report, into)))}"]
+    _show(options, report, *report_lines(report), *wrote)
     if report.passed:
         return 0
     unknown = any(verdict.status == "not identified" for verdict in report.verdicts)
@@ -384,6 +388,7 @@ def _publish(options: argparse.Namespace) -> None:
         options,
         version,
         f"stored  {version.name}@{version.number}   digest {version.digest[:12]}{forced}",
+        *([] if flow.drawable() else ['page    none is stored with it: pip install "steersman[console]"']),
         f"next    steersman promote {version.name}",
     )
 

@@ -5,7 +5,7 @@ Each verb works alone on what is on the disk, so that any scheduler can call it.
 
 from __future__ import annotations
 
-import dataclasses
+import importlib
 import importlib.metadata
 import secrets
 import tomllib
@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 from msgspec import Struct
 
-from steersman import config, evaluate, learn, log, timeline
+from steersman import config, learn, log, timeline
 from steersman.config import Project
-from steersman.core.batch import Batch
-from steersman.core.errors import ConflictError, DataError, GateError, NotFoundError
-from steersman.core.features import Encoder, columns
+from steersman.core.errors import ConflictError, GateError, MissingExtra, NotFoundError
+from steersman.core.features import Encoder
 from steersman.core.policy import Policy, Uniform
-from steersman.core.report import Report, Verdict
+from steersman.core.report import Report
 from steersman.core.version import Parents, Version
 from steersman.flow import places
+from steersman.flow.judging import draw, judge, judge_policy
 from steersman.flow.logs import Replayed, compact, import_log, opened, read_source, replay, replay_all
-from steersman.flow.places import CHAMPION, now_us
+from steersman.flow.places import CHAMPION, Candidate, latest_candidate, now_us
 from steersman.flow.serving import serve
 from steersman.models import onnx
 from steersman.models.graph import Graph
@@ -45,6 +44,8 @@ __all__ = [
     "champion",
     "code_version",
     "compact",
+    "draw",
+    "drawable",
     "example_request",
     "export",
     "import_log",
@@ -73,10 +74,6 @@ LATE_S = 86_400.0
 """Seconds after its wait in which a build still looks for outcomes of its decisions, to say that they came late."""
 
 
-MOST_IDS = 5_000_000
-"""Candidates up to which actions without a declared name are told apart by their ids, for their shares in a report."""
-
-
 class Built(Struct, frozen=True):
     """What `build` made."""
 
@@ -87,27 +84,6 @@ class Built(Struct, frozen=True):
     since: int
     until: int
     counts: timeline.Counts
-
-
-class Candidate(Struct, frozen=True):
-    """What `train` made: a policy that nobody was shown yet.
-
-    Attributes:
-        directory: holds policy/, and report.json and model.onnx once the verbs after `train` ran.
-        build: directory of the build it was trained on.
-        data: digest of the whole Batch of that build.
-        config: digest of the problem and of the learner's settings.
-        policy: digest of the policy's files.
-    """
-
-    problem: str
-    directory: str
-    build: str
-    data: str
-    config: str
-    policy: str
-    learner: str
-    seed: int
 
 
 class PolicyStatus(Struct, frozen=True):
@@ -193,125 +169,6 @@ def train(project: Project, name: str, *, seed: int = 0, progress: Progress | No
     return candidate
 
 
-def latest_candidate(project: Project, name: str) -> Candidate:
-    """The candidate that the last `train` made."""
-    place = places.latest(project, "candidates", name, hint=f"steersman train {name}")
-    candidate = msgspec.json.decode((place / "candidate.json").read_bytes(), type=Candidate)
-    made_on = places.place(project, "builds", name, Path(candidate.build).name)
-    return msgspec.structs.replace(candidate, directory=str(place), build=str(made_on))  # a project may be moved
-
-
-def judge(project: Project, name: str, version: str | None = None, *, seed: int = 0) -> Report:
-    """Estimate a policy's value and the baseline's from the log alone, and ask the gates.
-
-    Args:
-        version: number or alias of a stored version; None: the last candidate. A candidate is judged on the
-            units that its training never saw, a stored version on every row of the last build.
-    """
-    if version is not None:
-        stored, policy = _stored_policy(project, name, version)
-        return judge_policy(project, name, policy, stored.digest, seed=seed)
-    candidate = latest_candidate(project, name)
-    place = Path(candidate.directory)
-    built = timeline.load(Path(candidate.build))
-    shares = project.policy(name).learn
-    _, _, rows = timeline.parts(built.unit, built.draws, shares.validation, shares.holdout)
-    report = _report(project, name, learn.load(place / "policy"), candidate.policy, built, rows, seed)
-    places.write(place / "report.json", report)
-    return report
-
-
-def judge_policy(project: Project, name: str, policy: Policy, digest: str, *, seed: int = 0) -> Report:
-    """The same for any policy, on every row of the last build; the report lies beside the build."""
-    directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
-    built = timeline.load(directory)
-    report = _report(project, name, policy, digest, built, np.arange(len(built.batch)), seed)
-    places.write(directory.parent / f"report-{digest[:12]}.json", report)
-    return report
-
-
-def _report(
-    project: Project, name: str, policy: Policy, digest: str, built: timeline.Built, rows: np.ndarray, seed: int
-) -> Report:
-    settings = project.policy(name)
-    batch, policy = _together(built, policy)
-    batch = batch.take(rows)
-    target = policy.propensities(batch)
-    found = evaluate.evaluate(
-        batch, target, settings.evaluate, seed, settings.problem.horizon, policy, np.asarray(built.at[rows])
-    )
-    previous, probabilities, unknown = _previous(project, name, digest, built, rows)
-    ids = None if batch.encoder.actions or batch.mask.size > MOST_IDS else built.raw.ids[rows]
-    shown = evaluate.shown(batch, target, settings.evaluate.level, previous=probabilities, ids=ids)
-    return Report(
-        problem=name,
-        policy=digest,
-        baseline=found.baseline,
-        headline=found.headline,
-        lift=found.lift,
-        estimates=found.estimates,
-        ratios=found.ratios,
-        baselines=tuple(metric.baseline for metric in found.metrics),
-        lifts=tuple(metric.lift for metric in found.metrics),
-        verdicts=evaluate.judge(found, settings.gates),
-        refused=(*found.refused, *unknown),
-        horizon=found.support.horizon,
-        weights=shown.weights,
-        calibration=shown.calibration,
-        shares=shown.shares,
-        previous=previous,
-        data=batch.digest,
-        since=built.since,
-        until=built.until,
-        decisions=len(batch),
-        estimated=built.counts.estimated,
-        seed=seed,
-    )
-
-
-def _previous(
-    project: Project, name: str, digest: str, built: timeline.Built, rows: np.ndarray
-) -> tuple[str, np.ndarray | None, tuple[Verdict, ...]]:
-    """What the version that decides now would do in the same rows [N, K], and its name; or why that is not known."""
-    warehouse = Warehouse(project.warehouse_url)
-    number = warehouse.aliases(name).get(CHAMPION, 0)
-    if not number:
-        return "", None, ()
-    stored, policy = _stored_policy(project, name, str(number))
-    if stored.digest == digest:
-        return "", None, ()
-    try:
-        batch, policy = _together(built, policy)
-        return f"{name}@{number}", policy.propensities(batch.take(rows)), ()
-    except DataError as error:
-        why = f"{name}@{number} can not be asked about these decisions: {error.message}"
-        return "", None, (Verdict(gate="shares of the version before", status="not identified", reason=why),)
-
-
-def _together(built: timeline.Built, policy: Policy) -> tuple[Batch, Policy]:
-    """The batch and the policy with one encoder, whoever made the batch.
-
-    The policy's own, from the raw rows; but a policy that reads nothing of the context is asked with the columns of
-    the build, for the models of the evaluation need them.
-
-    Raises:
-        DataError: the policy reads a field that the rows do not have.
-    """
-    batch, raw, encoder = built.batch, built.raw, policy.encoder
-    if encoder.digest == batch.encoder.digest:
-        return batch, policy
-    same_candidates = (encoder.candidate, encoder.actions) == (batch.encoder.candidate, batch.encoder.actions)
-    if not encoder.context and same_candidates:
-        blind = policy.scorer
-        return batch, Policy(batch.encoder, lambda context, some: blind(context[:, :0], some), policy.explorer)
-    context = encoder.encode_context(columns(raw.context, batch.encoder.context, encoder.context))
-    one = slice(0, 1) if raw.ids.strides[0] == 0 else slice(None)  # all rows have the same candidates
-    features = columns(raw.candidates, batch.encoder.candidate, encoder.candidate)
-    candidates = encoder.encode_candidates(features.take(one), raw.ids[one])
-    candidates = np.broadcast_to(candidates, (len(batch), *candidates.shape[1:]))
-    return dataclasses.replace(batch, encoder=encoder, context=context, candidates=candidates), policy
-
-
 # graph and version
 
 
@@ -361,9 +218,25 @@ def publish(project: Project, name: str, *, force: bool = False) -> Version:
         seed=secrets.token_hex(16),
         made_at=now_us(),
     )
-    version = warehouse.publish(draft, (place / "model.onnx").read_bytes())
+    page = "" if report is None or not drawable() else _page(report, name)
+    version = warehouse.publish(draft, (place / "model.onnx").read_bytes(), page)
     warehouse.set_alias(name, CHALLENGER, version.number, now_us())
     return version
+
+
+def drawable() -> bool:
+    """Whether pictures can be drawn here, and so a page be stored with a version: the `console` extra is installed."""
+    try:
+        importlib.import_module("steersman.charts")
+    except MissingExtra:
+        return False
+    return True
+
+
+def _page(report: Report, name: str) -> str:
+    from steersman.flow.report_page import page
+
+    return page(report, name)
 
 
 def publish_uniform(project: Project, name: str) -> Version:
@@ -451,12 +324,6 @@ def status(project: Project) -> tuple[PolicyStatus, ...]:
         )
         for name in project.policies
     )
-
-
-def _stored_policy(project: Project, name: str, version: str) -> tuple[Version, Policy]:
-    warehouse = Warehouse(project.warehouse_url)
-    stored, graph = warehouse.read(name, warehouse.resolve(name, version))
-    return stored, Policy(stored.encoder, onnx.encoded_scorer(graph), stored.explorer)
 
 
 def _failures(report: Report) -> str:

@@ -12,6 +12,7 @@ from steersman.core.profile import Profile
 from steersman.core.report import Estimate
 from steersman.evaluate.importance import Importance
 from steersman.flow.features import Feature, Features, advice, comparison, described, explained, moved, share
+from steersman.flow.page import frame, table
 
 Told = Mapping[tuple[str, str], Importance]
 """(group, name) -> what the field says about the logged reward."""
@@ -44,13 +45,12 @@ def page(found: Features, then: Mapping[str, Profile]) -> str:
     left_out = len(found.fields) - len(drawn)
     note = [f"{left_out:,} fields have no picture here: those that moved least and say least"] if left_out > 0 else []
     said = "\n".join([*comparison(found), *advice(found), *note])
-    title = escape(f"Features of {found.problem}")
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body><main>'
-        f"<h1>{title}</h1><p>{len(found.fields):,} fields of {found.rows:,} decisions, build "
+    title = f"Features of {found.problem}"
+    return frame(
+        title,
+        f"<p>{len(found.fields):,} fields of {found.rows:,} decisions, build "
         f"{escape(Path(found.build).name)}</p><pre>{escape(said)}</pre>"
-        f"{_table(found.fields, told)}{_importances(found)}{fields}</main></body></html>\n"
+        f"{_table(found.fields, told)}{_importances(found)}{fields}",
     )
 
 
@@ -79,8 +79,8 @@ def _table(fields: Sequence[Feature], told: Told) -> str:
             _interval(importance.alone if importance else None),
             _interval(importance.on_top if importance else None),
         )
-        rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(rows)}</table>"
+        rows.append(cells)
+    return table(head, rows)
 
 
 def _importances(found: Features) -> str:
@@ -143,14 +143,3 @@ def _interval(estimate: Estimate | None) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-_STYLE = """
-body{font:15px/1.45 Helvetica,Arial,sans-serif;color:#222;margin:0}main{max-width:1060px;margin:auto;padding:1em}
-h1{margin-bottom:.2em}h2{border-top:1px solid #ddd;padding-top:.8em;margin-top:1.6em}small,.quiet{color:#666}
-table{border-collapse:collapse;font-size:13px}th,td{text-align:left;padding:.25em .8em .25em 0;white-space:nowrap;
-border-bottom:1px solid #eee}pre{background:#f6f6f6;padding:.8em;white-space:pre-wrap}figure{margin:.4em 1em .4em 0}
-figure svg{max-width:100%;height:auto}
-dl{display:grid;grid-template-columns:6em 1fr;margin:0}dt{color:#666}dd{margin:0;overflow-wrap:anywhere}
-section div{display:flex;flex-wrap:wrap}.strong{font-weight:bold;color:#a33d00}.moderate{font-weight:bold}
-""".replace("\n", "")

@@ -23,6 +23,27 @@ CHAMPION = "champion"
 """Alias of the version that decides."""
 
 
+class Candidate(Struct, frozen=True):
+    """What `train` made: a policy that nobody was shown yet.
+
+    Attributes:
+        directory: holds policy/, and report.json and model.onnx once the verbs after `train` ran.
+        build: directory of the build it was trained on.
+        data: digest of the whole Batch of that build.
+        config: digest of the problem and of the learner's settings.
+        policy: digest of the policy's files.
+    """
+
+    problem: str
+    directory: str
+    build: str
+    data: str
+    config: str
+    policy: str
+    learner: str
+    seed: int
+
+
 def now_us() -> int:
     """Microseconds since 1970, UTC: the only clock of the verbs."""
     return time.time_ns() // 1000
@@ -102,3 +123,11 @@ def digest_of_files(directory: Path) -> str:
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def latest_candidate(project: Project, name: str) -> Candidate:
+    """The candidate that the last `train` made."""
+    at = latest(project, "candidates", name, hint=f"steersman train {name}")
+    candidate = msgspec.json.decode((at / "candidate.json").read_bytes(), type=Candidate)
+    made_on = place(project, "builds", name, Path(candidate.build).name)
+    return msgspec.structs.replace(candidate, directory=str(at), build=str(made_on))  # a project may be moved

@@ -21,6 +21,7 @@ from steersman.models.stores import open_store
 MODEL = "model.onnx"
 VERSION = "version.json"
 REPORT = "report.json"
+PAGE = "report.html"
 ALIASES = "aliases.json"
 LATEST = "latest"
 NUMBER = re.compile(r"[1-9][0-9]{0,17}")
@@ -66,7 +67,7 @@ class Aliases(Struct, frozen=True):
 
 
 class Warehouse:
-    """`<root>/<name>/<number>/{model.onnx, report.json, version.json}` and `<root>/<name>/aliases.json`.
+    """`<root>/<name>/<number>/{model.onnx, report.json, report.html, version.json}` and `<root>/<name>/aliases.json`.
 
     A directory is a version if its name is an integer as we write it (`7`, not `007`) and it holds version.json,
     which is written last: on a local disk it appears whole or not at all, by a rename; on object storage it counts
@@ -82,11 +83,12 @@ class Warehouse:
         self.url = url
         self._store = open_store(url)
 
-    def publish(self, draft: Draft, graph: bytes) -> Version:
+    def publish(self, draft: Draft, graph: bytes, page: str = "") -> Version:
         """Store a policy under the next number. Of two who publish at once, each gets a number of its own.
 
         Args:
             graph: a composed ONNX graph.
+            page: the report for people, as HTML; empty: none is stored.
         Raises:
             DataError: the name is not one, or a field of the draft is not of its type.
         """
@@ -98,6 +100,7 @@ class Warehouse:
         while True:
             version = Version(number=number, digest=decides, graph=MODEL, **fields)
             report = {} if draft.report is None else {REPORT: _json(draft.report)}
+            report |= {PAGE: page.encode()} if page else {}
             if self._store.place(f"{draft.name}/{number}", {MODEL: graph, **report, VERSION: _json(version)}):
                 return version
             number += 1

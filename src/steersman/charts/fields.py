@@ -1,8 +1,4 @@
-"""Pictures: one function a picture, from nouns to an Altair chart; and a chart as an SVG that stands alone.
-
-Blue is this build, orange the one before; their shapes differ too, so that no reader has to tell colours apart.
-The colours are those of Okabe and Ito 2008, Color Universal Design.
-"""
+"""Pictures of fields: what their values are, and what the transform makes of them."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from steersman.core.errors import MissingExtra
+from steersman.charts.style import BEFORE, HEIGHT, NOW, QUIET, WIDTH, Chart, alt, heading, legend, plain, printed
 from steersman.core.features import (
     NO_TEXT,
     Constant,
@@ -28,20 +24,7 @@ from steersman.core.features.transforms import decimal
 from steersman.core.profile import LEVELS, Profile
 from steersman.core.report import Estimate
 
-try:
-    import altair as alt
-    import vl_convert
-except ImportError as error:
-    raise MissingExtra(error.name or "altair", "console") from None
-
 Array = np.ndarray
-Chart = alt.LayerChart | alt.FacetChart
-
-NOW, BEFORE, QUIET = "#0072B2", "#D55E00", "#767676"
-"""Blue, vermilion, grey."""
-
-WIDTH, HEIGHT = 330, 190
-"""Of the plot within a picture, in pixels; with titles and axes it is some 100 wider and 90 higher."""
 
 _BINS = 32
 _BARS = 12
@@ -115,26 +98,21 @@ def importance(rows: Sequence[tuple[str, Estimate, Estimate | None]]) -> Chart:
     base = alt.Chart(alt.Data(values=values)).encode(
         y=alt.Y("field:N", sort=None, title=None),
         yOffset=alt.YOffset("kind:N", sort=list(kinds)),
-        color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[NOW, BEFORE]), legend=_legend()),
+        color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[NOW, BEFORE]), legend=legend()),
     )
     bars = base.mark_rule(strokeWidth=2).encode(
         x=alt.X("low:Q", title="share of the variance of the logged reward", axis=alt.Axis(format="~%")), x2="high:Q"
     )
     points = base.mark_point(filled=True, size=60, opacity=1).encode(
         x="value:Q",
-        shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=["circle", "diamond"]), legend=_legend()),
+        shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=["circle", "diamond"]), legend=legend()),
     )
     level = rows[0][1].level if rows else 0.95
     return alt.layer(bars, points).properties(
         width=2 * WIDTH,
         height=alt.Step(14),
-        title=_title("What each field explains", f"with {level:.0%} intervals, by unit"),
+        title=heading("What each field explains", f"with {level:.0%} intervals, by unit"),
     )
-
-
-def svg(chart: Chart) -> str:
-    """The picture as SVG text: no script, no font and nothing else from anywhere."""
-    return str(vl_convert.vegalite_to_svg(chart.configure(**_CONFIG).to_json(validate=False)))
 
 
 # ---- numbers, from their quantiles
@@ -232,7 +210,7 @@ def _histogram(axis: _Axis, now: Sequence[float] | Array, then: Sequence[float] 
         axis=alt.Axis(tickCount=6, labelOverlap=True, grid=False, format="~g" if axis.logarithmic else alt.Undefined),
     )
     y = alt.Y("share:Q", title="share of values", axis=alt.Axis(format="~%", tickCount=5))
-    bars = alt.Chart(alt.Data(values=_plain(rows))).mark_rect(stroke="white", strokeWidth=0.5)
+    bars = alt.Chart(alt.Data(values=plain(rows))).mark_rect(stroke="white", strokeWidth=0.5)
     layers: list[Any] = [
         bars.encode(
             x=x, x2="high:Q", y=y, y2=alt.datum(0), color=_builds(then is not None), fillOpacity=alt.value(0.75)
@@ -241,9 +219,9 @@ def _histogram(axis: _Axis, now: Sequence[float] | Array, then: Sequence[float] 
     if then is not None:
         steps = [*shares_of(then, edges), 0.0]
         line = [{"low": at, "share": share, "build": _BEFORE} for at, share in zip(edges, steps, strict=True)]
-        drawn = alt.Chart(alt.Data(values=_plain(line))).mark_line(interpolate="step-after", strokeWidth=2)
+        drawn = alt.Chart(alt.Data(values=plain(line))).mark_line(interpolate="step-after", strokeWidth=2)
         layers.append(drawn.encode(x=x, y=y, color=_builds(True)))
-    return alt.layer(*layers, width=WIDTH, height=HEIGHT, title=_title(axis.title, axis.said))
+    return alt.layer(*layers, width=WIDTH, height=HEIGHT, title=heading(axis.title, axis.said))
 
 
 # ---- values one by one
@@ -263,9 +241,9 @@ def _lines(profile: Profile, transform: Transform) -> Chart:
         axis=alt.Axis(tickCount=6, labelOverlap=True, grid=False),
     )
     y = alt.Y("share:Q", title="share of values", axis=alt.Axis(format="~%", tickCount=5))
-    bars = alt.Chart(alt.Data(values=_plain(rows))).mark_bar(size=size, color=NOW, opacity=0.75).encode(x=x, y=y)
+    bars = alt.Chart(alt.Data(values=plain(rows))).mark_bar(size=size, color=NOW, opacity=0.75).encode(x=x, y=y)
     said = f"{len(rows):,} different values from {at.min():.3g} to {at.max():.3g}"
-    return alt.layer(bars, width=WIDTH, height=HEIGHT, title=_title(f"after the {profile.type} transform", said))
+    return alt.layer(bars, width=WIDTH, height=HEIGHT, title=heading(f"after the {profile.type} transform", said))
 
 
 def _by_value(profile: Profile) -> bool:
@@ -292,11 +270,11 @@ def _bars(profile: Profile, previous: Profile | None) -> Chart:
     def rows(counts: Mapping[str, int], of: int, build: str) -> list[dict[str, Any]]:
         shares = [counts.get(value, 0) / of for value in shown]
         shares += [sum(counts.get(value, 0) for value in rest) / of] if rest else []
-        pairs = zip(map(_printed, labels), shares, strict=True)
+        pairs = zip(map(printed, labels), shares, strict=True)
         return [{"value": label, "share": share, "build": build} for label, share in pairs]
 
     said = f"{total:,} {what}, {profile.distinct:,} different, {_missing(profile)}"
-    title = _title(f"{profile.name}: before the transform", said)
+    title = heading(f"{profile.name}: before the transform", said)
     both = rows(now, total, _NOW), rows(then, total_then, _BEFORE) if previous else []
     if profile.kind == "number":
         return _standing(*both, f"{profile.name}, as logged", title)
@@ -314,22 +292,22 @@ def _means(profile: Profile, transform: Transform) -> Chart:
     names = [label.removeprefix(transform.name).strip() or "value" for label in transform.labels]
     order = np.argsort(-means, kind="stable")
     shown = order[:_BARS] if len(order) > _BARS + 1 else order
-    rows = [{"value": _printed(names[i]), "share": float(means[i]), "build": _NOW} for i in shown]
+    rows = [{"value": printed(names[i]), "share": float(means[i]), "build": _NOW} for i in shown]
     if len(shown) < len(order):
         rest = float(means[order[len(shown) :]].sum())
         rows.append({"value": f"{len(order) - len(shown):,} other columns", "share": rest, "build": _NOW})
     said = f"{transform.width:,} columns, {profile.rows:,} rows"
-    return _ranked(rows, [], "mean of the column", _title(f"after the {profile.type} transform", said))
+    return _ranked(rows, [], "mean of the column", heading(f"after the {profile.type} transform", said))
 
 
 def _ranked(now: list[dict[str, Any]], then: list[dict[str, Any]], what: str, title: alt.TitleParams) -> Chart:
     """Horizontal bars in the order given; the build before as a tick on each."""
     y = alt.Y("value:N", sort=None, title=None, axis=alt.Axis(labelLimit=150, ticks=False))
     x = alt.X("share:Q", title=what, axis=alt.Axis(format="~%", tickCount=5), scale=alt.Scale(zero=True))
-    bars = alt.Chart(alt.Data(values=_plain(now))).mark_bar(opacity=0.75)
+    bars = alt.Chart(alt.Data(values=plain(now))).mark_bar(opacity=0.75)
     layers: list[Any] = [bars.encode(x=x, y=y, color=_builds(bool(then)))]
     if then:
-        ticks = alt.Chart(alt.Data(values=_plain(then))).mark_tick(thickness=3, size=12, opacity=1)
+        ticks = alt.Chart(alt.Data(values=plain(then))).mark_tick(thickness=3, size=12, opacity=1)
         layers.append(ticks.encode(x=x, y=y, color=_builds(True)))
     height = HEIGHT if len(now) > 7 else alt.Step(26)
     return alt.layer(*layers, width=WIDTH, height=height, title=title)
@@ -339,10 +317,10 @@ def _standing(now: list[dict[str, Any]], then: list[dict[str, Any]], what: str, 
     """Vertical bars in the order given, for numbers; the build before as a tick on each."""
     x = alt.X("value:N", sort=None, title=what, axis=alt.Axis(labelAngle=0, labelOverlap=True, ticks=False))
     y = alt.Y("share:Q", title="share of values", axis=alt.Axis(format="~%", tickCount=5))
-    bars = alt.Chart(alt.Data(values=_plain(now))).mark_bar(opacity=0.75)
+    bars = alt.Chart(alt.Data(values=plain(now))).mark_bar(opacity=0.75)
     layers: list[Any] = [bars.encode(x=x, y=y, color=_builds(bool(then)))]
     if then:
-        ticks = alt.Chart(alt.Data(values=_plain(then))).mark_tick(thickness=3, opacity=1, orient="horizontal")
+        ticks = alt.Chart(alt.Data(values=plain(then))).mark_tick(thickness=3, opacity=1, orient="horizontal")
         layers.append(ticks.encode(x=x, y=y, color=_builds(True)))
     return alt.layer(*layers, width=WIDTH if len(now) > 7 else alt.Step(44), height=HEIGHT, title=title)
 
@@ -362,10 +340,10 @@ def _buckets(profile: Profile, transform: Ids) -> Chart:
         axis=alt.Axis(tickCount=6, format="d", grid=False),
     )
     y = alt.Y("share:Q", title="share of ids", axis=alt.Axis(format="~%", tickCount=5))
-    bars = alt.Chart(alt.Data(values=_plain(rows))).mark_rect(color=NOW)
+    bars = alt.Chart(alt.Data(values=plain(rows))).mark_rect(color=NOW)
     even = alt.Chart(alt.Data(values=[{"share": 1 / transform.buckets}])).mark_rule(color=QUIET, strokeDash=[4, 3])
     layers = bars.encode(x=x, x2="high:Q", y=y, y2=alt.datum(0)), even.encode(y="share:Q")
-    return alt.layer(*layers, width=WIDTH, height=HEIGHT, title=_title("after hashing into buckets", said))
+    return alt.layer(*layers, width=WIDTH, height=HEIGHT, title=heading("after hashing into buckets", said))
 
 
 def _encoded(transform: Transform, values: Sequence[Any]) -> Array:
@@ -383,45 +361,18 @@ def _encoded(transform: Transform, values: Sequence[Any]) -> Array:
     return Encoder(context=(transform,)).encode_context(raw)
 
 
-# ---- how all pictures look
-
 _SCALES = {
     "continuous": "standard deviations from the mean",
     "boxcox": "standard deviations from the mean, after the power",
     "probability": "log odds",
     "quantile": "place among the boundaries, 0 to 1",
 }
-_CONFIG: dict[str, Any] = {
-    "font": "Helvetica, Arial, sans-serif",
-    "background": "white",
-    "view": alt.ViewConfig(stroke=None),
-    "axis": alt.AxisConfig(
-        labelFontSize=11, titleFontSize=11, titleFontWeight="normal", gridColor="#e6e6e6", domainColor="#999999"
-    ),
-    "legend": alt.LegendConfig(labelFontSize=11),
-}
-
-
-def _title(text: str, said: str) -> alt.TitleParams:
-    wrapped, line = [], ""
-    for word in said.split():
-        if len(line) + len(word) > 62:
-            wrapped.append(line)
-            line = ""
-        line = f"{line} {word}".strip()
-    return alt.TitleParams(
-        text=text, subtitle=[*wrapped, line], anchor="start", fontSize=13, subtitleFontSize=11, subtitleColor="#555555"
-    )
 
 
 def _builds(both: bool) -> Any:
     """One colour a build; a legend if there are two."""
     scale = alt.Scale(domain=[_NOW, _BEFORE], range=[NOW, BEFORE])
-    return alt.Color("build:N", scale=scale, legend=_legend() if both else None)
-
-
-def _legend() -> alt.Legend:
-    return alt.Legend(title=None, orient="top", direction="horizontal", offset=4)
+    return alt.Color("build:N", scale=scale, legend=legend() if both else None)
 
 
 def _missing(profile: Profile) -> str:
@@ -431,15 +382,3 @@ def _missing(profile: Profile) -> str:
 
 def _said(value: str | float) -> str:
     return value if isinstance(value, str) else decimal(value)
-
-
-def _printed(text: str) -> str:
-    """A label: not empty, and without what no font has."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text) or '""'
-
-
-def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without numpy's own numbers, which JSON does not know."""
-    return [
-        {key: value.item() if isinstance(value, np.generic) else value for key, value in row.items()} for row in rows
-    ]

@@ -1,0 +1,162 @@
+"""The verbs that judge: estimate a policy's value from the log alone, ask the gates, and draw what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from steersman import evaluate, learn, timeline
+from steersman.config import Project
+from steersman.core.batch import Batch
+from steersman.core.errors import DataError
+from steersman.core.features import columns
+from steersman.core.policy import Policy
+from steersman.core.report import Report, Verdict
+from steersman.core.version import Version
+from steersman.flow import places
+from steersman.flow.places import CHAMPION, latest_candidate
+from steersman.models import onnx
+from steersman.models.warehouse import Warehouse
+
+MOST_IDS = 5_000_000
+"""Candidates up to which actions without a declared name are told apart by their ids, for their shares in a report."""
+
+
+def judge(project: Project, name: str, version: str | None = None, *, seed: int = 0) -> Report:
+    """Estimate a policy's value and the baseline's from the log alone, and ask the gates.
+
+    Args:
+        version: number or alias of a stored version; None: the last candidate. A candidate is judged on the
+            units that its training never saw, a stored version on every row of the last build.
+    """
+    if version is not None:
+        stored, policy = stored_policy(project, name, version)
+        return judge_policy(project, name, policy, stored.digest, seed=seed)
+    candidate = latest_candidate(project, name)
+    place = Path(candidate.directory)
+    built = timeline.load(Path(candidate.build))
+    shares = project.policy(name).learn
+    _, _, rows = timeline.parts(built.unit, built.draws, shares.validation, shares.holdout)
+    report = _report(project, name, learn.load(place / "policy"), candidate.policy, built, rows, seed)
+    places.write(place / "report.json", report)
+    return report
+
+
+def judge_policy(project: Project, name: str, policy: Policy, digest: str, *, seed: int = 0) -> Report:
+    """The same for any policy, on every row of the last build; the report lies beside the build."""
+    directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
+    built = timeline.load(directory)
+    report = _report(project, name, policy, digest, built, np.arange(len(built.batch)), seed)
+    places.write(directory.parent / f"report-{digest[:12]}.json", report)
+    return report
+
+
+def draw(project: Project, name: str, version: str | None, report: Report, into: Path | None = None) -> Path:
+    """Write a report as one HTML page with pictures.
+
+    Args:
+        version: as for `judge`.
+        into: the file; None: beside report.json.
+    Raises:
+        MissingExtra: the `console` extra is not installed.
+    """
+    from steersman.flow.report_page import page
+
+    if version is None:
+        place, which = Path(latest_candidate(project, name).directory) / "report.html", f"{name}, the last candidate"
+    else:
+        builds = places.latest(project, "builds", name, hint=f"steersman build {name}").parent
+        place, which = builds / f"report-{report.policy[:12]}.html", f"{name}@{version}"
+    places.write_bytes(into or place, page(report, which).encode())
+    return into or place
+
+
+def _report(
+    project: Project, name: str, policy: Policy, digest: str, built: timeline.Built, rows: np.ndarray, seed: int
+) -> Report:
+    settings = project.policy(name)
+    batch, policy = _together(built, policy)
+    batch = batch.take(rows)
+    target = policy.propensities(batch)
+    found = evaluate.evaluate(
+        batch, target, settings.evaluate, seed, settings.problem.horizon, policy, np.asarray(built.at[rows])
+    )
+    previous, probabilities, unknown = _previous(project, name, digest, built, rows)
+    ids = None if batch.encoder.actions or batch.mask.size > MOST_IDS else built.raw.ids[rows]
+    shown = evaluate.shown(batch, target, settings.evaluate.level, previous=probabilities, ids=ids)
+    return Report(
+        problem=name,
+        policy=digest,
+        baseline=found.baseline,
+        headline=found.headline,
+        lift=found.lift,
+        estimates=found.estimates,
+        ratios=found.ratios,
+        baselines=tuple(metric.baseline for metric in found.metrics),
+        lifts=tuple(metric.lift for metric in found.metrics),
+        verdicts=evaluate.judge(found, settings.gates),
+        refused=(*found.refused, *unknown),
+        horizon=found.support.horizon,
+        weights=shown.weights,
+        calibration=shown.calibration,
+        shares=shown.shares,
+        previous=previous,
+        data=batch.digest,
+        since=built.since,
+        until=built.until,
+        decisions=len(batch),
+        estimated=built.counts.estimated,
+        seed=seed,
+    )
+
+
+def _previous(
+    project: Project, name: str, digest: str, built: timeline.Built, rows: np.ndarray
+) -> tuple[str, np.ndarray | None, tuple[Verdict, ...]]:
+    """What the version that decides now would do in the same rows [N, K], and its name; or why that is not known."""
+    warehouse = Warehouse(project.warehouse_url)
+    number = warehouse.aliases(name).get(CHAMPION, 0)
+    if not number:
+        return "", None, ()
+    stored, policy = stored_policy(project, name, str(number))
+    if stored.digest == digest:
+        return "", None, ()
+    try:
+        batch, policy = _together(built, policy)
+        return f"{name}@{number}", policy.propensities(batch.take(rows)), ()
+    except DataError as error:
+        why = f"{name}@{number} can not be asked about these decisions: {error.message}"
+        return "", None, (Verdict(gate="shares of the version before", status="not identified", reason=why),)
+
+
+def _together(built: timeline.Built, policy: Policy) -> tuple[Batch, Policy]:
+    """The batch and the policy with one encoder, whoever made the batch.
+
+    The policy's own, from the raw rows; but a policy that reads nothing of the context is asked with the columns of
+    the build, for the models of the evaluation need them.
+
+    Raises:
+        DataError: the policy reads a field that the rows do not have.
+    """
+    batch, raw, encoder = built.batch, built.raw, policy.encoder
+    if encoder.digest == batch.encoder.digest:
+        return batch, policy
+    same_candidates = (encoder.candidate, encoder.actions) == (batch.encoder.candidate, batch.encoder.actions)
+    if not encoder.context and same_candidates:
+        blind = policy.scorer
+        return batch, Policy(batch.encoder, lambda context, some: blind(context[:, :0], some), policy.explorer)
+    context = encoder.encode_context(columns(raw.context, batch.encoder.context, encoder.context))
+    one = slice(0, 1) if raw.ids.strides[0] == 0 else slice(None)  # all rows have the same candidates
+    features = columns(raw.candidates, batch.encoder.candidate, encoder.candidate)
+    candidates = encoder.encode_candidates(features.take(one), raw.ids[one])
+    candidates = np.broadcast_to(candidates, (len(batch), *candidates.shape[1:]))
+    return dataclasses.replace(batch, encoder=encoder, context=context, candidates=candidates), policy
+
+
+def stored_policy(project: Project, name: str, version: str) -> tuple[Version, Policy]:
+    """A version of the warehouse, and the policy that its graph is."""
+    warehouse = Warehouse(project.warehouse_url)
+    stored, graph = warehouse.read(name, warehouse.resolve(name, version))
+    return stored, Policy(stored.encoder, onnx.encoded_scorer(graph), stored.explorer)
