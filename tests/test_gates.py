@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from steersman.core.errors import ConfigError, DataError
+from steersman.core.errors import ConfigError, DataError, SupportError
 from steersman.core.report import Verdict
 from steersman.evaluate import Evaluation, Evidence, Gates, Paths, Settings, evaluate, judge
 from steersman.evaluate.anytime import bernstein_floor, lift_terms
@@ -262,13 +262,17 @@ def test_few_effective_units_are_not_identified():
 def test_one_unit_with_most_of_the_weight_is_not_identified():
     batch = WORLD.sample(300, 0)
     arrays = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
-    propensity = batch.propensity.copy()
-    propensity[5] = 1e-4
-    batch = type(batch)(**arrays | {"propensity": propensity})
-    found = evaluate(batch, tabular.rows(batch, WORLD.target), Settings(), 0)
-    answer = verdict(found, "largest weight")
-    assert answer.status == "not identified"
-    assert answer.value > 0.5
+    target, propensity = tabular.rows(batch, WORLD.target), batch.propensity.copy()
+    for weight, share in ((100.0, 0.25), (10_000.0, None)):
+        propensity[5] = target[5, batch.action[5]] / weight
+        heavy = type(batch)(**arrays | {"propensity": propensity})
+        if share is None:  # one unit is all there is: no number at all
+            with pytest.raises(SupportError, match=r"not identified: dr rests on an effective 1\.\d of 300 units"):
+                evaluate(heavy, target, Settings(), 0)
+        else:
+            answer = verdict(evaluate(heavy, target, Settings(), 0), "largest weight")
+            assert answer.status == "not identified"
+            assert answer.value == pytest.approx(share, abs=0.05)
 
 
 def test_propensities_that_are_too_small_fail_the_mean_weight():

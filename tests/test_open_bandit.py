@@ -5,6 +5,7 @@ The values to meet are those of obp 0.5.7 on the same files: IPW 0.00455288 is t
 
 import functools
 import math
+import re
 import tomllib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from steersman import engine, log, timeline
+from steersman import cli, demo, engine, flow, log, timeline
 from steersman.core.decision import Problem
 from steersman.core.errors import DataError, NotFoundError
 from steersman.core.features import Category, Encoder
@@ -242,3 +243,27 @@ def test_a_failed_download_says_what_to_do_and_leaves_nothing(tmp_path, monkeypa
         open_bandit.fetch(tmp_path / "cache", {})
     assert open_bandit.ARCHIVE in refused.value.hint
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_uniform_choice_can_not_be_told_from_the_women_s_log_of_the_other_policy(archive, tmp_path, capsys):
+    """The peer gives a click rate of -0.0070. An effective 2 of 10,000 rows speak, one with a weight of 21,739."""
+    project = demo.fresh(tmp_path, open_bandit.toml("women"))
+    source = open_bandit.write_csv(archive, "bts", "women", tmp_path / "bts.csv")
+    mapping = open_bandit.mapping(tmp_path / "mapping.toml")
+    flow.import_log(project, open_bandit.NAME, flow.read_source(source, mapping))
+    flow.build(project, open_bandit.NAME)
+    flow.publish_uniform(project, open_bandit.NAME)
+    command = ["evaluate", f"{open_bandit.NAME}@1", "--project", str(tmp_path)]
+    for options in ([], ["--json"]):
+        assert cli.main([*command, *options]) == 4
+        told = "".join(capsys.readouterr())
+        assert "not identified" in told
+        assert re.search(r"an effective 2\.\d of 10,000 units", told)
+        assert "21,739" in told
+        assert "exploration" in told
+        assert not re.search(r"-0\.\d", told)
+    assert not list(tmp_path.rglob("report*.json"))
+    for headline in ("ips", "snips", "sndr"):
+        text = open_bandit.toml("women") + f'\n[problem.{open_bandit.NAME}.evaluate]\nheadline = "{headline}"\n'
+        (tmp_path / "steersman.toml").write_text(text)
+        assert cli.main(command) == 4

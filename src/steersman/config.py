@@ -317,7 +317,10 @@ explorer = { kind = "epsilon", epsilon = 0.1 }   # or { kind = "softmax", temper
 
 [problem.NAME.evaluate]
 # level = 0.95
-# reward_range = [0.0, 1.0]  # lowest and highest reward of a decision, for bound = "hard"
+# interval = "delta"         # of the printed estimates; "t", "bootstrap"; "bernstein": at every number of decisions;
+#                            # "sequence": however often one looks
+# reward_range = [0.0, 1.0]  # lowest and highest reward of a decision, for bound = "hard" and interval = "bernstein"
+# max_weight = 20.0          # 1 / the smallest propensity that can be, for interval = "bernstein"
 
 [problem.NAME.gates]
 # margin = 0.0               # the lower bound of the lift over the baseline must be above this
@@ -325,4 +328,9 @@ explorer = { kind = "epsilon", epsilon = 0.1 }   # or { kind = "softmax", temper
 # tuned = 4000               # units at which that bound is tightest
 # max_fall = { revenue = 0.01 }        # how much lower a metric may be
 # max_rise = { complaints = 0.002 }    # how much higher
+# min_ess = 200              # effective units that the estimate must rest on
+# max_unlogged = 0.05        # share of the target's decisions on actions never logged in comparable contexts
+# max_reward_drift = 0.5     # of what no model foresaw, between the halves of the window, in its standard deviations
+# max_context_drift = 2.0    # of any column of the contexts; 2 asks nothing
+# max_policy_drift = 1.0     # of propensities and shares of actions; 1 asks nothing
 """

@@ -44,6 +44,9 @@ __all__ = [
 
 Array = np.ndarray
 
+LEAST_UNITS = 10
+"""Effective units, or half of all if these are fewer, without which weighed rewards give no number at all."""
+
 
 def evaluate(
     batch: Batch,
@@ -174,7 +177,7 @@ class _Case:
         refused: list[Verdict] = []
         for name in self.names:
             try:
-                found[name] = _finite(ESTIMATORS[name].terms(evidence), name)
+                found[name] = _believable(ESTIMATORS[name].terms(evidence), name, self.weight)
             except SupportError as error:
                 if name == self.headline:
                     raise
@@ -326,16 +329,23 @@ def _disagreement(found: dict[str, Terms]) -> float | None:
     return away / error if error > 0 else None
 
 
-def _finite(terms: Terms, name: str) -> Terms:
+def _believable(terms: Terms, name: str, weight: Array) -> Terms:
     """The same terms.
 
     Raises:
-        SupportError: a number of them is too large for a float.
+        SupportError: a number of them is too large for a float, or a handful of units hold all weight: their mean is
+            no estimate, its error can not be told from so few, and with a model it may be what no reward can be.
     """
     numbers = (terms.value, terms.low.center, terms.low.error, terms.high.center, terms.high.error, terms.ess)
     if not np.isfinite(numbers).all():
         raise SupportError(
             f"{name} is not finite: the weights of whole episodes leave the range of numbers",
             hint="the policies differ too much for estimators that weigh whole episodes",
+        )
+    if ESTIMATORS[name].rests_on == "weights" and terms.ess < min(LEAST_UNITS, terms.n / 2):
+        raise SupportError(
+            f"not identified: {name} rests on an effective {terms.ess:.1f} of {terms.n:,} units, and on weights of up "
+            f"to {weight.max():,.0f}; at least {LEAST_UNITS} are needed for a number",
+            hint="log with more exploration, or judge a policy closer to the one that logged",
         )
     return terms
