@@ -80,6 +80,9 @@ def parser() -> argparse.ArgumentParser:
     train = verb("train", _train, "Fit a policy on the last build.")
     train.add_argument("name")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write what is seen as TensorBoard's event files"
+    )
     judge = verb("evaluate", _evaluate, "Estimate a policy from the log alone, and ask the gates.")
     judge.add_argument("name", metavar="NAME[@VERSION]", help="alone: the last candidate; @7, @champion: a stored one")
     judge.add_argument("--seed", type=int, default=0)
@@ -311,11 +314,16 @@ def _features(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     project = config.load(options.project)
     with bar(f"train {options.name}", quiet=options.json) as progress:
-        candidate = flow.train(project, options.name, seed=options.seed, progress=progress)
+        candidate = flow.train(
+            project, options.name, seed=options.seed, progress=progress, tensorboard=options.tensorboard
+        )
+    unseen = options.tensorboard is not None and not project.policy(options.name).learn.validation
     _show(
         options,
         candidate,
         f"trained {candidate.learner}, seed {candidate.seed}, on {Path(candidate.build).name}: {candidate.directory}",
+        *([f"events  {_plain(str(options.tensorboard))}"] if options.tensorboard is not None else []),
+        *([f"no CPE  it needs validation units: \\[problem.{options.name}.learn] validation = 0.1"] if unseen else []),
         f"next    steersman evaluate {options.name}",
     )
 

@@ -213,6 +213,19 @@ def test_progress_comes_in_order_and_ends_at_the_end(name):
 
 
 @each_learner
+def test_whoever_looks_sees_the_policy_as_it_is_and_changes_nothing(name):
+    seen: list[tuple[int, int, bytes]] = []
+    config = learn.configure(name, QUICK[name])
+    policy = learn.fit(
+        world("named"), config, 0,
+        look=lambda done, steps, figures, now: seen.append((done, steps, learn.to_onnx(now()))),
+    )  # fmt: skip
+    assert [done for done, _, _ in seen] == sorted({done for done, _, _ in seen})
+    assert seen[-1][0] == seen[-1][1]
+    assert seen[-1][2] == learn.to_onnx(policy) == learn.to_onnx(learned(name, "named"))
+
+
+@each_learner
 def test_a_setting_that_does_not_exist_or_has_the_wrong_type_is_refused(name):
     setting = learn.configure(name, {}).__struct_fields__[0]
     with pytest.raises(ConfigError, match=rf"unknown setting {setting}x \(did you mean {setting}\?\)"):

@@ -139,12 +139,15 @@ class Learned(Struct, frozen=True, kw_only=True):
     Attributes:
         step: training steps done.
         figures: name -> what the learner tells of the step, e.g. `loss`, `q`.
-        values: estimates on the units by which training chooses, of the policy as it was then; none if there are none.
+        values: estimates of the policy as it was then, on the validation units, that training does not learn from; the
+            one to look at first.
+        refused: why there is none where one was asked for.
     """
 
     step: int
     figures: dict[str, float]
     values: tuple[Estimate, ...] = ()
+    refused: str = ""
 
 
 class Report(Struct, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from steersman.core.features import Encoder
 from steersman.core.policy import Policy, Uniform
 from steersman.core.report import Report
 from steersman.core.version import Parents, Version
-from steersman.flow import places
+from steersman.flow import places, watching
 from steersman.flow.judging import draw, judge, judge_policy
 from steersman.flow.logs import Replayed, compact, import_log, opened, read_source, replay, replay_all
 from steersman.flow.places import CHAMPION, Candidate, latest_candidate, now_us
@@ -139,21 +139,37 @@ def build(project: Project, name: str, *, since: int = 0, until: int | None = No
     )
 
 
-def train(project: Project, name: str, *, seed: int = 0, progress: Progress | None = None) -> Candidate:
-    """Fit the configured learner on the training units of the last build."""
+def train(
+    project: Project,
+    name: str,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    tensorboard: Path | None = None,
+) -> Candidate:
+    """Fit the configured learner on the training units of the last build; learning.json says how it went.
+
+    Args:
+        tensorboard: a directory for TensorBoard's event files, one folder a candidate.
+    Raises:
+        MissingExtra: they are asked for, and the `tensorboard` extra is not installed.
+    """
     policy = project.policy(name)
     directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
     built = timeline.load(directory)
     batch = built.batch
     settings = learn.configure(policy.learn.learner, policy.learn.settings)
-    rows, _, _ = timeline.parts(built.unit, built.draws, policy.learn.validation, policy.learn.holdout)
-    learned = learn.fit(batch.take(rows), settings, seed, progress)
-    learned = Policy(learned.encoder, learned.scorer, policy.learn.explorer)
+    rows, held, _ = timeline.parts(built.unit, built.draws, policy.learn.validation, policy.learn.holdout)
     config_digest = places.digest_of(policy.problem, policy.learn, settings)
     place = places.place(
         project, "candidates", name, places.digest_of(batch.digest, config_digest, seed, code_version())
     )
+    with watching.tensorboard(tensorboard, f"{name}-{place.name}") as scalars:
+        look = watching.Watching(watching.validation(batch, held), policy, seed, scalars)
+        learned = learn.fit(batch.take(rows), settings, seed, progress, look)
+    learned = Policy(learned.encoder, learned.scorer, policy.learn.explorer)
     learn.save(learned, place / "policy")
+    places.write_bytes(place / watching.LEARNING, msgspec.json.format(msgspec.json.encode(look.learned)))
     candidate = Candidate(
         problem=name,
         directory=str(place),

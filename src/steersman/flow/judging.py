@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from steersman import evaluate, learn, timeline
@@ -15,7 +16,7 @@ from steersman.core.features import columns
 from steersman.core.policy import Policy
 from steersman.core.report import Report, Verdict
 from steersman.core.version import Version
-from steersman.flow import places
+from steersman.flow import places, watching
 from steersman.flow.places import CHAMPION, latest_candidate
 from steersman.models import onnx
 from steersman.models.warehouse import Warehouse
@@ -40,6 +41,7 @@ def judge(project: Project, name: str, version: str | None = None, *, seed: int 
     shares = project.policy(name).learn
     _, _, rows = timeline.parts(built.unit, built.draws, shares.validation, shares.holdout)
     report = _report(project, name, learn.load(place / "policy"), candidate.policy, built, rows, seed)
+    report = msgspec.structs.replace(report, learning=watching.read(place))
     places.write(place / "report.json", report)
     return report
 

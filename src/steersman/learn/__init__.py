@@ -23,11 +23,16 @@ LEARNERS: dict[str, str] = {
 Progress = Callable[[int, int, dict[str, float]], None]
 """(steps done, steps in all, figures such as loss, q, steps/s) -> None."""
 
+Look = Callable[[int, int, dict[str, float], Callable[[], Policy]], None]
+"""(steps done, steps in all, figures, what gives the policy as it is then) -> None."""
+
 
 class Learner(Protocol):
     """What a module of the table offers."""
 
-    def fit(self, batch: Batch, config: Any, seed: int, progress: Progress | None = None) -> Policy:
+    def fit(
+        self, batch: Batch, config: Any, seed: int, progress: Progress | None = None, look: Look | None = None
+    ) -> Policy:
         """Learn a policy that takes what it scores best; it explores once somebody gives it an explorer."""
         ...
 
@@ -58,13 +63,14 @@ def configure(name: str, table: Mapping[str, Any]) -> Struct:
         raise ConfigError(f"learner {name}: {error.message}", hint=error.hint, field=error.field) from None
 
 
-def fit(batch: Batch, config: Struct, seed: int, progress: Progress | None = None) -> Policy:
+def fit(batch: Batch, config: Struct, seed: int, progress: Progress | None = None, look: Look | None = None) -> Policy:
     """Learn a policy from a batch.
 
     Args:
         config: from `configure`; its type says which learner.
         seed: of every random number.
         progress: told (steps done, steps in all, figures) every hundred steps or so.
+        look: told the same, and may ask for the policy as it is; at the end too.
     Returns:
         a policy that takes the best candidate; put the explorer it shall be served with in its place.
     Raises:
@@ -76,7 +82,7 @@ def fit(batch: Batch, config: Struct, seed: int, progress: Progress | None = Non
     if f"{module}:{kind}" not in LEARNERS.values():
         raise ConfigError(f"{kind} is not the config of a learner", hint="configure makes one")
     learner: Learner = _load(module)
-    return learner.fit(batch, config, seed, progress)
+    return learner.fit(batch, config, seed, progress, look)
 
 
 def to_onnx(policy: Policy) -> bytes:

@@ -11,7 +11,7 @@ from msgspec import Struct
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError
 from steersman.core.policy import EpsilonGreedy, Policy
-from steersman.learn import Progress, nets
+from steersman.learn import Look, Progress, nets
 from steersman.learn.nets import Array, Minibatch, Net, Student, Tensor
 from steersman.learn.returns import Returns, n_step
 
@@ -64,15 +64,17 @@ class DQN(Struct, frozen=True, forbid_unknown_fields=True):
         _require("polyak", self.polyak, 0 < self.polyak <= 1, "in (0, 1]")
 
 
-def fit(batch: Batch, config: DQN, seed: int, progress: Progress | None = None) -> Policy:
+def fit(batch: Batch, config: DQN, seed: int, progress: Progress | None = None, look: Look | None = None) -> Policy:
     """Learn with double DQN.
 
     Source: van Hasselt, Guez, Silver 2016, arXiv:1509.06461; Mnih et al. 2015.
     """
-    return learn_q(batch, config, one_value(double_q), seed, progress)
+    return learn_q(batch, config, one_value(double_q), seed, progress, look)
 
 
-def learn_q(batch: Batch, config: DQN, loss_of: Loss, seed: int, progress: Progress | None) -> Policy:
+def learn_q(
+    batch: Batch, config: DQN, loss_of: Loss, seed: int, progress: Progress | None, look: Look | None = None
+) -> Policy:
     """The trainer of the family.
 
     Rewards are divided by the largest |reward|, so that no setting depends on their unit; scores are given back
@@ -99,9 +101,12 @@ def learn_q(batch: Batch, config: DQN, loss_of: Loss, seed: int, progress: Progr
         student.step(loss)
         return loss, value
 
+    def now() -> Policy:
+        return Policy(batch.encoder, nets.TorchScorer.of(shape, student.net, unit), EpsilonGreedy(0.0))
+
     draws = nets.minibatches(len(returns.row), config.batch_size, config.steps, source)
-    nets.train(update, draws, config.steps, _watch(batch, config, unit), progress)
-    return Policy(batch.encoder, nets.TorchScorer.of(shape, student.net, unit), EpsilonGreedy(0.0))
+    nets.train(update, draws, config.steps, _watch(batch, config, unit), nets.looking(progress, look, now))
+    return now()
 
 
 def one_value(target_of: Target) -> Loss:

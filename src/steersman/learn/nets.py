@@ -21,7 +21,7 @@ from steersman.core.batch import Batch
 from steersman.core.errors import DataError, TrainingError
 from steersman.core.features import Encoder
 from steersman.core.policy import Policy
-from steersman.learn import Progress
+from steersman.learn import Look, Progress
 from steersman.learn.returns import Returns
 
 Array = np.ndarray
@@ -338,7 +338,7 @@ class Watch:
     reason: str
 
     def __call__(self, done: int, loss: Tensor, value: Tensor) -> dict[str, float]:
-        """Figures of a step: `loss`, and `q`, the mean value of the minibatch, in units of reward.
+        """Figures of a step: `loss`; `q` and `q_largest`, mean and largest |value| of the rows, in units of reward.
 
         Raises:
             TrainingError: the loss is not finite, or a value is beyond the limit.
@@ -350,7 +350,7 @@ class Watch:
                 f"the limit is {self.limit:.4g}, {self.reason}",
                 hint="training diverges: lower learning_rate, polyak or discount",
             )
-        return {"loss": found, "q": float(value.mean()) * self.unit}
+        return {"loss": found, "q": float(value.mean()) * self.unit, "q_largest": largest}
 
 
 def train(
@@ -377,6 +377,23 @@ def train(
                 figures = watch(done, loss.detach(), value.detach())
                 if progress is not None:
                     progress(done, steps, figures | {"steps/s": done / (time.perf_counter() - begun)})
+
+
+def looking(progress: Progress | None, look: Look | None, now: Callable[[], Policy]) -> Progress | None:
+    """Both as one.
+
+    Args:
+        now: gives the policy as it is.
+    """
+    if look is None:
+        return progress
+
+    def both(done: int, steps: int, figures: dict[str, float]) -> None:
+        if progress is not None:
+            progress(done, steps, figures)
+        look(done, steps, figures, now)
+
+    return both
 
 
 @contextmanager

@@ -1,0 +1,126 @@
+"""What is looked at while a policy is trained: figures of the learner, and estimates on the validation units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from steersman import evaluate
+from steersman.config import PolicyConfig
+from steersman.core.batch import Batch
+from steersman.core.errors import Error, MissingExtra
+from steersman.core.policy import Policy
+from steersman.core.report import Estimate, Learned
+
+LEARNING = "learning.json"
+"""File of a candidate with what was seen while it was trained: a list of Learned."""
+
+LOOKS = 10
+"""Estimates of one training at most, at even steps: the last one at its end."""
+
+MOST_ROWS = 20_000
+"""Validation rows that an estimate while training rests on: whole units, as they come."""
+
+AFFORDABLE = {True: ("ips", "snips", "dr"), False: ("pdis",)}
+"""Estimators that are asked while training, of single decisions and of sequences; the headline's always is."""
+
+
+class Scalars(Protocol):
+    """What writes scalars somewhere."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
+        """Write one number."""
+        ...
+
+
+@dataclass
+class Watching:
+    """Looks at a training: see `steersman.learn.Look`.
+
+    Attributes:
+        batch: of the validation units; None: there are none, and so no estimates.
+        policy: settings of the problem.
+        seed: of the estimates.
+        scalars: where numbers are written as they come; None: nowhere.
+        learned: what was seen, in order.
+    """
+
+    batch: Batch | None
+    policy: PolicyConfig
+    seed: int
+    scalars: Scalars | None = None
+    learned: list[Learned] = field(default_factory=list)
+
+    def __call__(self, step: int, steps: int, figures: dict[str, float], now: Callable[[], Policy]) -> None:
+        """Note the figures; estimate the policy, if a tenth of the steps is over since the last time, or all are."""
+        values: tuple[Estimate, ...] = ()
+        refused = ""
+        looked = sum(bool(one.values or one.refused) for one in self.learned)
+        if self.batch is not None and step >= steps * min(looked + 1, LOOKS) / LOOKS:
+            values, refused = _estimates(self.batch, now(), self.policy, self.seed)
+        self.learned.append(Learned(step=step, figures=dict(figures), values=values, refused=refused))
+        if self.scalars is not None:
+            for tag, number in scalars_of(self.learned[-1]).items():
+                self.scalars.add_scalar(tag, number, step)
+
+
+def scalars_of(learned: Learned) -> dict[str, float]:
+    """Tag -> number: `train/loss`, ...; `CPE/reward/dr`, and its interval, `CPE/reward/dr/low` and `/high`."""
+    found = {f"train/{name.replace('/', '_per_')}": number for name, number in learned.figures.items()}
+    for one in learned.values:
+        tag = f"CPE/{one.metric}/{one.estimator}"
+        found |= {tag: one.value, f"{tag}/low": one.low, f"{tag}/high": one.high}
+    return found
+
+
+def validation(batch: Batch, rows: np.ndarray) -> Batch | None:
+    """The validation units that estimates while training rest on; None: there are none."""
+    if not rows.size:
+        return None
+    rank = np.unique(batch.unit[rows], return_inverse=True)[1]
+    last = int(np.searchsorted(np.cumsum(np.bincount(rank)), MOST_ROWS, side="right"))  # units are in no order of time
+    return batch.take(rows[rank < max(last, 1)]) if len(rows) > MOST_ROWS else batch.take(rows)
+
+
+def _estimates(batch: Batch, policy: Policy, config: PolicyConfig, seed: int) -> tuple[tuple[Estimate, ...], str]:
+    """Of the policy as it would be served, the headline's first; or why there is none."""
+    served = Policy(policy.encoder, policy.scorer, config.learn.explorer)
+    alone = bool((batch.next < 0).all())
+    given = config.evaluate
+    asked = evaluate.Settings(estimators=AFFORDABLE[alone], headline=given.headline, level=given.level)
+    try:
+        found = evaluate.evaluate(batch, served.propensities(batch), asked, seed, config.problem.horizon, served)
+    except Error as error:  # a net that has hardly learned may do what the log never did; training goes on
+        return (), error.message
+    rest = tuple(one for one in found.estimates if one != found.headline)
+    return (found.headline, *rest), ""
+
+
+def read(place: Path) -> tuple[Learned, ...]:
+    """What was seen of the candidate in a directory; nothing if nobody looked."""
+    path = place / LEARNING
+    return msgspec.json.decode(path.read_bytes(), type=tuple[Learned, ...]) if path.exists() else ()
+
+
+@contextmanager
+def tensorboard(directory: Path | None, run: str) -> Iterator[Scalars | None]:
+    """A writer of TensorBoard's event files in a folder of this run; None without a directory.
+
+    Raises:
+        MissingExtra: the `tensorboard` extra is not installed.
+    """
+    if directory is None:
+        yield None
+        return
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise MissingExtra("tensorboardX", "tensorboard") from None
+    with SummaryWriter(str(directory / run)) as writer:
+        yield writer
