@@ -401,7 +401,7 @@ def test_products_of_weights_that_cannot_speak_are_refused_with_the_reason_and_t
     products = {"tis", "sn-tis", "pdis", "sn-pdis", "dr", "wdr"}
     assert {verdict.gate for verdict in found.refused} == products
     assert all("effective" in verdict.reason and verdict.status == "not identified" for verdict in found.refused)
-    assert [e.estimator for e in found.estimates] == ["fqe", "drl"]
+    assert [e.estimator for e in found.estimates] == ["fqe", "smis", "samis", "drl"]
     with pytest.raises(SupportError, match="effective"):
         evaluate(batch, tabular.rows(batch, target), Settings(headline="wdr"), 0, horizon=40)
 

@@ -107,6 +107,8 @@ def table_policy(table: np.ndarray, batch: Batch) -> Policy:
 
 NOT_FOR = {
     ("drl", walks),
+    ("smis", walks),
+    ("samis", walks),
     ("stitched", sequences),
     ("replay", single_decisions),
     ("mips", single_decisions),

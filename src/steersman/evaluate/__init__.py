@@ -302,7 +302,7 @@ def _support(
     bottom = paths.per_cluster(paths.per_episode(np.ones(len(weight))))
     mean, pull = ratio(paths.per_cluster(paths.per_episode(weight)), bottom)
     outside = None
-    if case.headline == "drl" and evidence.marginal is not None:
+    if ESTIMATORS[case.headline].rests_on == "visits" and evidence.marginal is not None:
         outside = evidence.marginal.outside
     if case.headline == "stitched" and evidence.stitch is not None:
         outside = evidence.stitch.outside

@@ -22,7 +22,6 @@ from steersman.evaluate.one_step import (
     control_variate_ips,
     dros,
     ips,
-    mean,
     mips,
     mrdr,
     replay,
@@ -33,6 +32,7 @@ from steersman.evaluate.one_step import (
     switch_dr,
 )
 from steersman.evaluate.trajectories import dr, pdis, sn_pdis, sn_tis, tis, wdr
+from steersman.evaluate.visits import drl, samis, smis
 
 Array = np.ndarray
 
@@ -79,25 +79,6 @@ def direct(evidence: Evidence) -> Terms:
     return replace(drl(evidence) if evidence.marginal is not None else dr(evidence), value=value)
 
 
-def drl(evidence: Evidence) -> Terms:
-    """Double reinforcement learning: mean of v_0 plus the weighted surprises of all rows, by visits not by products.
-
-    V = mean of v_0 + mean over episodes of sum over rows of the row's correction (see `Marginal`). Its error does not
-    grow exponentially with the steps, because it weighs how often a (context, action) is visited, not how likely the
-    whole past was. It assumes that the context tells all that matters of the past, at every step alike.
-    Needs contexts that are few (`cells.py`). Source: Kallus and Uehara 2020, arXiv:1908.08526, eq. 7.
-    """
-    paths, marginal = evidence.paths, evidence.marginal
-    if marginal is None:
-        raise SupportError(
-            "the contexts are too many for tables of visits, or the actions have no names",
-            hint="use stitched or wdr",
-        )
-    episodes = paths.per_episode(marginal.correction)
-    episodes += evidence.v[paths.steps[0]]
-    return mean(evidence, episodes, paths.per_episode(marginal.weight))
-
-
 def stitched(evidence: Evidence) -> Terms:
     """Model-free Monte Carlo: mean return of episodes stitched together from logged steps; see `stitched.py`.
 
@@ -139,6 +120,8 @@ ESTIMATORS: dict[str, Estimator] = {
     "sn-pdis": Estimator(sn_pdis, one_step=False, sequence=True, model=False),
     "wdr": Estimator(wdr, one_step=False, sequence=True),
     "fqe": Estimator(direct, one_step=False, sequence=True, judge=False),
+    "smis": Estimator(smis, one_step=False, sequence=True, rests_on="visits"),
+    "samis": Estimator(samis, one_step=False, sequence=True, rests_on="visits"),
     "drl": Estimator(drl, one_step=False, sequence=True, rests_on="visits"),
     "stitched": Estimator(stitched, one_step=False, sequence=True, model=False, rests_on="matches"),
 }

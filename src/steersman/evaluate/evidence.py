@@ -80,6 +80,22 @@ class Paths:
 
 
 @dataclass(frozen=True, eq=False)
+class Visits:
+    """How often the target would be where the log was, by a marginal of its visits. Cross-fitted.
+
+    Attributes:
+        weight: [N] f64, visits per episode of the row's place by the target, discounted, over the log's.
+        worth: [N] f64, whose sum over an episode is what the episode says of the value, the error of the weights
+            included: the model's value at the start, and the weighted surprise of every row.
+        steps: visits of the target per episode, discounted, in all.
+    """
+
+    weight: Array
+    worth: Array
+    steps: float
+
+
+@dataclass(frozen=True, eq=False)
 class Marginal:
     """How often the target would visit what the log visited, cross-fitted. Made where contexts are finite.
 
@@ -88,11 +104,14 @@ class Marginal:
         correction: [N] f64, the weighted surprise (reward + discount * next value - action value) of the row, summed
             over the steps at which the target would be there.
         outside: share of the target's visits that go where the log never was.
+        by_state, by_pair: the visits by context, and by (context, action).
     """
 
     weight: Array
     correction: Array
     outside: float
+    by_state: Visits
+    by_pair: Visits
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,11 +42,11 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         max_rise: the same for metrics of which less is better, e.g. complaints. All limits must hold together, so
             each may be judged at the level itself.
         min_ess: least effective number of units, where rewards are weighed (ips, snips, dr, sndr, mrdr,
-            ips-cv, replay, pdis, wdr).
+            ips-cv, replay, tis, sn-tis, pdis, sn-pdis, wdr).
         min_ess_share: least effective share of the units there, in [0, 1].
         max_weight_share: largest share of one unit in all weight there, in (0, 1].
-        min_visited: least effective number of units, where logged steps are visited (drl, stitched).
-        max_outside: largest share of the target's steps that go where the log never was (drl), in [0, 1].
+        min_visited: least effective number of units, where logged steps are visited (smis, samis, drl, stitched).
+        max_outside: largest share of the target's steps that go where the log never was (smis, samis, drl), in [0, 1].
         weight_errors: the mean weight must be within this many standard errors of 1.
         max_open_share: largest share of episodes whose end nobody saw, in [0, 1].
         max_unlogged: largest share of the target's decisions on actions that the log never took in comparable

@@ -8,10 +8,11 @@ import numpy as np
 
 from steersman.core.batch import Batch
 from steersman.core.policy import Policy, over_candidates
-from steersman.evaluate.cells import Cells, cells, known_rows, tables_model
+from steersman.evaluate.cells import Cells, cells, known_rows
 from steersman.evaluate.estimators import ESTIMATORS
 from steersman.evaluate.evidence import Model, Paths, Stitch
 from steersman.evaluate.stitched import LEAST_UNITS, Behave, Stitched, mfmc_each
+from steersman.evaluate.tables import tables_model
 from steersman.evaluate.waves import features_of, waves_model
 
 Array = np.ndarray
@@ -59,7 +60,7 @@ class Sequences:
     def fitting(self) -> tuple[str, ...]:
         """Names of the estimators that can be asked here."""
         absent = {"stitched"} if not self.stitchable else set()
-        absent |= {"drl"} if self.table is None else set()
+        absent |= {"drl", "smis", "samis"} if self.table is None else set()
         return tuple(name for name, row in ESTIMATORS.items() if row.sequence and name not in absent)
 
     @property

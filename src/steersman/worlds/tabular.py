@@ -81,7 +81,7 @@ class Bandit:
 class Mdp:
     """A world of episodes: S states, K actions, B successors of each pair; values by dynamic programming.
 
-    After every step the world ends the episode with probability `stop`; at `horizon` steps it ends in any case.
+    After a step the world ends the episode with probability `stop`; at `horizon` steps it ends in any case.
 
     Attributes:
         starts: [S] f64, how often an episode starts in a state; sums to 1.
@@ -89,7 +89,7 @@ class Mdp:
         chance: [S, K, B] f64, how likely each is; sums to 1 over B.
         mean: [S, K] f64, mean reward.
         noise: standard deviation of the normal reward.
-        stop: probability that a step is the last, in [0, 1].
+        stop: probability that a step is the last, in [0, 1]; one for all states, or [S] by the state of the step.
         horizon: steps after which an episode is over; None: no limit, then `stop` is above 0.
         discount: of a reward one step later, in (0, 1].
     """
@@ -99,12 +99,12 @@ class Mdp:
     chance: Array
     mean: Array
     noise: float
-    stop: float
+    stop: float | Array
     horizon: int | None
     discount: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.horizon is None and not self.stop > 0:
+        if self.horizon is None and not np.min(self.stop) > 0:
             raise DataError("without a horizon stop must be above 0, or no episode would end", field="stop")
 
     @property
@@ -152,7 +152,7 @@ class Mdp:
         steps: list[tuple[Array, Array, Array, Array]] = []  # episode, state, action, whether the world stopped it
         while len(episode):
             action = pick(behavior[state], rng)
-            stopped = rng.random(len(episode)) < self.stop
+            stopped = rng.random(len(episode)) < self._stops[state]
             steps.append((episode, state, action, stopped))
             if len(steps) == self.horizon:
                 break
@@ -178,9 +178,14 @@ class Mdp:
             unit=episode,
         )
 
+    @property
+    def _stops(self) -> Array:
+        return np.broadcast_to(self.stop, self.starts.shape)
+
     def _carry(self, value: Array) -> Array:
         """[S] value of being in a state -> [S, K] what it is worth one step earlier."""
-        return self.discount * (1.0 - self.stop) * np.sum(self.chance * value[self.successor], axis=2)
+        goes_on = 1.0 - self._stops[:, None]
+        return self.discount * goes_on * np.sum(self.chance * value[self.successor], axis=2)
 
     def _q_of_endless(self, policy: Array) -> Array:
         states = len(self.starts)
@@ -189,7 +194,7 @@ class Mdp:
             for action in range(self.mean.shape[1]):
                 chance = policy[:, action] * self.chance[:, action, branch]
                 np.add.at(moves, (np.arange(states), self.successor[:, action, branch]), chance)
-        keep = self.discount * (1.0 - self.stop)
+        keep = self.discount * (1.0 - self._stops[:, None])
         value = np.linalg.solve(np.eye(states) - keep * moves, np.sum(policy * self.mean, axis=1))
         return self.mean + self._carry(value)
 
@@ -261,6 +266,59 @@ def garnet(
         mean=rng.random((states, actions)),
         noise=0.5,
         stop=stop,
+        horizon=horizon,
+        discount=discount,
+    )
+
+
+def contest(horizon: int, *, uniform: float, seed: int = 0) -> tuple[Mdp, Array, Array]:
+    """A garnet whose episodes all last to the horizon, with the policies that long logs are judged by.
+
+    The target takes the action with the best value under uniform decisions, but for a fifth of its decisions, which
+    are uniform; the behavior is the target with a share of uniform decisions more.
+
+    Args:
+        uniform: that share: 0.5 is close to the target, 0.85 far.
+    Returns:
+        the world, behavior [S, K], target [S, K].
+    """
+    world = garnet(stop=0.0, horizon=horizon, seed=seed)
+    shape = world.mean.shape
+    best = np.eye(shape[1])[world.q(np.full(shape, 1.0 / shape[1]))[0].argmax(axis=1)]
+    target = mixed(best, 0.2)
+    return world, mixed(target, uniform), target
+
+
+def halved(batch: Batch, actions: int) -> Batch:
+    """The log of somebody who cannot tell the states 2 i and 2 i + 1 apart. Propensities stay what they were."""
+    half = (batch.context.shape[1] - 2) // 2
+    context = np.zeros((len(batch), half + 2), dtype=np.float32)
+    context[np.arange(len(batch)), states(batch) // 2] = 1.0
+    return replace(batch, encoder=encoder(half, actions), context=context)
+
+
+def gridworld(*, horizon: int = 40, discount: float = 0.9) -> Mdp:
+    """A grid of 5 x 5 cells with four walls: moves that slip sideways one time in ten, against a wall one stays.
+
+    Episodes start in a corner; the step that is made in the opposite one pays 1 and ends the episode.
+    """
+    walls = {(1, 1), (1, 3), (3, 1), (3, 3)}
+    cells = [(r, c) for r in range(5) for c in range(5) if (r, c) not in walls]
+    place = {cell: i for i, cell in enumerate(cells)}
+    moves = ((-1, 0), (0, 1), (1, 0), (0, -1))
+
+    def after(cell: tuple[int, int], move: int) -> int:
+        down, right = moves[move % 4]
+        return place.get((cell[0] + down, cell[1] + right), place[cell])
+
+    goal = np.arange(len(cells)) == len(cells) - 1
+    return Mdp(
+        starts=np.eye(len(cells))[0],
+        successor=np.array([[[after(c, k), after(c, k + 1), after(c, k - 1)] for k in range(4)] for c in cells]),
+        chance=np.broadcast_to([0.9, 0.05, 0.05], (len(cells), 4, 3)).copy(),
+        mean=np.repeat(goal[:, None], 4, axis=1).astype(np.float64),
+        noise=0.0,
+        stop=goal.astype(np.float64),
         horizon=horizon,
         discount=discount,
     )
