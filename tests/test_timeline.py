@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from steersman import engine, timeline
 from steersman.core.decision import Numbers, Problem, Ranked
 from steersman.core.errors import DataError
-from steersman.timeline import Built, sql
+from steersman.timeline import Built, once, sql
 from timeline_log import FAR, Files, Row, S, decision, log, outcome, parquet, problem, shuffled_log
 
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -557,17 +557,33 @@ def test_other_kinds_of_actions_are_refused(tables, tmp_path, actions):
         build(tables, log(tmp_path, [decision("d1")]), problem(actions=actions))
 
 
-def test_ids_that_share_a_key_stay_different(tables, tmp_path):
-    """Repeated ids are found by their hashes. Here all ids of one length share a key, and only copies are dropped."""
-    rows = [decision(id, at_s=i) for i, id in enumerate(["a", "b", "a", "cc", "dd", "dd", "eee"])]
-    tables.view("decisions", log(tmp_path, rows).decisions, row=sql.ROW)
-    columns = sql.columns_of(tables, "decisions")
-    key = "LENGTH(id)"
-    assert sql._again(tables, "decisions", key) == 6
-    sql._keep_first(tables, "decisions", columns, key)
-    once = tables.query(sql._once("decisions", columns, sql.Seen(7, 5, 0, key)) + " ORDER BY id")
-    assert once["id"].tolist() == ["a", "b", "cc", "dd", "eee"]
-    assert once["at"].tolist() == [0, S, 3 * S, 4 * S, 6 * S]
+@pytest.mark.parametrize("key", ["LENGTH({})::UBIGINT", "(HASH({}) % 3)::UBIGINT"])
+def test_ids_that_share_a_key_stay_different(tables, tmp_path, monkeypatch, key):
+    """Ids and units are told apart by hashes of their names. Here different names share one, and nothing changes."""
+    rng = np.random.default_rng(3)
+    decisions = [decision(f"d{i}" * (1 + i % 3), f"u{i % 7}", float(rng.integers(20)), x=float(i)) for i in range(60)]
+    outcomes = [
+        outcome(
+            f"o{i % 90}",
+            f"nobody{i}" if i % 9 == 0 else decisions[int(rng.integers(60))]["id"],
+            float(rng.integers(30)),
+            "terminated" if i % 11 == 0 else None,
+            r=float(rng.normal()),
+        )
+        for i in range(120)
+    ]
+    files = log(tmp_path, [*decisions, *decisions[::6]], outcomes)
+    window = {"since": 1 * S, "until": 9 * S, "as_of": 25 * S}
+    want = build(tables, files, **window)
+    monkeypatch.setattr(once, "KEY", key)
+    monkeypatch.setattr(sql, "KEY", key)
+    found = build(tables, files, **window)
+    assert found.digest == want.digest
+    assert found.counts == want.counts
+    assert found.counts.duplicates > 0
+    assert found.counts.duplicate_outcomes > 0
+    assert found.counts.dangling > 0
+    assert found.decision_ids.tolist() == want.decision_ids.tolist()
 
 
 # --- parts

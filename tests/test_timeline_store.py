@@ -14,7 +14,6 @@ from steersman.core.batch import array_fields
 from steersman.core.decision import One
 from steersman.core.errors import ConflictError, DataError, NotFoundError
 from steersman.timeline import Built
-from steersman.timeline.built import Ids
 from timeline_log import FAR, decision, log, outcome, problem
 
 
@@ -85,7 +84,8 @@ def test_a_build_is_written_once(built, tmp_path):
 
 
 def test_a_build_that_can_not_be_written_whole_is_not_there(built, tmp_path):
-    broken = replace(built, ids=Ids(np.array(["\ud800"] * len(built), dtype=object)))
+    raw = replace(built.raw, ids=np.full(built.raw.ids.shape, "\ud800", dtype=object))
+    broken = replace(built, raw=raw)
     with pytest.raises(UnicodeEncodeError):
         timeline.save(broken, tmp_path / "build")
     assert list(tmp_path.iterdir()) == []

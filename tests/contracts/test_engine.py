@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import sys
 from collections.abc import Iterator
@@ -159,6 +160,44 @@ def test_rows_are_numbered_through_the_files_and_taken_by_their_numbers(engine: 
     rows = engine.query("SELECT x, row FROM numbered")
     assert np.array_equal(rows["x"], rows["row"])
     assert engine.take("numbered", {"y": "x * 10"}, np.array([7, 0, 7]))["y"].tolist() == [70, 0, 70]
+
+
+def test_a_stream_has_all_rows_in_their_order_and_says_what_it_can_not_give(engine: Engine, tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{i}.parquet") for i in range(2)]
+    for i, file in enumerate(files):
+        engine.copy(f"SELECT x + {200_000 * i} AS x FROM range(200000) AS t(x) ORDER BY x", Path(file))
+    engine.view("streamed", files)
+    found: dict[str, list[object]] = {"x": [], "half": [], "name": []}
+
+    def take(some: dict) -> None:
+        found["x"] += some["x"].tolist()
+        found["half"] += some["half"].tolist()
+        names = some["name"]
+        body, bounds = names.utf8.tobytes(), names.bounds.tolist()
+        found["name"] += [body[a:b].decode() for a, b in itertools.pairwise(bounds)]
+
+    sql = (
+        "SELECT x, x / 2 AS half, CASE WHEN x % 7 = 0 THEN '' ELSE 'é' || CAST(x AS VARCHAR) END AS name FROM streamed"
+    )
+    if engine.distributed:
+        with pytest.raises(DataError, match="many machines"):
+            engine.stream(sql, take)
+        return
+    engine.stream(sql, take)
+    assert found["x"] == list(range(400_000))
+    assert found["half"] == [x / 2 for x in range(400_000)]
+    assert found["name"] == ["" if x % 7 == 0 else f"é{x}" for x in range(400_000)]
+    engine.stream("SELECT x FROM streamed WHERE x < 0", take)
+    assert len(found["x"]) == 400_000
+    with pytest.raises(DataError, match="2 of 3 rows have no y"):
+        engine.stream("SELECT CASE WHEN x = 1 THEN x END AS y FROM streamed WHERE x < 3", take)
+    with pytest.raises(DataError, match="y has the Arrow format"):
+        engine.stream("SELECT [x] AS y FROM streamed", take)
+    with pytest.raises(DataError):
+        engine.stream("SELECT nothing FROM streamed", take)
+    with pytest.raises(DataError):
+        engine.stream("SELECT CAST('x' || CAST(x AS VARCHAR) AS BIGINT) AS y FROM streamed", take)
+    assert engine.query("SELECT COUNT(*) AS n FROM streamed")["n"].tolist() == [400_000]
 
 
 def test_a_copy_has_the_order_of_its_statement(engine: Engine, tmp_path: Path) -> None:

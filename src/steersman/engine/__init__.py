@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from steersman.core.errors import ConfigError, DataError, did_you_mean
+from steersman.engine.stream import Columns as Streamed
 
 ENGINES: dict[str, str] = {"duckdb": "steersman.engine.duckdb:DuckDB", "spark": "steersman.engine.spark:Spark"}
 """Name -> module:class, loaded on use. An engine is one file here and one row."""
@@ -26,7 +27,7 @@ class Engine(Protocol):
 
     Attributes:
         name: of the engine, as in ENGINES.
-        distributed: its rows have no numbers, so `view` takes no `row`, and `take` is refused.
+        distributed: its rows have no numbers, so `view` takes no `row`, and `take` and `stream` are refused.
     """
 
     name: str
@@ -67,6 +68,19 @@ class Engine(Protocol):
             rows: [N] i64, as the view's `row` counts them, in any order; None: all, in their order.
         Returns:
             column -> [N], as `query` does.
+        """
+        ...
+
+    def stream(self, sql: str, each: Callable[[Streamed], None]) -> None:
+        """Read the rows of one SQL statement, some at a time, in the order of their files unless it gives another.
+
+        All of them are never in memory, and nothing is copied. Only an engine on one machine has an order.
+
+        Args:
+            sql: its columns are numbers of 64 bits, FLOAT, UTINYINT or texts, none of them null.
+            each: called with column -> [rows]. It copies what it keeps, and asks this engine nothing meanwhile.
+        Raises:
+            DataError: the statement is wrong, or a column is null somewhere or of another type.
         """
         ...
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from steersman.core.errors import ConfigError, DataError, Error, NotFoundError
 from steersman.engine import identifier, literal, shard_paths
 from steersman.engine.disk import appearing, replacing
+from steersman.engine.stream import Columns as Streamed
+from steersman.engine.stream import StreamError, batches
 
 _SHARDED = "steersman_sharded"
 
@@ -45,6 +48,7 @@ class DuckDB:
         self._one_at_a_time = threading.Lock()
         self._connection.execute("SET TimeZone = 'UTC'")
         self._connection.execute("SET enable_progress_bar = false")  # standard output is for answers
+        self._connection.execute("SET streaming_buffer_size = '16MB'")  # goes on reading while NumPy works
 
     def view(self, name: str, files: Sequence[str], *, row: str = "") -> None:
         """See `Engine.view`."""
@@ -74,6 +78,15 @@ class DuckDB:
         if rows is None:
             return {name: _column(name, found.pop(name)) for name in list(found)}
         return {name: _column(name, found.pop(name)[rows]) for name in list(found)}
+
+    def stream(self, sql: str, each: Callable[[Streamed], None]) -> None:
+        """See `Engine.stream`."""
+        with self._one_at_a_time, _told(sql):
+            rows = self._connection.sql(sql)
+            if rows is None:
+                raise DataError(f"{_short(sql)} is not a query", hint="a stream is what a SELECT gives")
+            for some in batches(rows.__arrow_c_stream__()):
+                each(some)
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> dict[str, np.ndarray]:
         """See `Engine.query`."""
@@ -112,24 +125,30 @@ class DuckDB:
         self._connection.close()
 
     def _run(self, sql: str, parameters: Sequence[object] = ()) -> dict[str, np.ndarray]:
-        try:
-            with self._one_at_a_time:
-                statements = self._connection.extract_statements(sql)
-                if len(statements) != 1:
-                    raise DataError(f"{len(statements)} SQL statements, must be one: {_short(sql)}")
-                return self._connection.execute(statements[0], list(parameters)).fetchnumpy()
-        except duckdb.OutOfMemoryException as error:
+        with self._one_at_a_time, _told(sql):
+            statements = self._connection.extract_statements(sql)
+            if len(statements) != 1:
+                raise DataError(f"{len(statements)} SQL statements, must be one: {_short(sql)}")
+            return self._connection.execute(statements[0], list(parameters)).fetchnumpy()
+
+
+@contextmanager
+def _told(sql: str) -> Iterator[None]:
+    """What DuckDB says of a statement as an error of ours."""
+    try:
+        yield
+    except (duckdb.Error, StreamError) as error:
+        message = _first_line(error)
+        if isinstance(error, duckdb.OutOfMemoryException) or message.startswith("Out of Memory"):
             raise Error(
-                f"the engine is out of memory: {_first_line(error)}",
+                f"the engine is out of memory: {message}",
                 hint="raise engine.memory_limit, or give it a temp_directory with more space",
             ) from None
-        except duckdb.IOException as error:
-            message = _first_line(error)
+        if isinstance(error, duckdb.IOException) or message.startswith("IO Error"):
             if "No files found" in message or "No such file" in message:
                 raise NotFoundError(message) from None
             raise DataError(message) from None
-        except duckdb.Error as error:
-            raise DataError(f"{_first_line(error)} in {_short(sql)}", hint="is the SQL right?") from None
+        raise DataError(f"{message} in {_short(sql)}", hint="is the SQL right?") from None
 
 
 def _first_line(error: Exception) -> str:

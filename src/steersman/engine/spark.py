@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from steersman.core.errors import ConfigError, ConflictError, DataError, Error, MissingExtra, NotFoundError
 from steersman.engine import identifier, shard_paths
 from steersman.engine.disk import appearing, make_directory, replacing
+from steersman.engine.stream import Columns as Streamed
 
 try:
     import pyarrow as pa
@@ -99,6 +100,10 @@ class Spark:
     def take(self, view: str, columns: Mapping[str, str], rows: np.ndarray | None) -> dict[str, np.ndarray]:
         """See `Engine.take`: refused."""
         raise _without_rows(view)
+
+    def stream(self, sql: str, each: Callable[[Streamed], None]) -> None:
+        """See `Engine.stream`: refused."""
+        raise _without_rows(dialect.short(sql))
 
     def keep(self, name: str, sql: str) -> None:
         """See `Engine.keep`. It is Parquet in the directory for temporary files, so nothing is computed twice."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,21 +15,22 @@ from steersman.core.errors import DataError
 from steersman.core.features import Encoder, Raw
 from steersman.core.profile import Profile
 from steersman.engine import Engine
+from steersman.engine.stream import Texts
 from steersman.timeline import assertions, choices, episodes, facts, fields, filters, sql
-from steersman.timeline.built import CONTEXT_NUMBERS, Built, Counts, Files, Ids, RawRows, digest_of, write_header
+from steersman.timeline.built import CONTEXT_NUMBERS, DECISION_IDS, Built, Counts, Files, Ids, RawRows
 from steersman.timeline.episodes import NO_END, TERMINATED, TRUNCATED, Rows
 from steersman.timeline.facts import Facts
 from steersman.timeline.fields import Field
 from steersman.timeline.filters import LeftOut
+from steersman.timeline.heard import Asked
+from steersman.timeline.numbers import Numbers
 from steersman.timeline.order import order
 from steersman.timeline.settings import Settings
-from steersman.timeline.sql import ROW, Census, Columns, Places, Tables
+from steersman.timeline.sql import ROW, Census, Columns, Places, Tables, Units
 from steersman.timeline.statistics import Source
+from steersman.timeline.texts import Pen, picked
 
 _PLAIN = Settings()
-
-_AT_ONCE_BYTES = 256 << 20
-"""Columns of the context are read in groups of about this size; if there are several groups, onto the disk."""
 
 
 def build(  # noqa: PLR0913 - a window is three numbers
@@ -57,30 +58,36 @@ def build(  # noqa: PLR0913 - a window is three numbers
         DataError: no decision enters, a row breaks a law or an assertion does not hold; it names the decision.
     """
     names = _named_actions(problem)
-    tables = sql.tables(engine, files, sql.window(problem, since, until, as_of))
+    pen = Pen(into / f"{DECISION_IDS}.utf8.npy" if into else None)
+    tables = sql.tables(engine, files, sql.window(problem, since, until, as_of), pen)
+    ids = pen.texts()
     census = census_of(tables)
     assertions.check(tables, settings.assertions)
     assertions.check_actions(tables, settings.actions)
     plan = plan_of(tables, problem, encoder, settings)
     steps = tables.steps(sql.action_among(plan.same_ids))
     with ThreadPoolExecutor(1) as engine_ahead:  # the engine goes on while we sort
-        outcomes = engine_ahead.submit(facts.ask, tables, problem)
-        stored = engine_ahead.submit(_store_ids, tables, into)
-        steps, clock, decisions = _ordered(tables, steps)
+        listed = engine_ahead.submit(tables.units)
+        outcomes = engine_ahead.submit(facts.ask, tables, problem, Asked.of(tables, steps, ids))
+        units = listed.result()
+        steps, clock, decisions = _ordered(tables, units, steps, ids)
         _check_steps(steps, decisions)
+        same = plan.same_ids is not None
+        choice = engine_ahead.submit(choices.gather, tables, plan.candidate, decisions, same=same)
+        numbers = _numbers(tables, plan.context, into, engine_ahead)
         came = facts.gather(outcomes.result(), problem, decisions)
-    offered = choices.gather(tables, plan.candidate, decisions, same=plan.same_ids is not None)
-    choices.check_names(offered, names, decisions)
-    rewards = facts.rewards(problem, came, decisions)
-    rewards = reward.shaped(rewards, steps["action"], offered.ids, problem.shaping, decisions)
-    rows = Rows(steps["unit"], steps["at"], steps["step"], clock, came.ends, came.late_ends)
-    ordered = episodes.cut(rows, problem.horizon, problem.horizon_s, tables.window.seen_until)
-    left = filters.leave_out(rows, ordered, settings)
-    rows, ordered = left.rows, left.episodes
-    kept: slice | np.ndarray = slice(None)
-    if len(left.places) < len(steps["unit"]):
-        kept, offered = left.places, choices.taken(offered, left.places)
-    context, digests = _context(tables, plan.context, decisions.rows[kept], into)
+        offered = choice.result()
+        choices.check_names(offered, names, decisions)
+        rewards = facts.rewards(problem, came, decisions)
+        rewards = reward.shaped(rewards, steps["action"], offered.ids, problem.shaping, decisions)
+        rows = Rows(steps["unit"], steps["at"], steps["step"], clock, came.ends, came.late_ends)
+        ordered = episodes.cut(rows, problem.horizon, problem.horizon_s, tables.window.seen_until)
+        left = filters.leave_out(rows, ordered, settings)
+        rows, ordered = left.rows, left.episodes
+        kept: slice | np.ndarray = slice(None)
+        if len(left.places) < len(steps["unit"]):
+            kept, offered = left.places, choices.taken(offered, left.places)
+        context, digests = _context(tables, plan.context, decisions.rows[kept], numbers, into)
     former = steps["unit"][kept]
     return Built(
         encoder=plan.encoder,
@@ -95,9 +102,9 @@ def build(  # noqa: PLR0913 - a window is three numbers
         unit=rows.unit,
         metric_names=came.names,
         at=rows.at,
-        ids=_ids(tables, decisions.rows[kept], stored.result()),
-        draws=tables.draws()[former[np.append(True, former[1:] != former[:-1])]],
-        counts=_counts(tables, census, came, left, steps["estimated"]),
+        ids=Ids(decisions.rows[kept], ids.bounds[1:], ids.utf8),
+        draws=units.draws[former[np.append(True, former[1:] != former[:-1])]],
+        counts=_counts(census, came, left, steps["estimated"]),
         since=since,
         until=until,
         profiles=plan.profiles,
@@ -105,10 +112,16 @@ def build(  # noqa: PLR0913 - a window is three numbers
     )
 
 
-def _ordered(tables: Tables, steps: Columns) -> tuple[Columns, np.ndarray, Places]:
-    """The steps of all decisions in their order, the clock of each ([N] i8), and where each came from."""
+def _ordered(tables: Tables, units: Units, steps: Columns, ids: Texts) -> tuple[Columns, np.ndarray, Places]:
+    """The steps of all decisions in their order, the clock of each ([N] i8), and where each came from.
+
+    Args:
+        ids: of all rows of the view.
+    """
+    unit = tables.numbers(units, steps)
     rows = steps.pop(ROW)
-    found = order(steps.pop("unit"), steps["at"], steps["step"], lambda some: tables.ids(rows[some]))
+    del steps["unit"]
+    found = order(unit, steps["at"], steps["step"], lambda some: picked(ids, rows[some]))
     for name in list(steps):
         steps[name] = steps.pop(name)[found.places]  # one column at a time
     return steps | {"unit": found.unit}, found.clock, Places(tables, rows[found.places])
@@ -192,68 +205,31 @@ def _check_steps(steps: Columns, decisions: Places) -> None:
         )
 
 
+def _numbers(tables: Tables, wanted: Sequence[Field], into: Path | None, engine_ahead: Executor) -> Numbers | None:
+    """The numbers of the context, on their way to the disk if there is one."""
+    columns = [field for field in wanted if field.reads == "number"]
+    if into is None or not columns:
+        return None
+    return Numbers(tables, columns, engine_ahead)
+
+
 def _context(
-    tables: Tables, wanted: Sequence[Field], rows: np.ndarray, into: Path | None
+    tables: Tables, wanted: Sequence[Field], rows: np.ndarray, numbers: Numbers | None, into: Path | None
 ) -> tuple[Raw, dict[str, bytes]]:
-    """The fields of the context at these rows; many numbers go to the disk, with their digest."""
-    at_once = max(_AT_ONCE_BYTES // (8 * len(rows)), 1)
-    numbers = [field for field in wanted if field.reads == "number"]
-    if into is None or len(numbers) <= at_once:
+    """The fields of the context at these rows, and the digest of what lies on the disk."""
+    if numbers is None or into is None:
         return _fields(tables, wanted, rows), {}
     path = into / f"{CONTEXT_NUMBERS}.npy"
-    groups = [numbers[start : start + at_once] for start in range(0, len(numbers), at_once)]
-    digest = _numbers_to_disk(tables, groups, rows, path)
+    digest = numbers.write(rows, path)
     others = _fields(tables, [field for field in wanted if field.reads != "number"], rows)
     return Raw(np.load(path, mmap_mode="r"), others.texts, others.lists), {CONTEXT_NUMBERS: digest}
-
-
-def _numbers_to_disk(tables: Tables, groups: Sequence[Sequence[Field]], rows: np.ndarray, path: Path) -> bytes:
-    """Write a column after the other while the engine reads the next ones; their digest.
-
-    One buffer takes them all: a gigabyte of memory that is touched for the first time costs more than its sorting.
-    """
-    n, width = len(rows), sum(map(len, groups))
-    digest = digest_of((n, width), np.dtype("<f8"))
-    column = np.empty(n)
-
-    def read(group: Sequence[Field]) -> Columns:
-        return tables.fields(fields.columns_of(group), None)
-
-    with path.open("wb") as file, ThreadPoolExecutor(1) as engine:
-        write_header(file, (n, width), column.dtype, by_columns=True)
-        reading = [engine.submit(read, groups[0])]
-        for i, group in enumerate(groups):
-            found = reading.pop().result()
-            if i + 1 < len(groups):
-                reading.append(engine.submit(read, groups[i + 1]))
-            for field in group:
-                if field.column:
-                    np.take(found.pop(field.column), rows, out=column, mode="clip")
-                    column += 0.0  # makes a negative zero a zero: they are one value
-                else:
-                    column.fill(np.nan)
-                digest.update(column.data)
-                file.write(column.data)
-    return digest.digest()
 
 
 def _fields(tables: Tables, wanted: Sequence[Field], rows: np.ndarray) -> Raw:
     return fields.raw(wanted, tables.fields(fields.columns_of(wanted), rows), len(rows))
 
 
-def _store_ids(tables: Tables, into: Path | None) -> Path | None:
-    if into is None:
-        return None
-    path = into / "decision_ids.parquet"
-    tables.engine.copy(tables.sql(f"SELECT {ROW}, id FROM kept"), path, small=False)
-    return path
-
-
-def _ids(tables: Tables, rows: np.ndarray, stored: Path | None) -> Ids:
-    return Ids(tables.ids(rows)) if stored is None else Ids(stored, rows)
-
-
-def _counts(tables: Tables, census: Census, came: Facts, left: LeftOut, estimated: np.ndarray) -> Counts:
+def _counts(census: Census, came: Facts, left: LeftOut, estimated: np.ndarray) -> Counts:
     rows, ordered = left.rows, left.episodes
     last = ordered.next < 0
     return Counts(
@@ -269,8 +245,8 @@ def _counts(tables: Tables, census: Census, came: Facts, left: LeftOut, estimate
         outcomes=came.outcomes,
         late=came.late,
         late_ends=int(rows.late_ends.sum()),
-        dangling=tables.dangling(came.strangers, census.entering),
-        duplicate_outcomes=tables.duplicate_outcomes(),
+        dangling=came.dangling,
+        duplicate_outcomes=came.duplicates,
         without_outcome=int(came.without[left.places].sum()),
         units=int(rows.unit[-1]) + 1,
         episodes=int(last.sum()),

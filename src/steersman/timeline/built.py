@@ -14,13 +14,13 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from msgspec import Struct
 
-from steersman import engine
 from steersman.core.batch import Batch
 from steersman.core.features import Encoder, Raw
 from steersman.core.profile import Profile
 from steersman.engine.disk import replacing
 
 CONTEXT_NUMBERS = "context_numbers"
+DECISION_IDS = "decision_ids"
 
 _BLOCK = 16_384
 """Rows that are encoded at once."""
@@ -127,25 +127,32 @@ def without_repeats(array: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Ids:
-    """Ids of decisions in their order; read when somebody asks, for ten million texts are a gigabyte.
+    """Ids of decisions as their bytes; texts are made of them when somebody asks, for ten million are a gigabyte.
 
     Attributes:
-        held: [N] object; or a Parquet file of them in any order, with the columns row and id.
-        rows: [N] i64, the row of each, if it is a file.
+        codes: [N] i64, which of the texts the id of each is.
+        ends: [T] i64, where each text ends.
+        utf8: [bytes] u8, the texts one after the other.
     """
 
-    held: np.ndarray | Path
-    rows: np.ndarray | None = None
+    codes: np.ndarray
+    ends: np.ndarray
+    utf8: np.ndarray
 
     def values(self) -> np.ndarray:
         """[N] object."""
-        if not isinstance(self.held, Path) or self.rows is None:
-            return np.asarray(self.held)
-        tables = engine.open("duckdb")
-        tables.view("ids", [str(self.held)])
-        found = tables.query('SELECT "row", id FROM ids ORDER BY "row"')
-        tables.close()
-        return found["id"][np.searchsorted(found["row"], self.rows)]
+        return texts_of(self.ends, self.utf8)[self.codes]
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As `coded_as` has them."""
+        return {f"{DECISION_IDS}.{name}": getattr(self, name) for name in ("codes", "ends", "utf8")}
+
+
+def texts_of(ends: np.ndarray, utf8: np.ndarray) -> np.ndarray:
+    """[T] object, the texts of which `coded_as` tells where they end."""
+    stops, body = ends.tolist(), utf8.tobytes()
+    return np.array([body[start:stop].decode() for start, stop in zip([0, *stops], stops, strict=False)], dtype=object)
 
 
 @dataclass(frozen=True, eq=False)

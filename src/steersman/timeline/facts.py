@@ -10,8 +10,10 @@ import numpy as np
 from steersman.core import reward
 from steersman.core.decision import Problem, Rule
 from steersman.core.errors import DataError, did_you_mean
+from steersman.timeline import heard
 from steersman.timeline.episodes import NO_END, TERMINATED, TRUNCATED
-from steersman.timeline.sql import INSIDE, LATE, ROW, UNKNOWN_END, Columns, Places, Tables
+from steersman.timeline.heard import Asked, Heard
+from steersman.timeline.sql import LATE, ROW, UNKNOWN_END, Places, Tables
 
 _PREFIX = "metrics."
 
@@ -26,7 +28,7 @@ class Facts:
         ends: [N] i8, NO_END, TRUNCATED or TERMINATED: what came in time.
         late_ends: [N] bool, an `ends` came too late and none in time.
         outcomes, late: how many outcomes came in time, and after it.
-        strangers: how many outcomes stamped within the window are of decisions that do not enter.
+        duplicates, dangling: how many outcomes have an id that was seen before, and are of no decision at all.
         without: [N] bool, no outcome came in time.
     """
 
@@ -36,35 +38,36 @@ class Facts:
     late_ends: np.ndarray
     outcomes: int
     late: int
-    strangers: int
+    duplicates: int
+    dangling: int
     without: np.ndarray
 
 
-def ask(tables: Tables, problem: Problem) -> Columns:
-    """The outcomes as the engine has them.
+def ask(tables: Tables, problem: Problem, asked: Asked) -> Heard:
+    """The outcomes as the log has them, each with its decision.
 
     Raises:
-        DataError: a metric is not a number.
+        DataError: a metric is not a number, or an outcome has no id, no decision or no instant.
     """
     logged = sorted(column for column in tables.outcomes if column.startswith(_PREFIX))
     for column in logged:
         if tables.outcomes[column] != "number":
             raise DataError(f"{column} is a {tables.outcomes[column]}, must be a number", field=column)
     if not tables.outcomes:
-        return dict.fromkeys((ROW, "told"), np.zeros(0, np.int64))
-    return tables.facts(logged, ordered=_need_order(problem, logged))
+        return Heard({ROW: np.zeros(0, np.int64), "told": np.zeros(0, np.uint8)}, 0, 0)
+    return heard.read(tables, logged, asked, ordered=_need_order(problem, logged))
 
 
-def gather(found: Columns, problem: Problem, decisions: Places) -> Facts:
+def gather(heard: Heard, problem: Problem, decisions: Places) -> Facts:
     """The outcomes of the decisions in their places, combined by the rules of the problem.
 
     Args:
-        found: of `ask`; it is used up.
+        heard: of `ask`; its columns are used up.
     Raises:
         DataError: an outcome ends an episode in a way we do not know.
     """
-    n = len(decisions)
-    told, known = found.pop("told").astype(np.int8), found[ROW] >= 0
+    n, found = len(decisions), heard.columns
+    told, known = found.pop("told").view(np.int8), found[ROW] >= 0
     row = decisions.of(found.pop(ROW))
     late, ends = (told & LATE) > 0, told & UNKNOWN_END
     bad = np.flatnonzero(known & (ends == UNKNOWN_END))
@@ -78,12 +81,21 @@ def gather(found: Columns, problem: Problem, decisions: Places) -> Facts:
     columns = {name.removeprefix(_PREFIX): found.pop(name)[in_time] for name in list(found)}
     of_row = _strongest(row, ends * in_time, n)
     late_ends = (_strongest(row, ends * (known & late), n) > 0) & (of_row == NO_END)
-    strangers = int((((told & INSIDE) > 0) & ~known).sum())
     row = row[in_time]
     names, metrics = _metrics(row, columns, n, problem)
     without = np.ones(n, dtype=bool)
     without[row] = False
-    return Facts(names, metrics, of_row, late_ends, len(row), int((known & late).sum()), strangers, without)
+    return Facts(
+        names,
+        metrics,
+        of_row,
+        late_ends,
+        len(row),
+        int((known & late).sum()),
+        heard.duplicates,
+        heard.dangling,
+        without,
+    )
 
 
 def _need_order(problem: Problem, columns: Sequence[str]) -> bool:

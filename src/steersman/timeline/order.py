@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steersman.timeline import keys
 from steersman.timeline.episodes import BY_STEP, BY_TIME, BY_TIME_AND_STEP
 
 
@@ -25,14 +26,14 @@ class Order:
     clock: np.ndarray
 
 
-def order(unit: np.ndarray, at: np.ndarray, step: np.ndarray, ids_of: Callable[[np.ndarray], np.ndarray]) -> Order:
+def order(unit: np.ndarray, at: np.ndarray, step: np.ndarray, ids_of: Callable[[np.ndarray], list[str]]) -> Order:
     """Order decisions that come in any order; see the order inside a unit in `steersman.timeline`.
 
     Args:
         unit: [N] i64, 0, 1, ..., whose decision it is.
         at: [N] i64, microseconds UTC.
         step: [N] i64, -1: none.
-        ids_of: decisions ([M] i64) to their ids ([M] object); asked only about those that nothing else orders.
+        ids_of: decisions ([M] i64) to their ids; asked only about those that nothing else orders.
     """
     without = np.zeros(int(unit.max()) + 1, dtype=bool)
     without[unit[step < 0]] = True
@@ -61,7 +62,7 @@ def _sorted(unit: np.ndarray, key: np.ndarray) -> np.ndarray:
         both = unit * span
         both += key
         both -= low
-        return np.argsort(both)
+        return keys.ordered(both)
     return np.lexsort((key, unit))
 
 
@@ -70,10 +71,10 @@ def _same(unit: np.ndarray, key: np.ndarray) -> np.ndarray:
     return (unit[1:] == unit[:-1]) & (key[1:] == key[:-1])
 
 
-def _settle(places: np.ndarray, same: np.ndarray, ids_of: Callable[[np.ndarray], np.ndarray]) -> None:
+def _settle(places: np.ndarray, same: np.ndarray, ids_of: Callable[[np.ndarray], list[str]]) -> None:
     """Put runs of equal decisions in the order of their ids, in place."""
     where = np.flatnonzero(np.append(same, False) | np.append(False, same))
     run = np.cumsum(~np.append(False, same))[where]
-    ids = ids_of(places[where]).tolist()
+    ids = ids_of(places[where])
     by_id = sorted(range(len(where)), key=lambda i: (run[i], ids[i]))
     places[where] = places[where][by_id]

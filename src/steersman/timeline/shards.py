@@ -92,7 +92,7 @@ def build_shards(  # noqa: PLR0913 - a window is three numbers
         waiting=census.waiting,
         deferred=census.deferred,
         duplicates=census.logged - census.waiting - census.deferred - census.entering,
-        dangling=tables.dangling(None, census.entering),
+        dangling=tables.dangling(),
         duplicate_outcomes=tables.duplicate_outcomes(),
     )
     return [replace(parts[0], counts=of_the_whole), *parts[1:]]
@@ -138,12 +138,22 @@ def joined(parts: Sequence[Built]) -> Built:
         unit=np.concatenate([part.unit + at for part, at in zip(parts, units, strict=False)]),
         metric_names=names,
         at=np.concatenate([part.at for part in parts]),
-        ids=Ids(np.concatenate([part.decision_ids for part in parts])),
+        ids=_ids([part.ids for part in parts]),
         draws=np.concatenate([part.draws for part in parts]),
         counts=add_up([part.counts for part in parts]),
         since=first.since,
         until=first.until,
         profiles=first.profiles,
+    )
+
+
+def _ids(parts: Sequence[Ids]) -> Ids:
+    texts = np.cumsum([0, *(len(ids.ends) for ids in parts)])
+    size = np.cumsum([0, *(len(ids.utf8) for ids in parts)])
+    return Ids(
+        np.concatenate([ids.codes + before for ids, before in zip(parts, texts, strict=False)]),
+        np.concatenate([ids.ends + before for ids, before in zip(parts, size, strict=False)]),
+        np.concatenate([ids.utf8 for ids in parts]),
     )
 
 

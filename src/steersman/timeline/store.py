@@ -16,10 +16,10 @@ from steersman.core.errors import DataError, NotFoundError
 from steersman.core.features import Encoder, Raw
 from steersman.core.profile import Profile
 from steersman.engine.disk import appearing
-from steersman.timeline.built import STEPS, Built, Counts, Ids, RawRows, coded_as, write_header
+from steersman.timeline.built import DECISION_IDS, STEPS, Built, Counts, Ids, RawRows, texts_of, write_header
 from steersman.timeline.shards import joined
 
-_FORMAT = 3
+_FORMAT = 4
 _INDEX = "build.json"
 
 
@@ -146,16 +146,14 @@ def _write_parts(parts: Sequence[Built], directory: Path) -> None:
 def _read(directory: Path, index: _Index) -> Built:
     n = index.rows
     steps: dict[str, Any] = {name: _rows(directory, name, n) for name in STEPS}
-    ids, rows = _file(directory, "decision_ids", ".parquet"), _file(directory, "decision_rows")
     ids_of_candidates = _texts(directory, "candidate_ids", n)
-    held = ids if ids.exists() else _texts(directory, "decision_ids")
     return Built(
         encoder=index.encoder,
         raw=RawRows(_raw(directory, "context", n), _raw(directory, "candidate", n), ids_of_candidates),
         **steps,
         metric_names=index.metric_names,
         at=_map(directory, "at"),
-        ids=Ids(held, _map(directory, "decision_rows") if rows.exists() else None),
+        ids=Ids(*(_map(directory, f"{DECISION_IDS}.{part}") for part in ("codes", "ends", "utf8"))),
         draws=_map(directory, "draws"),
         counts=index.counts,
         since=index.since,
@@ -174,15 +172,8 @@ def _raw(directory: Path, name: str, n: int) -> Raw:
 
 
 def _write(built: Built, directory: Path) -> None:
-    for name, array in built.arrays.items():
+    for name, array in (built.arrays | built.ids.arrays).items():
         _write_array(directory, name, array)
-    if isinstance(built.ids.held, Path):
-        built.ids.held.rename(_file(directory, "decision_ids", ".parquet"))
-    else:
-        for part, array in coded_as("decision_ids", built.ids.held).items():
-            _write_array(directory, part, array)
-    if built.ids.rows is not None:
-        _write_array(directory, "decision_rows", built.ids.rows)
     index = _Index(
         format=_FORMAT,
         rows=len(built),
@@ -221,9 +212,7 @@ def _rows(directory: Path, name: str, n: int) -> np.ndarray:
 
 def _texts(directory: Path, name: str, n: int | None = None) -> np.ndarray:
     """[n, ...] object; equal texts are one object."""
-    ends = _map(directory, f"{name}.ends").tolist()
-    utf8 = _map(directory, f"{name}.utf8").tobytes()
-    texts = np.array([utf8[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)], dtype=object)
+    texts = texts_of(_map(directory, f"{name}.ends"), _map(directory, f"{name}.utf8"))
     rows = texts[_map(directory, f"{name}.codes")]
     return rows if n is None else _repeated(rows, n)
 
@@ -242,5 +231,5 @@ def _map(directory: Path, name: str) -> np.ndarray:
         raise DataError(f"{path} is damaged: {error}", hint="build it again") from None
 
 
-def _file(directory: Path, name: str, suffix: str = ".npy") -> Path:
-    return directory / f"{name}{suffix}"
+def _file(directory: Path, name: str) -> Path:
+    return directory / f"{name}.npy"
