@@ -180,12 +180,15 @@ def test_a_policy_of_numbers_gives_densities_draws_and_means_of_its_scorer():
     explorer = Gaussian(0.1, floor=0.05)
     policy = Policy(encoder, lambda context, candidates: context * 2, explorer)
     uniforms = np.random.default_rng(0).random((4, 3, 3))
-    assert np.array_equal(policy.densities(batch), explorer.density(batch.context * 2, batch.action, BOX))
-    assert np.array_equal(policy.draws(batch, uniforms), explorer.draw(batch.context * 2, uniforms, BOX))
-    assert np.array_equal(policy.means(batch), explorer.mean(batch.context * 2, BOX))
-    assert Policy(encoder, policy.scorer, Point()).densities(batch) is None
-    even = Policy(encoder, constant_scorer, UniformBox())
-    assert even.densities(batch) == pytest.approx(np.full(4, 0.2), rel=1e-15)
+    aims = policy.aims(batch)
+    assert aims.dense
+    assert np.array_equal(aims.density(batch.action), explorer.density(batch.context * 2, batch.action, BOX))
+    assert np.array_equal(aims.draws(uniforms), explorer.draw(batch.context * 2, uniforms, BOX))
+    assert np.array_equal(aims.mean(), explorer.mean(batch.context * 2, BOX))
+    assert np.array_equal(aims.take([1, 3]).mean(), aims.mean()[[1, 3]])
+    assert not Policy(encoder, policy.scorer, Point()).aims(batch).dense
+    even = Policy(encoder, constant_scorer, UniformBox()).aims(batch)
+    assert even.density(batch.action) == pytest.approx(np.full(4, 0.2), rel=1e-15)
 
 
 def test_a_policy_says_for_which_actions_it_is():
@@ -194,6 +197,6 @@ def test_a_policy_says_for_which_actions_it_is():
     with pytest.raises(DataError, match="Gaussian decides over numbers, and the actions are candidates"):
         Policy(encoder, constant_scorer, Gaussian(0.1)).propensities(batch)
     with pytest.raises(DataError, match="Softmax decides over candidates, and the actions are numbers"):
-        Policy(encoder, constant_scorer, Softmax(1.0)).densities(batch)
+        Policy(encoder, constant_scorer, Softmax(1.0)).aims(batch)
     with pytest.raises(DataError, match="another encoder"):
-        Policy(Encoder(numbers=BOX), constant_scorer, UniformBox()).densities(batch)
+        Policy(Encoder(numbers=BOX), constant_scorer, UniformBox()).aims(batch)

@@ -8,6 +8,8 @@ explore evenly, the others are one a number of the action. A row never depends o
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -176,6 +178,60 @@ action's volume. `draw(scores, uniforms, box)`: [N, M, D + 1] uniforms in [0, 1)
 `mean(scores, box)`: [N, D] f64. All raise DataError for scores of another width or that are not finite."""
 
 
+@dataclass(frozen=True, eq=False)
+class Aims:
+    """What a policy over numbers would do on N rows: a density a row, or a point.
+
+    Attributes:
+        explorer: makes densities of the scores.
+        scores: [N, S] f32.
+        box: bounds of the actions.
+    """
+
+    explorer: NumbersExplorer
+    scores: Array
+    box: Numbers
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def dense(self) -> bool:
+        """Whether the actions have densities."""
+        return not isinstance(self.explorer, Point)
+
+    def take(self, rows: Any) -> Aims:
+        """Of some rows, as an index of numpy picks them."""
+        return Aims(self.explorer, self.scores[rows], self.box)
+
+    def density(self, action: Array) -> Array:
+        """[N] f64, of one action a row, [N, D].
+
+        Raises:
+            DataError: an action is outside the bounds, or a score is not finite.
+            SupportError: the policy is a `Point`.
+        """
+        return self.explorer.density(self.scores, action, self.box)
+
+    def draws(self, uniforms: Array) -> Array:
+        """[N, M, D] f64: M actions a row, a function of uniforms [N, M, D + 1] in [0, 1)."""
+        return self.explorer.draw(self.scores, uniforms, self.box)
+
+    def mean(self) -> Array:
+        """[N, D] f64."""
+        return self.explorer.mean(self.scores, self.box)
+
+
+def shares(action: Array, box: Numbers) -> Array:
+    """[..., D] where in the bounds actions are, in [0, 1]."""
+    return np.clip(_linear(action, box), 0.0, 1.0)  # a bound may have been rounded to float32
+
+
+def volume(box: Numbers) -> float:
+    """Of the bounds: the product of their widths."""
+    return math.prod(high - low for low, high in zip(box.low, box.high, strict=True))
+
+
 def within(action: Array, box: Numbers) -> Array:
     """[N] bool, whether all numbers of an action [N, D] lie in the bounds, these rounded to float32 as actions are."""
     low, high = np.array(box.low, dtype=np.float32), np.array(box.high, dtype=np.float32)
@@ -205,7 +261,7 @@ def _shares(action: Array, box: Numbers) -> Array:
     bad = np.flatnonzero(~within(action, box))
     if bad.size:
         raise DataError(f"row {bad[0]}: action {action[bad[0]].tolist()} is outside its bounds", field="action")
-    return np.clip(_linear(action, box), 0.0, 1.0)  # a bound may have been rounded to float32
+    return shares(action, box)
 
 
 def _action(share: Array, box: Numbers) -> Array:
@@ -215,7 +271,7 @@ def _action(share: Array, box: Numbers) -> Array:
 
 def _even(share: Array, box: Numbers) -> Array:
     """[N] the even density: one over the volume of the bounds."""
-    return np.full(len(share), 1.0 / math.prod(h - low for low, h in zip(box.low, box.high, strict=True)))
+    return np.full(len(share), 1.0 / volume(box))
 
 
 def _product(each: Array) -> Array:

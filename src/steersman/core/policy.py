@@ -9,8 +9,7 @@ import numpy as np
 from msgspec import Struct
 
 from steersman.core.batch import Batch
-from steersman.core.decision import Numbers
-from steersman.core.density import Gaussian, NumbersExplorer, Point, Squashed, UniformBox
+from steersman.core.density import Aims, Gaussian, NumbersExplorer, Point, Squashed, UniformBox
 from steersman.core.errors import DataError
 from steersman.core.features import Encoder
 from steersman.core.ranking import Lists
@@ -120,28 +119,15 @@ class Policy:
             raise DataError("the actions of the batch are no ranked lists", field="actions")
         return Lists(over_candidates(self.explorer), self._scores(batch), batch.mask, batch.action.shape[1])
 
-    def densities(self, batch: Batch) -> Array | None:
-        """[N] f64: density of each row's own action, which is numbers; None: the policy is a `Point` and has none.
+    def aims(self, batch: Batch) -> Aims:
+        """What the policy would do on every row, where actions are numbers.
 
         Raises:
-            DataError: the batch was made by another encoder, its actions are no numbers, or a score is not finite.
+            DataError: as `propensities`, or the actions are no numbers.
         """
-        box, explorer = self._numbers()
-        return None if isinstance(explorer, Point) else explorer.density(self._scores(batch), batch.action, box)
-
-    def draws(self, batch: Batch, uniforms: Array) -> Array:
-        """[N, M, D] f64: M actions a row, which are numbers; a function of uniforms [N, M, D + 1] in [0, 1).
-
-        Raises:
-            DataError: as `densities`.
-        """
-        box, explorer = self._numbers()
-        return explorer.draw(self._scores(batch), uniforms, box)
-
-    def means(self, batch: Batch) -> Array:
-        """[N, D] f64: mean action of each row, which is numbers; raises as `densities`."""
-        box, explorer = self._numbers()
-        return explorer.mean(self._scores(batch), box)
+        if self.encoder.numbers is None:
+            raise DataError("the encoder has no bounds: the policy does not decide over numbers", field="actions")
+        return Aims(over_numbers(self.explorer), self._scores(batch), self.encoder.numbers)
 
     def _scores(self, batch: Batch) -> Array:
         if batch.encoder.digest != self.encoder.digest:
@@ -150,11 +136,6 @@ class Policy:
                 hint="build the batch with the encoder of the policy",
             )
         return self.scorer(batch.context, batch.candidates)
-
-    def _numbers(self) -> tuple[Numbers, NumbersExplorer]:
-        if self.encoder.numbers is None:
-            raise DataError("the encoder has no bounds: the policy does not decide over numbers")
-        return self.encoder.numbers, over_numbers(self.explorer)
 
 
 def over_candidates(explorer: Explorer) -> CandidatesExplorer:
