@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from steersman.core.batch import Batch
+from steersman.core.density import Aims
 from steersman.core.errors import ConfigError, DataError, SupportError
 from steersman.core.policy import Policy
 from steersman.core.report import Estimate, Verdict
 from steersman.evaluate.beside import Shown, shown
 from steersman.evaluate.diagnostics import diagnose
+from steersman.evaluate.doses import Columns, dose_model, meant
 from steersman.evaluate.estimators import ESTIMATORS, logged
 from steersman.evaluate.evaluation import Bets, Evaluation, Floor, Paired, Settings, Support
 from steersman.evaluate.evidence import Evidence, Model, Paths, weights, whole
@@ -26,6 +28,7 @@ from steersman.evaluate.nuisance import folds_of, learned_weights, reward_model,
 from steersman.evaluate.one_step import uniform
 from steersman.evaluate.printed import Printer, check_weights
 from steersman.evaluate.sequences import Sequences
+from steersman.evaluate.smoothed import SMOOTHED, support_weight
 from steersman.evaluate.trajectories import silent
 
 __all__ = [
@@ -50,7 +53,7 @@ LEAST_UNITS = 10
 
 def evaluate(
     batch: Batch,
-    target: Array,
+    target: Array | Aims,
     settings: Settings,
     seed: int,
     horizon: int | None = None,
@@ -67,7 +70,8 @@ def evaluate(
     says when they are too many, for the episodes that the end of a window cuts are longer than the others.
 
     Args:
-        target: [N, K] f64, probabilities of the target policy for every candidate of every row; padding 0.
+        target: [N, K] f64, probabilities of the target policy for every candidate of every row; padding 0. Where
+            actions are numbers: what the target would do.
         seed: of folds, random features and stitched episodes.
         horizon: steps after which an episode is over by the rules of the product. None for sequences: the values are
             about as many steps as the longest episode in the log.
@@ -84,7 +88,8 @@ def evaluate(
     logged_weights = (Paths.of(batch), weight)
     if still_open:
         rows = np.flatnonzero(kept)
-        batch, target, at = batch.take(rows), target[rows], None if at is None else at[rows]
+        batch, at = batch.take(rows), None if at is None else at[rows]
+        target = target.take(rows) if isinstance(target, Aims) else target[rows]
         weight = weights(batch, target)  # refuses once more: what is left may hold none of the target's actions
     paths = Paths.of(batch)
     if paths.clusters < 2:
@@ -93,7 +98,7 @@ def evaluate(
             hint="log more units; all decisions of one unit are one cluster",
         )
     sequences = None if paths.one_step else Sequences.of(batch, paths, target, horizon, seed, policy)
-    names, headline = _names(settings, sequences, batch)
+    names, headline = _names(settings, sequences, batch, target)
     metrics, absent = _metrics(batch)
     case = _Case(batch, target, weight, paths, settings, seed, sequences, names, headline)
     evidence = case.evidence([batch.reward, *metrics.values()])
@@ -105,7 +110,8 @@ def evaluate(
     paired, unknown = case.metrics(of_metrics, logged_metrics)
     absent += unknown
     ratios, without = case.ratios(found, baseline, of_metrics, logged_metrics)
-    bets = Bets.of(batch.reward, weight, settings.reward_range) if sequences is None else None
+    weighed = sequences is None and (not isinstance(target, Aims) or target.dense)
+    bets = Bets.of(batch.reward, weight, settings.reward_range) if weighed else None
     told, untold = case.printed(found)
     return Evaluation(
         baseline=reward.baseline,
@@ -118,7 +124,9 @@ def evaluate(
         refused=(*refused, *untold, *absent, *without),
         support=_support(case, evidence[0], found, logged_weights, still_open),
         bets=bets,
-        diagnostics=diagnose(batch, target, evidence[0], at, folds=settings.folds, seed=seed),
+        diagnostics=None
+        if isinstance(target, Aims)
+        else diagnose(batch, target, evidence[0], at, folds=settings.folds, seed=seed),
     )
 
 
@@ -127,7 +135,7 @@ class _Case:
     """One policy on one log: whole episodes only."""
 
     batch: Batch
-    target: Array
+    target: Array | Aims
     weight: Array
     paths: Paths
     settings: Settings
@@ -160,16 +168,26 @@ class _Case:
 
     def _one_step(self, made: list[Evidence], outcomes: Array, fold: Array, modelled: bool) -> list[Evidence]:
         """The same with the models that somebody asks for."""
-        batch, names = self.batch, self.names
+        batch, names, target = self.batch, self.names, self.target
+        if isinstance(target, Aims):
+            return self._numbers(made, outcomes, fold, target)
         if modelled:
-            q, v = reward_model(batch, outcomes, self.target, fold)
+            q, v = reward_model(batch, outcomes, target, fold)
             made = [replace(e, q=q[:, m], v=v[:, m]) for m, e in enumerate(made)]
-        if "mrdr" in names and (robust := robust_model(batch, outcomes, self.target, self.weight, fold)):
+        if "mrdr" in names and (robust := robust_model(batch, outcomes, target, self.weight, fold)):
             q, v = robust
             made = [replace(e, robust=Model(q[:, m], v[:, m])) for m, e in enumerate(made)]
-        learned = learned_weights(batch, self.target, fold) if "balanced-ips" in names else None
-        embedded = learned_weights(batch, self.target, fold, features=True) if "mips" in names else None
+        learned = learned_weights(batch, target, fold) if "balanced-ips" in names else None
+        embedded = learned_weights(batch, target, fold, features=True) if "mips" in names else None
         return [replace(e, propensity=batch.propensity, learned=learned, embedded=embedded) for e in made]
+
+    def _numbers(self, made: list[Evidence], outcomes: Array, fold: Array, aims: Aims) -> list[Evidence]:
+        """The same where actions are numbers."""
+        columns = Columns.of(self.batch, aims.box)
+        kernels = any(ESTIMATORS[name].actions == "kernel" for name in self.names)
+        found = meant(self.batch, aims, columns, self.seed, kernels=kernels)
+        q, v = dose_model(self.batch, outcomes, columns, found.basis, fold)
+        return [replace(e, q=q[:, m], v=v[:, m], kernels=found.kernels) for m, e in enumerate(made)]
 
     def estimates(self, evidence: Evidence) -> tuple[dict[str, Terms], list[Verdict]]:
         """Terms of every estimator that could, and a verdict on every other."""
@@ -250,17 +268,37 @@ class _Case:
         )
 
 
-def _names(settings: Settings, sequences: Sequences | None, batch: Batch) -> tuple[tuple[str, ...], str]:
+def _names(
+    settings: Settings, sequences: Sequences | None, batch: Batch, target: Array | Aims
+) -> tuple[tuple[str, ...], str]:
     """Estimators to ask, in the order of the table, and the headline among them."""
     known = [name for name, row in ESTIMATORS.items() if (row.one_step if sequences is None else row.sequence)]
-    headline = settings.headline or ("dr" if sequences is None else sequences.headline)
+    known = [name for name in known if ESTIMATORS[name].actions in _actions(target)]
+    preferred = "dr" if "dr" in known else "kernel-dr"
+    headline = settings.headline or (preferred if sequences is None else sequences.headline)
     for name in (*settings.estimators, headline):
         if name not in known:
             kind = "single decisions" if sequences is None else "sequences"
-            raise ConfigError(f"{name} is not for a log of {kind}", hint=f"use {', '.join(known)}", field="estimators")
+            of = _OF[_actions(target)]
+            use = f"use {', '.join(known)}" if known else "give the policy an explorer with a density"
+            raise ConfigError(f"{name} is not for a log of {kind}{of}", hint=use, field="estimators")
     fitting = _fitting(known, batch) if sequences is None else sequences.fitting
     asked = {*(settings.estimators or fitting), headline}
     return tuple(name for name in known if name in asked), headline
+
+
+_OF = {
+    ("candidates", "any"): "",
+    ("any", "kernel"): " of numbers",
+    ("kernel",): " of numbers for a target without chance",
+}
+
+
+def _actions(target: Array | Aims) -> tuple[str, ...]:
+    """Which kinds of estimators can be asked of a target; see `Estimator.actions`."""
+    if not isinstance(target, Aims):
+        return ("candidates", "any")
+    return ("any", "kernel") if target.dense else ("kernel",)
 
 
 def _fitting(known: list[str], batch: Batch) -> tuple[str, ...]:
@@ -299,6 +337,8 @@ def _support(
 ) -> Support:
     """The mean weight is over all rows, those of open episodes too: to leave these out would be to choose rows."""
     paths, weight = logged_weights
+    if case.headline in SMOOTHED:
+        weight = support_weight(evidence, case.headline)
     bottom = paths.per_cluster(paths.per_episode(np.ones(len(weight))))
     mean, pull = ratio(paths.per_cluster(paths.per_episode(weight)), bottom)
     outside = None

@@ -31,6 +31,7 @@ from steersman.evaluate.one_step import (
     sub_gaussian_ips,
     switch_dr,
 )
+from steersman.evaluate.smoothed import kernel_dr, kernel_ips, kernel_snips
 from steersman.evaluate.trajectories import dr, pdis, sn_pdis, sn_tis, tis, wdr
 from steersman.evaluate.visits import drl, samis, smis
 
@@ -48,6 +49,8 @@ class Estimator:
         judge: whether it knows its own error, so that a gate may rest on it.
         rests_on: `weights` that multiply rewards, so that a few can be all of the value; `visits` to logged (context,
             action) pairs; or `matches` with logged steps, with the worst counted in the interval where there are none.
+        actions: what it is for: `candidates`; `any`: also numbers, by densities; `kernel`: numbers, by what was
+            logged nearby.
     """
 
     terms: Callable[[Evidence], Terms]
@@ -56,6 +59,7 @@ class Estimator:
     model: bool = True
     judge: bool = True
     rests_on: Literal["weights", "visits", "matches"] = "weights"
+    actions: Literal["candidates", "any", "kernel"] = "candidates"
 
 
 def logged(evidence: Evidence) -> Influence:
@@ -99,27 +103,30 @@ def stitched(evidence: Evidence) -> Terms:
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "dm": Estimator(direct, one_step=True, sequence=False, judge=False),
-    "ips": Estimator(ips, one_step=True, sequence=False, model=False),
-    "snips": Estimator(snips, one_step=True, sequence=False, model=False),
-    "dr": Estimator(dr, one_step=True, sequence=True),
-    "sndr": Estimator(sndr, one_step=True, sequence=False),
+    "dm": Estimator(direct, one_step=True, sequence=False, judge=False, actions="any"),
+    "ips": Estimator(ips, one_step=True, sequence=False, model=False, actions="any"),
+    "snips": Estimator(snips, one_step=True, sequence=False, model=False, actions="any"),
+    "dr": Estimator(dr, one_step=True, sequence=True, actions="any"),
+    "sndr": Estimator(sndr, one_step=True, sequence=False, actions="any"),
     "mrdr": Estimator(mrdr, one_step=True, sequence=False, model=False),
-    "ips-cv": Estimator(control_variate_ips, one_step=True, sequence=False, model=False),
+    "ips-cv": Estimator(control_variate_ips, one_step=True, sequence=False, model=False, actions="any"),
     "replay": Estimator(replay, one_step=True, sequence=False, model=False),
-    "cips": Estimator(clipped_ips, one_step=True, sequence=False, model=False, judge=False),
-    "sg-ips": Estimator(sub_gaussian_ips, one_step=True, sequence=False, model=False, judge=False),
+    "cips": Estimator(clipped_ips, one_step=True, sequence=False, model=False, judge=False, actions="any"),
+    "sg-ips": Estimator(sub_gaussian_ips, one_step=True, sequence=False, model=False, judge=False, actions="any"),
     "balanced-ips": Estimator(balanced_ips, one_step=True, sequence=False, model=False, judge=False),
     "mips": Estimator(mips, one_step=True, sequence=False, model=False, judge=False),
-    "switch-dr": Estimator(switch_dr, one_step=True, sequence=False, judge=False),
-    "dros": Estimator(dros, one_step=True, sequence=False, judge=False),
-    "sg-dr": Estimator(sub_gaussian_dr, one_step=True, sequence=False, judge=False),
-    "tis": Estimator(tis, one_step=False, sequence=True, model=False),
-    "sn-tis": Estimator(sn_tis, one_step=False, sequence=True, model=False),
-    "pdis": Estimator(pdis, one_step=False, sequence=True, model=False),
-    "sn-pdis": Estimator(sn_pdis, one_step=False, sequence=True, model=False),
-    "wdr": Estimator(wdr, one_step=False, sequence=True),
-    "fqe": Estimator(direct, one_step=False, sequence=True, judge=False),
+    "switch-dr": Estimator(switch_dr, one_step=True, sequence=False, judge=False, actions="any"),
+    "dros": Estimator(dros, one_step=True, sequence=False, judge=False, actions="any"),
+    "sg-dr": Estimator(sub_gaussian_dr, one_step=True, sequence=False, judge=False, actions="any"),
+    "kernel-ips": Estimator(kernel_ips, one_step=True, sequence=False, model=False, actions="kernel"),
+    "kernel-snips": Estimator(kernel_snips, one_step=True, sequence=False, model=False, actions="kernel"),
+    "kernel-dr": Estimator(kernel_dr, one_step=True, sequence=False, actions="kernel"),
+    "tis": Estimator(tis, one_step=False, sequence=True, model=False, actions="any"),
+    "sn-tis": Estimator(sn_tis, one_step=False, sequence=True, model=False, actions="any"),
+    "pdis": Estimator(pdis, one_step=False, sequence=True, model=False, actions="any"),
+    "sn-pdis": Estimator(sn_pdis, one_step=False, sequence=True, model=False, actions="any"),
+    "wdr": Estimator(wdr, one_step=False, sequence=True, actions="any"),
+    "fqe": Estimator(direct, one_step=False, sequence=True, judge=False, actions="any"),
     "smis": Estimator(smis, one_step=False, sequence=True, rests_on="visits"),
     "samis": Estimator(samis, one_step=False, sequence=True, rests_on="visits"),
     "drl": Estimator(drl, one_step=False, sequence=True, rests_on="visits"),

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from steersman.core.batch import Batch
+from steersman.core.density import Aims
 from steersman.core.errors import DataError, SupportError
+from steersman.evaluate.kernels import Kernels
 
 Array = np.ndarray
 
@@ -163,6 +165,7 @@ class Evidence:
         robust: q and v for `mrdr`; None if they can not be made of this log.
         learned: [N] f64, weights without propensities, for `balanced-ips`; None: not asked for.
         embedded: [N] f64, weights of the candidate's features, for `mips`; None if candidates have none.
+        kernels: of actions that are numbers, weights of those near what the target would do; None: nobody asked.
     """
 
     paths: Paths
@@ -176,6 +179,7 @@ class Evidence:
     robust: Model | None = None
     learned: Array | None = None
     embedded: Array | None = None
+    kernels: Kernels | None = None
 
     @functools.cached_property
     def cumulative(self) -> Array:
@@ -217,17 +221,18 @@ class Evidence:
         return np.where(self.paths.previous < 0, 1.0, self.cumulative[self.paths.previous])
 
 
-def weights(batch: Batch, target: Array) -> Array:
-    """[N] f64, target / propensity of the actions taken.
+def weights(batch: Batch, target: Array | Aims) -> Array:
+    """[N] f64, target / propensity of the actions taken; NaN if the target has no density.
 
     Args:
-        target: [N, K] f64, probabilities of the target policy; every row sums to 1, padding is 0.
+        target: [N, K] f64, probabilities of the target policy; every row sums to 1, padding is 0. For numbers: what
+            the target would do.
     Raises:
         DataError: the target is not a probability of every candidate of every row.
         SupportError: the target takes none of the logged actions.
     """
-    if batch.numbers:
-        raise DataError("the actions are numbers; estimators for densities do not exist yet", field="actions")
+    if batch.numbers or isinstance(target, Aims):
+        return _density_ratio(batch, target)
     if target.shape != batch.mask.shape:
         raise DataError(f"target is {list(target.shape)}, must be {list(batch.mask.shape)}", field="target")
     _refuse(~np.isfinite(target).all(axis=1), "a probability of the target is not finite")
@@ -242,6 +247,22 @@ def weights(batch: Batch, target: Array) -> Array:
             hint="log with more exploration, or judge a policy closer to the one that logged",
         )
     return taken / batch.propensity
+
+
+def _density_ratio(batch: Batch, target: Array | Aims) -> Array:
+    if not (batch.numbers and isinstance(target, Aims)):
+        raise DataError("the target and the log have other kinds of actions: numbers and candidates", field="target")
+    if len(target) != len(batch):
+        raise DataError(f"target has {len(target)} rows, must have {len(batch)}", field="target")
+    if not target.dense:
+        return np.full(len(batch), np.nan)  # whoever asks for it gets no number
+    density = target.density(batch.action)
+    if not density.any():
+        raise SupportError(
+            f"the target policy takes none of the {len(batch)} logged actions",
+            hint="log with more exploration, or judge a policy closer to the one that logged",
+        )
+    return density / batch.propensity
 
 
 def whole(batch: Batch, horizon: int | None) -> tuple[Array, int]:

@@ -111,12 +111,12 @@ def reward_model(
     folds = int(fold.max()) + 1
     if importance is not None:
         importance = importance * (importance.sum() / (importance @ importance))  # they sum to their effective number
-    moments = [_Moments.of(batch, outcomes, columns, np.flatnonzero(fold == g), importance) for g in range(folds)]
+    moments = [Moments.of(batch, outcomes, columns, np.flatnonzero(fold == g), importance) for g in range(folds)]
     q, v = np.empty(outcomes.shape), np.empty(outcomes.shape)
     for g in range(folds):
         others = np.flatnonzero(fold != g)
         low, high = outcomes[others].min(axis=0), outcomes[others].max(axis=0)
-        coefficients = _ridge(_Moments.total([m for i, m in enumerate(moments) if i != g]))
+        coefficients = ridge(Moments.total([m for i, m in enumerate(moments) if i != g]))
         for rows in _chunks(np.flatnonzero(fold == g)):
             for m in range(outcomes.shape[1]):
                 every = np.clip(columns.all(batch, rows, coefficients[:, m]), low[m], high[m])  # [B, K]
@@ -166,10 +166,10 @@ def learned_weights(batch: Batch, target: Array, fold: Array, *, features: bool 
     moments = []
     for g in range(folds):
         rows = np.flatnonzero(fold == g)
-        taken = _Moments.of(batch, np.zeros((len(batch), 1)), columns, rows)
+        taken = Moments.of(batch, np.zeros((len(batch), 1)), columns, rows)
         mass = sum((columns.expected(batch, chunk, target).sum(axis=0) for chunk in _chunks(rows)), np.zeros(1))
-        moments.append(_Moments(taken.xx, mass[:, None], taken.yy))
-    paths = [_path(_Moments.total([m for i, m in enumerate(moments) if i != g])) for g in range(folds)]
+        moments.append(Moments(taken.xx, mass[:, None], taken.yy))
+    paths = [_path(Moments.total([m for i, m in enumerate(moments) if i != g])) for g in range(folds)]
     loss = sum(_density_loss(path, left_out) for path, left_out in zip(paths, moments, strict=True))
     best, found = int(np.argmin(loss)), np.empty(len(batch))
     for g, path in enumerate(paths):
@@ -178,14 +178,14 @@ def learned_weights(batch: Batch, target: Array, fold: Array, *, features: bool 
     return np.maximum(found, 0.0)
 
 
-def _density_loss(path: Array, moments: _Moments) -> Array:
+def _density_loss(path: Array, moments: Moments) -> Array:
     """[L], sum of w^2 / 2 over the rows of the moments minus the sum of w over the target's actions there."""
     square = np.einsum("lp,lp->l", path @ moments.xx, path)
     return square / 2 - path @ moments.xy[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
-class _Moments:
+class Moments:
     """Weighted sums over rows of x x', x y', y^2; the first column of x is 1, so the sums of x and y are among them."""
 
     xx: Array
@@ -195,7 +195,7 @@ class _Moments:
     @classmethod
     def of(
         cls, batch: Batch, outcomes: Array, columns: _Columns, rows: Array, importance: Array | None = None
-    ) -> _Moments:
+    ) -> Moments:
         xx: Array | float = 0.0
         xy: Array | float = 0.0
         yy = np.zeros(outcomes.shape[1])
@@ -210,7 +210,7 @@ class _Moments:
         return cls(np.asarray(xx), np.asarray(xy), yy)
 
     @classmethod
-    def total(cls, parts: list[_Moments]) -> _Moments:
+    def total(cls, parts: list[Moments]) -> Moments:
         return cls(sum(p.xx for p in parts), sum(p.xy for p in parts), sum(p.yy for p in parts))  # type: ignore[arg-type]
 
 
@@ -233,7 +233,7 @@ class _Spectrum:
     shrunk: Array
 
     @classmethod
-    def of(cls, moments: _Moments) -> _Spectrum:
+    def of(cls, moments: Moments) -> _Spectrum:
         n = moments.xx[0, 0]
         mean, mean_y = moments.xx[0, 1:] / n, moments.xy[0] / n
         values, vectors = np.linalg.eigh(moments.xx[1:, 1:] / n - np.outer(mean, mean))
@@ -248,7 +248,7 @@ class _Spectrum:
         return np.concatenate([(self.mean_y - self.mean @ slope)[None], slope])
 
 
-def _ridge(moments: _Moments) -> Array:
+def ridge(moments: Moments) -> Array:
     """[P, M] coefficients in the columns' own units, intercept first; the penalty by generalised cross-validation."""
     n, found = moments.xx[0, 0], _Spectrum.of(moments)
     variance = np.maximum(moments.yy / n - found.mean_y**2, 0.0)
@@ -259,7 +259,7 @@ def _ridge(moments: _Moments) -> Array:
     return found.with_intercept(found.vectors @ (found.part / best.T))
 
 
-def _path(moments: _Moments) -> Array:
+def _path(moments: Moments) -> Array:
     """[L, P] coefficients of the first outcome with every penalty, intercept first."""
     found = _Spectrum.of(moments)
     return found.with_intercept(found.vectors @ (found.part[:, :1] / found.shrunk.T)).T

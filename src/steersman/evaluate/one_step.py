@@ -152,7 +152,7 @@ def mrdr(evidence: Evidence) -> Terms:
             "every logged action had probability 1: there is no variance that a model could make small",
             hint="use dr",
         )
-    return _plain(replace(evidence, q=evidence.robust.q, v=evidence.robust.v))
+    return plain_dr(replace(evidence, q=evidence.robust.q, v=evidence.robust.v))
 
 
 def by_error(evidence: Evidence, shrinkage: Shrinkage) -> float:
@@ -202,12 +202,12 @@ def _influence(evidence: Evidence, shrunk: Array) -> Influence:
 
 def clipped_ips(evidence: Evidence, rule: Rule = by_error) -> Terms:
     """Mean of min(w, limit) r, with a tuned limit."""
-    return _shrunk(_bare(evidence), CLIP, rule)
+    return _shrunk(bare(evidence), CLIP, rule)
 
 
 def sub_gaussian_ips(evidence: Evidence, rule: Rule = by_error) -> Terms:
     """Mean of w / (1 - l + l w) r, with a tuned l."""
-    return _shrunk(_bare(evidence), SUB_GAUSSIAN, rule)
+    return _shrunk(bare(evidence), SUB_GAUSSIAN, rule)
 
 
 def switch_dr(evidence: Evidence, rule: Rule = by_error) -> Terms:
@@ -254,15 +254,16 @@ def _shrunk(evidence: Evidence, shrinkage: Shrinkage, rule: Rule) -> Terms:
     """The value with shrunk weights; the interval with the weights as they are."""
     shrunk = shrinkage.shrink(evidence.weight, rule(evidence, shrinkage))
     value = float(corrected(evidence, shrunk).sum()) / evidence.paths.episodes
-    return replace(_plain(evidence), value=value)
+    return replace(plain_dr(evidence), value=value)
 
 
-def _plain(evidence: Evidence) -> Terms:
+def plain_dr(evidence: Evidence) -> Terms:
     """`dr` of one step; `ips` without a model."""
     return mean(evidence, corrected(evidence, evidence.weight), evidence.weight)
 
 
-def _bare(evidence: Evidence) -> Evidence:
+def bare(evidence: Evidence) -> Evidence:
+    """The same without a model."""
     none = np.zeros(len(evidence.reward))
     return replace(evidence, q=none, v=none)
 

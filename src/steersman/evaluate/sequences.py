@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steersman.core.batch import Batch
+from steersman.core.density import Aims
 from steersman.core.policy import Policy, over_candidates
 from steersman.evaluate.cells import Cells, cells, known_rows
 from steersman.evaluate.estimators import ESTIMATORS
@@ -24,7 +25,7 @@ class Sequences:
 
     Attributes:
         batch, paths: whole episodes only.
-        target: [N, K] f64.
+        target: [N, K] f64, or what the target would do, where actions are numbers.
         horizon: H, steps that the values are about.
         cut: H if the product declares it, None if H is the longest episode of the log.
         seed: of all random numbers.
@@ -34,7 +35,7 @@ class Sequences:
 
     batch: Batch
     paths: Paths
-    target: Array
+    target: Array | Aims
     horizon: int
     cut: int | None
     seed: int
@@ -43,10 +44,11 @@ class Sequences:
 
     @classmethod
     def of(
-        cls, batch: Batch, paths: Paths, target: Array, horizon: int | None, seed: int, policy: Policy | None
+        cls, batch: Batch, paths: Paths, target: Array | Aims, horizon: int | None, seed: int, policy: Policy | None
     ) -> Sequences:
         """Looks once whether the contexts are few."""
-        return cls(batch, paths, target, horizon or len(paths.steps), horizon, seed, cells(batch, target), policy)
+        table = None if isinstance(target, Aims) else cells(batch, target)
+        return cls(batch, paths, target, horizon or len(paths.steps), horizon, seed, table, policy)
 
     @property
     def stitchable(self) -> bool:
@@ -54,7 +56,8 @@ class Sequences:
         batch = self.batch
         shared = batch.candidates.strides[0] == 0 or bool((batch.candidates == batch.candidates[:1]).all())
         enough = self.paths.clusters >= LEAST_UNITS
-        return self.table is None and self.policy is not None and shared and bool(batch.mask.all()) and enough
+        one = shared and bool(batch.mask.all()) and not batch.numbers
+        return self.table is None and self.policy is not None and one and enough
 
     @property
     def fitting(self) -> tuple[str, ...]:

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from steersman.core.batch import Batch
+from steersman.core.density import Aims, shares
 from steersman.evaluate.cells import by_name
+from steersman.evaluate.doses import drawn
 from steersman.evaluate.evidence import Model, Paths
 
 Array = np.ndarray
@@ -72,9 +74,11 @@ class _Waves:
         return np.concatenate(parts, axis=1, dtype=np.float32, casting="same_kind")
 
 
-def features_of(batch: Batch, target: Array, seed: int) -> Features:
+def features_of(batch: Batch, target: Array | Aims, seed: int) -> Features:
     """Features of every row of a log."""
     rng = np.random.default_rng([seed, 1])
+    if isinstance(target, Aims):
+        return _features_of_numbers(batch, target, seed, rng)
     named = by_name(batch, target)
     context = batch.context[:, np.ptp(batch.context, axis=0) > 0].astype(np.float64)
     if named is not None:
@@ -88,6 +92,21 @@ def features_of(batch: Batch, target: Array, seed: int) -> Features:
         mixed += target[:, k, None].astype(np.float32) * waves(
             np.concatenate([context, batch.candidates[:, k]], axis=1)
         )
+    return Features(waves(taken), np.zeros(len(batch), dtype=np.int64), mixed, np.ones((len(batch), 1)))
+
+
+def _features_of_numbers(batch: Batch, aims: Aims, seed: int, rng: np.random.Generator) -> Features:
+    """One block over context and action together; mixed over draws of the target."""
+    context = batch.context[:, np.ptp(batch.context, axis=0) > 0].astype(np.float64)
+    taken = np.concatenate([context, shares(batch.action, aims.box)], axis=1)
+    waves = _Waves.of(taken, rng)
+    mixed = np.empty((len(batch), 1 + taken.shape[1] + WAVES), dtype=np.float32)
+    for rows, draws in drawn(aims, seed):
+        each = draws.shape[1]
+        wide = np.concatenate(
+            [np.repeat(context[rows], each, axis=0), shares(draws, aims.box).reshape(-1, draws.shape[2])], axis=1
+        )
+        mixed[rows] = waves(wide).reshape(-1, each, mixed.shape[1]).mean(axis=1)
     return Features(waves(taken), np.zeros(len(batch), dtype=np.int64), mixed, np.ones((len(batch), 1)))
 
 
