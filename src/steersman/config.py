@@ -333,4 +333,7 @@ explorer = { kind = "epsilon", epsilon = 0.1 }   # or { kind = "softmax", temper
 # max_reward_drift = 0.5     # of what no model foresaw, between the halves of the window, in its standard deviations
 # max_context_drift = 2.0    # of any column of the contexts; 2 asks nothing
 # max_policy_drift = 1.0     # of propensities and shares of actions; 1 asks nothing
+# max_action_drift = 0.3     # share of the decisions with other actions than the champion's; not asked by default
+# max_psi = 0.25             # of every field, against the data of the champion; not asked by default
+# max_ks = 0.2               # the same by the largest difference of the distribution functions
 """

@@ -26,6 +26,7 @@ from steersman.evaluate.gates import Gates, judge
 from steersman.evaluate.intervals import Influence, Terms, ratio
 from steersman.evaluate.nuisance import folds_of, learned_weights, reward_model, robust_model
 from steersman.evaluate.one_step import uniform
+from steersman.evaluate.previous import Moved, Previous
 from steersman.evaluate.printed import Printer, check_weights
 from steersman.evaluate.sequences import Sequences
 from steersman.evaluate.smoothed import SMOOTHED, support_weight
@@ -36,7 +37,9 @@ __all__ = [
     "Evaluation",
     "Evidence",
     "Gates",
+    "Moved",
     "Paths",
+    "Previous",
     "Settings",
     "Shown",
     "Terms",

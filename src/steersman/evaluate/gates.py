@@ -16,6 +16,7 @@ from steersman.evaluate.anytime import TUNED, bernstein_floor, errors_out
 from steersman.evaluate.estimators import ESTIMATORS
 from steersman.evaluate.evaluation import Bets, Evaluation, Floor
 from steersman.evaluate.intervals import quantile
+from steersman.evaluate.previous import Previous, action_drift, feature_drift
 
 Sign = Literal[-1, 1]
 """The lower side of an interval, or the upper."""
@@ -61,6 +62,11 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             asks nothing: contexts have trends, and estimates remain right.
         max_policy_drift: the same for the propensities and for how often each action was taken, in [0, 1]. 1 asks
             nothing: estimates remain right where policies follow each other, but the lift is over their mixture.
+        max_action_drift: largest share of the decisions that would go to other actions than with the version that
+            decides now, in [0, 1]. None: not asked.
+        max_psi, max_ks: how far each field may move from the data of that version to that of the policy: population
+            stability index (by custom 0.1 is worth a look, 0.25 is large), and Kolmogorov-Smirnov distance in [0, 1].
+            What chance explains does not fail. None: not asked.
     """
 
     margin: float = 0.0
@@ -82,6 +88,9 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_reward_drift: float = 0.5
     max_context_drift: float = 2.0
     max_policy_drift: float = 1.0
+    max_action_drift: float | None = None
+    max_psi: float | None = None
+    max_ks: float | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.margin):
@@ -96,7 +105,7 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                     raise DataError(f"{field} of {metric} is {limit:g}, must be at least 0", field=f"{field}.{metric}")
         for name, low, high in _LIMITS:
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise DataError(f"{name} is {value:g}, must be in [{low:g}, {high:g}]", field=name)
 
 
@@ -114,10 +123,13 @@ _LIMITS = (
     ("max_reward_drift", 0.0, math.inf),
     ("max_context_drift", 0.0, math.inf),
     ("max_policy_drift", 0.0, 1.0),
+    ("max_action_drift", 0.0, 1.0),
+    ("max_psi", 0.0, math.inf),
+    ("max_ks", 0.0, 1.0),
 )
 
 
-def judge(evaluation: Evaluation, gates: Gates) -> tuple[Verdict, ...]:
+def judge(evaluation: Evaluation, gates: Gates, previous: Previous | None = None) -> tuple[Verdict, ...]:
     """One verdict a gate.
 
     `lower bound`: of the paired lift, value of the target minus value of the behavior policy on the same log.
@@ -132,6 +144,10 @@ def judge(evaluation: Evaluation, gates: Gates) -> tuple[Verdict, ...]:
     `support`, where rewards are weighed: does the target do what was never logged?
     `propensities`: can they be those with which the log decided?
     `policy drift`, `reward drift`, `context drift`, where times are known: what changed within the window?
+    `action drift`, `feature drift`, where they have limits: what is other than with the version that decides now?
+
+    Args:
+        previous: that version; None: there is none, or it is the policy that is judged.
     """
     rests_on = ESTIMATORS[evaluation.headline.estimator].rests_on
     verdicts = [_lower_bound(evaluation, gates)]
@@ -151,7 +167,12 @@ def judge(evaluation: Evaluation, gates: Gates) -> tuple[Verdict, ...]:
         verdicts.append(_open_episodes(evaluation, gates))
     if rests_on != "weights" and evaluation.support.disagreement is not None:
         verdicts.append(alarms.disagreement(evaluation.support.disagreement, gates.max_disagreement))
-    return (*verdicts, *_of_the_log(evaluation, gates))
+    verdicts += _of_the_log(evaluation, gates)
+    if previous is not None and gates.max_action_drift is not None:
+        verdicts.append(action_drift(previous, gates.max_action_drift))
+    if previous is not None:
+        verdicts += feature_drift(previous, gates.max_psi, gates.max_ks)
+    return tuple(verdicts)
 
 
 def _of_the_log(evaluation: Evaluation, gates: Gates) -> list[Verdict]:

@@ -135,7 +135,7 @@ def features(project: Project, name: str) -> Features:
     if not found and any(transforms.values()):
         raise DataError(f"{directory} has no profiles: its encoder was given", hint=f"steersman build {name}")
     previous, left_out = _previous(directory)
-    then = {} if previous is None else {_key(one): one for one in timeline.profiles_of(previous)}
+    then = {} if previous is None else {key(one): one for one in timeline.profiles_of(previous)}
     of = {(group, one.name): one for group, several in transforms.items() for one in several}
     fields = tuple(
         Feature(
@@ -143,11 +143,11 @@ def features(project: Project, name: str) -> Features:
             transform=of[one.group, one.name],
             columns=of[one.group, one.name].width,
             missing_share=one.missing_share,
-            drift=_drift(then.get(_key(one)), one),
+            drift=drift(then[key(one)], one) if key(one) in then else None,
         )
         for one in found
     )
-    now = {_key(one) for one in found}
+    now = {key(one) for one in found}
     return Features(
         problem=name,
         build=str(directory),
@@ -174,7 +174,7 @@ def report(project: Project, name: str, path: Path | None = None, *, seed: int =
     found = features(project, name)
     found = with_importance(found, level=project.policy(name).evaluate.level, seed=seed)
     path = path or Path(found.build).with_name(f"features-{Path(found.build).name}.html")
-    then = {_key(one): one for one in timeline.profiles_of(Path(found.previous))} if found.previous else {}
+    then = {key(one): one for one in timeline.profiles_of(Path(found.previous))} if found.previous else {}
     places.write_bytes(path, features_page.page(found, then).encode())
     return found, path
 
@@ -243,16 +243,16 @@ def _previous(directory: Path) -> tuple[Path | None, int]:
     return (directory.with_name(max(candidates)[2]) if candidates else None), left_out
 
 
-def _key(profile: Profile) -> str:
+def key(profile: Profile) -> str:
+    """`group.name` of a field."""
     return f"{profile.group}.{profile.name}"
 
 
 # ---- drift
 
 
-def _drift(before: Profile | None, after: Profile) -> Drift | None:
-    if before is None:
-        return None
+def drift(before: Profile, after: Profile) -> Drift:
+    """How far a field has moved from one profile to another."""
     if before.kind != after.kind:
         return Drift(psi=None, psi_chance=None, ks=None, ks_chance=None, reading="can not be told")
     psi, ks = profiles.psi(before, after), profiles.ks(before, after)

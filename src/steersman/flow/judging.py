@@ -17,6 +17,7 @@ from steersman.core.policy import Policy
 from steersman.core.report import Report, Verdict
 from steersman.core.version import Version
 from steersman.flow import places, watching
+from steersman.flow.drift import since_version
 from steersman.flow.places import CHAMPION, latest_candidate
 from steersman.models import onnx
 from steersman.models.warehouse import Warehouse
@@ -85,9 +86,10 @@ def _report(
     found = evaluate.evaluate(
         batch, target, settings.evaluate, seed, settings.problem.horizon, policy, np.asarray(built.at[rows])
     )
-    previous, probabilities, unknown = _previous(project, name, digest, built, rows)
+    before, probabilities, unknown = _previous(project, name, digest, built, rows)
     ids = None if batch.encoder.actions or batch.mask.size > MOST_IDS else built.raw.ids[rows]
     shown = evaluate.shown(batch, target, settings.evaluate.level, previous=probabilities, ids=ids)
+    since = None if before is None else since_version(project, before, built.profiles, shown.shares)
     return Report(
         problem=name,
         policy=digest,
@@ -98,13 +100,13 @@ def _report(
         ratios=found.ratios,
         baselines=tuple(metric.baseline for metric in found.metrics),
         lifts=tuple(metric.lift for metric in found.metrics),
-        verdicts=evaluate.judge(found, settings.gates),
+        verdicts=evaluate.judge(found, settings.gates, since),
         refused=(*found.refused, *unknown),
         horizon=found.support.horizon,
         weights=shown.weights,
         calibration=shown.calibration,
         shares=shown.shares,
-        previous=previous,
+        previous="" if probabilities is None or before is None else f"{name}@{before.number}",
         data=batch.digest,
         since=built.since,
         until=built.until,
@@ -116,21 +118,24 @@ def _report(
 
 def _previous(
     project: Project, name: str, digest: str, built: timeline.Built, rows: np.ndarray
-) -> tuple[str, np.ndarray | None, tuple[Verdict, ...]]:
-    """What the version that decides now would do in the same rows [N, K], and its name; or why that is not known."""
+) -> tuple[Version | None, np.ndarray | None, tuple[Verdict, ...]]:
+    """The version that decides now, and what it would do in the same rows [N, K], or why that is not known.
+
+    None: there is no such version, or it is the policy that is judged.
+    """
     warehouse = Warehouse(project.warehouse_url)
     number = warehouse.aliases(name).get(CHAMPION, 0)
     if not number:
-        return "", None, ()
+        return None, None, ()
     stored, policy = stored_policy(project, name, str(number))
     if stored.digest == digest:
-        return "", None, ()
+        return None, None, ()
     try:
         batch, policy = _together(built, policy)
-        return f"{name}@{number}", policy.propensities(batch.take(rows)), ()
+        return stored, policy.propensities(batch.take(rows)), ()
     except DataError as error:
         why = f"{name}@{number} can not be asked about these decisions: {error.message}"
-        return "", None, (Verdict(gate="shares of the version before", status="not identified", reason=why),)
+        return stored, None, (Verdict(gate="shares of the version before", status="not identified", reason=why),)
 
 
 def _together(built: timeline.Built, policy: Policy) -> tuple[Batch, Policy]:
