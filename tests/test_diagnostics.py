@@ -259,3 +259,78 @@ def joined(world: tabular.Bandit, first: np.ndarray, then: np.ndarray, n: int, s
     """n decisions of one policy, then n of another."""
     logs = [dataclasses.replace(world, behavior=p).sample(n, 2 * seed + k) for k, p in enumerate((first, then))]
     return concatenated(logs)
+
+
+# how often alarms are false, and whether they ring
+
+
+ALARMS = ("mean weight", "support", "propensities", "policy drift", "reward drift", "context drift", "disagreement")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", ["a", "c", "garnet"])
+def test_hardly_any_clean_log_fails_an_alarm(world):
+    """Every alarm by itself on at most 2% of logs in which nothing is wrong."""
+    logs, failed = 60 if world == "c" else 300, dict.fromkeys(ALARMS, 0)
+    for seed in range(logs):
+        found = evaluated(world, seed)
+        for one in judge(found, Gates(max_policy_drift=0.3, max_context_drift=0.5)):
+            if one.gate in failed:
+                failed[one.gate] += one.status != "pass"
+    assert all(count / logs <= 0.02 for count in failed.values()), failed
+
+
+def evaluated(world: str, seed: int) -> Evaluation:
+    if world == "garnet":
+        made, behavior, target = sequences()
+        batch = made.sample(300, behavior, seed)
+        at = np.random.default_rng(seed).permutation(300)[batch.episode]
+        names = Settings(estimators=("wdr", "fqe", "drl"))
+        return evaluate(batch, tabular.rows(batch, target), names, seed, horizon=20, at=at)
+    made = getattr(tabular, f"world_{world}")()
+    batch = made.sample(10_000 if world == "c" else 2000, seed)
+    at = np.random.default_rng(seed).permutation(len(batch))
+    return evaluate(batch, tabular.rows(batch, made.target), Settings(estimators=("dr",)), seed, at=at)
+
+
+def sequences() -> tuple[tabular.Mdp, np.ndarray, np.ndarray]:
+    world, rng = tabular.garnet(12, 3, horizon=20, stop=0.02, seed=5), np.random.default_rng(5)
+    scores = rng.normal(size=world.mean.shape)
+    return world, tabular.softmax(scores), tabular.softmax(scores + 0.5 * rng.normal(size=scores.shape))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["a fifth too small", "of another version", "of a flatter policy"])
+def test_wrong_propensities_are_told_from_2000_decisions(wrong):
+    """At a threshold of 0.001, in 90% of 100 logs; those of a policy with its temperature 1.3 times lower in 60%."""
+    told = 0
+    for seed in range(100):
+        batch = A.sample(2000, seed)
+        state = tabular.states(batch)
+        sharper = A.behavior**1.3 / (A.behavior**1.3).sum(axis=1, keepdims=True)
+        propensity = {
+            "a fifth too small": 0.8 * batch.propensity,
+            "of another version": np.roll(A.behavior, 1, axis=0)[state, batch.action],
+            "of a flatter policy": sharper[state, batch.action],
+        }[wrong]
+        told += calibrated(batch, propensity).chance < 0.001
+    assert told >= (60 if wrong == "of a flatter policy" else 90)
+
+
+@pytest.mark.slow
+def test_models_that_see_pairs_of_states_as_one_are_told_by_their_disagreement():
+    """3,000 episodes of 25 steps: both policies do the same in the two states of a pair, which pay differently."""
+    world, rng = tabular.garnet(20, 4, horizon=25, stop=0.0, seed=3), np.random.default_rng(3)
+    scores = np.repeat(rng.normal(size=(10, 4)), 2, axis=0)
+    behavior = tabular.softmax(scores)
+    target = tabular.softmax(scores + 0.5 * np.repeat(rng.normal(size=(10, 4)), 2, axis=0))
+    settings, alarms = Settings(estimators=("wdr", "fqe", "drl")), {"clean": 0, "aliased": 0}
+    for seed in range(20):
+        batch = world.sample(3000, behavior, seed)
+        context = np.zeros_like(batch.context)
+        context[np.arange(len(batch)), tabular.states(batch) // 2] = 1.0
+        for name, one in (("clean", batch), ("aliased", dataclasses.replace(batch, context=context))):
+            found = evaluate(one, tabular.rows(batch, target), settings, seed, horizon=25)
+            alarms[name] += verdict(found, "disagreement").status == "fail"
+    assert alarms["clean"] <= 1
+    assert alarms["aliased"] >= 14, alarms
