@@ -402,7 +402,10 @@ def _mean_weight(evaluation: Evaluation, gates: Gates) -> Verdict:
     away = abs(support.mean_weight - 1.0)
     limit = gates.weight_errors * support.mean_weight_error + ROUNDING
     if support.mean_weight < 1.0:
-        hint = "the target does what was never or hardly logged: log with more exploration"
+        hint = (
+            "the target does what was never or hardly logged, or the propensities are too large: log with more "
+            "exploration, and check what writes the propensities"
+        )
     else:
         hint = "the propensities are not those with which the log decided: check what writes them"
     return limited(
