@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +29,12 @@ def tables() -> Iterator[engine.Engine]:
     opened.close()
 
 
-def build(tables, files: Files, at: Problem | None = None, since=0, until=FAR, as_of=FAR, encoder=None) -> Built:
-    return timeline.build(tables, at or problem(), files, since=since, until=until, as_of=as_of, encoder=encoder)
+def build(
+    tables, files: Files, at: Problem | None = None, since=0, until=FAR, as_of=FAR, encoder=None, **more: Any
+) -> Built:
+    return timeline.build(
+        tables, at or problem(), files, since=since, until=until, as_of=as_of, encoder=encoder, **more
+    )
 
 
 def by_id(built: Built, values: np.ndarray) -> dict[str, float]:
@@ -203,7 +208,7 @@ def test_a_build_gives_what_plain_python_gives(tables, tmp_path, rows, horizon, 
         with pytest.raises(DataError, match="no decision enters"):
             build(tables, files, at, *window)
         return
-    built = build(tables, files, at, *window)
+    built = build(tables, files, at, *window, settings=timeline.Settings(lead_s=0))  # the window alone, as above
     batch = built.batch
     assert built.decision_ids.tolist() == [row["id"] for row in want]
     assert successors(built) == {row["id"]: row["next"] for row in want}

@@ -112,6 +112,17 @@ def test_rows_that_are_none_have_no_episodes():
         assert len(cut(empty, *limits).next) == 0
 
 
+def test_what_a_limit_ended_is_complete_and_what_somebody_ended_or_nobody_saw_is_not():
+    episodes = cut(rows_of([0, 1, 2, 20, 23, 24, 50, 51], ends=[0, 0, 0, 0, TRUNCATED, 0, 0, TERMINATED]), 3, 10.0)
+    assert np.flatnonzero(episodes.next < 0).tolist() == [2, 4, 5, 7]
+    assert episodes.limited.tolist() == [False, False, True, False, False, True, False, False]
+    seen = cut(rows_of([0, 4]), None, 10.0, 10 * S)
+    assert seen.limited.tolist() == [False, True]
+    assert not cut(rows_of([0, 4]), None, 10.0, 10 * S - 1).limited.any()
+    at_last = cut(rows_of([0, 1, 2], ends=[0, 0, TRUNCATED]), 3)  # said of its last step: it is complete all the same
+    assert at_last.limited.tolist() == [False, False, True]
+
+
 # --- limits against plain Python
 
 
@@ -168,6 +179,9 @@ def plain(rows: Rows, horizon: int | None, horizon_s: float | None, seen_until: 
 def test_episodes_are_those_of_a_walk_from_row_to_row(rows, horizon, horizon_s, seen):
     episodes = cut(rows, horizon, horizon_s, seen * S)
     assert (episodes.next.tolist(), episodes.ends.tolist()) == plain(rows, horizon, horizon_s, seen * S)
+    assert not (episodes.limited & ((episodes.next >= 0) | (episodes.ends != TRUNCATED))).any()
+    by_rule = (rows.ends == NO_END) & ~rows.late_ends & (episodes.ends == TRUNCATED)
+    assert episodes.limited[by_rule].all()
 
 
 @given(ordered(), st.integers(1, 5))

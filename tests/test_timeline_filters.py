@@ -14,6 +14,7 @@ from steersman.core import reward
 from steersman.core.errors import DataError
 from steersman.timeline import assertions, sql
 from steersman.timeline.episodes import BY_TIME, NO_END, TERMINATED, Episodes, Rows
+from steersman.timeline.episodes import lengths as episode_lengths
 from steersman.timeline.filters import apply, leave_out, longest, not_longer, within
 from steersman.timeline.settings import Settings
 from timeline_log import Row, S, decision, log, outcome, problem
@@ -35,7 +36,7 @@ def of_lengths(lengths: Sequence[int], *, open: bool = False) -> tuple[Rows, Epi
     none = np.zeros(len(unit), np.int64)
     ends = np.where(last & (not open), TERMINATED, NO_END)
     rows = Rows(unit, at, none - 1, none + BY_TIME, ends, np.zeros(len(unit), dtype=bool))
-    return rows, Episodes(np.where(last, -1, place + 1), ends)
+    return rows, Episodes(np.where(last, -1, place + 1), ends, limited=none > 0, begun=none > 0)
 
 
 def lengths_of(episodes: Episodes) -> list[int]:
@@ -57,7 +58,7 @@ def test_whole_episodes_longer_than_the_quantile_are_left_out_and_counted():
 
 def test_episodes_of_just_the_limit_stay_however_many_they_are():
     _, episodes = of_lengths([1, 5, 5, 5, 5, 5, 9])
-    keep, longer = not_longer(episodes, longest(episodes, 0.5))
+    keep, longer = not_longer(episodes, longest(episode_lengths(episodes), 0.5))
     assert (int(keep.sum()), longer) == (26, 1)
 
 
@@ -76,13 +77,13 @@ def test_where_more_than_the_rest_have_the_greatest_length_nothing_is_left_out()
 
 def test_an_open_episode_counts_by_the_length_that_was_seen():
     closed, still_open = (of_lengths([1, 2, 3, 40], open=open)[1] for open in (False, True))
-    assert longest(closed, 0.75) == longest(still_open, 0.75) == 3
+    assert longest(episode_lengths(closed), 0.75) == longest(episode_lengths(still_open), 0.75) == 3
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.floats(0.01, 0.99))
 def test_at_least_the_share_stays_and_a_shorter_limit_would_keep_too_few(lengths, quantile):
     _, episodes = of_lengths(lengths)
-    limit = longest(episodes, quantile)
+    limit = longest(np.array(lengths), quantile)
     assert limit in lengths
     sorted_lengths = np.sort(lengths)
     count, shorter = np.searchsorted(sorted_lengths, limit, "right"), np.searchsorted(sorted_lengths, limit)

@@ -402,7 +402,8 @@ def test_a_time_limit_cuts_before_the_first_decision_beyond_it(build):
     assert (built.batch.discount == 1).all()
     closed = build(decisions, horizon_s=60.0, as_of=200)
     assert (closed.counts.truncated, closed.counts.open) == (3, 0)
-    assert closed.batch.digest == built.batch.digest
+    assert np.flatnonzero(built.batch.limited).tolist() == [2, 3]
+    assert np.flatnonzero(closed.batch.limited).tolist() == [2, 3, 4]  # by then it is known to be complete
 
 
 # --- what is left out on demand

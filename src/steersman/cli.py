@@ -290,7 +290,8 @@ def _build(options: argparse.Namespace) -> None:
         built,
         f"batch   {built.decisions:,} decisions   {counts.episodes:,} episodes of {counts.units:,} units   "
         f"digest {built.digest[:12]}",
-        f"ends    {counts.terminated:,} terminated   {counts.truncated:,} truncated   {counts.open:,} still open",
+        f"ends    {counts.terminated:,} terminated   {counts.truncated:,} truncated   {counts.open:,} still open   "
+        f"{counts.begun:,} began before the window",
         f"left    {counts.waiting:,} decisions still wait   {counts.duplicates:,} duplicates   "
         f"{counts.deferred:,} never activated   {counts.too_long + counts.too_late:,} left out on demand",
         f"joined  {counts.outcomes:,} outcomes   {counts.late:,} late   {counts.dangling:,} without decision   "

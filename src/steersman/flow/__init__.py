@@ -110,7 +110,8 @@ def build(project: Project, name: str, *, since: int = 0, until: int | None = No
     compact(project)
     with opened(project) as tables, places.scratch(project, "builds", name) as into:
         late_s = policy.problem.wait_s + LATE_S
-        files = log.files(project.log_directory, name, since, until, wait_s=late_s)
+        lead_s = policy.build.lead(policy.problem)
+        files = log.files(project.log_directory, name, since, until, wait_s=late_s, lead_s=lead_s)
         make = timeline.build_shards if tables.distributed or policy.build.shards > 1 else timeline.build
         made = make(
             tables,
@@ -121,6 +122,7 @@ def build(project: Project, name: str, *, since: int = 0, until: int | None = No
             as_of=as_of,
             settings=policy.build,
             into=into,
+            before=files.before,
         )
         parts = [made] if isinstance(made, timeline.Built) else made
         digest = timeline.digest_of(parts)

@@ -73,10 +73,15 @@ class Manifest(Struct, frozen=True):
 
 
 class Files(Struct, frozen=True):
-    """Paths of Parquet files, in the order in which they were made."""
+    """Paths of Parquet files, in the order in which they were made.
+
+    Attributes:
+        before: of decisions that all lie before the window.
+    """
 
     decisions: list[str]
     outcomes: list[str]
+    before: list[str] = []
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -101,7 +106,14 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def files(
-    directory: Path, problem: str, since: int, until: int, *, wait_s: float = math.inf, early_s: float = DAY_S
+    directory: Path,
+    problem: str,
+    since: int,
+    until: int,
+    *,
+    wait_s: float = math.inf,
+    early_s: float = DAY_S,
+    lead_s: float = 0.0,
 ) -> Files:
     """The Parquet files that may hold a window's decisions and their outcomes.
 
@@ -111,10 +123,11 @@ def files(
         since, until: window [since, until) of the decisions, microseconds UTC.
         wait_s: seconds behind the window in which outcomes are looked for.
         early_s: seconds before the window in which outcomes are looked for: clocks differ.
+        lead_s: seconds before the window in which decisions are looked for, and their outcomes.
     """
     latest = until + wait_s * 1e6
-    earliest = since - early_s * 1e6
-    decisions, outcomes = [], []
+    earliest = since - max(early_s, lead_s) * 1e6
+    decisions, outcomes, before = [], [], []
     for entry in read_manifest(directory).files:
         path = str(directory / entry.path)
         if entry.kind == "outcomes":
@@ -122,7 +135,9 @@ def files(
                 outcomes.append(path)
         elif entry.problem == problem and entry.first < until and entry.last >= since:
             decisions.append(path)
-    return Files(decisions, outcomes)
+        elif entry.problem == problem and entry.first < since and entry.last >= since - lead_s * 1e6:
+            before.append(path)
+    return Files(decisions, outcomes, before)
 
 
 def sweep(directory: Path, manifest: Manifest) -> int:

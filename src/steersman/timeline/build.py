@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,14 +18,17 @@ from steersman.core.profile import Profile
 from steersman.engine import Engine
 from steersman.engine.stream import Texts
 from steersman.timeline import assertions, choices, episodes, facts, fields, filters, sql
+from steersman.timeline import before as before_window
+from steersman.timeline.before import Before
 from steersman.timeline.built import CONTEXT_NUMBERS, DECISION_IDS, Built, Counts, Files, Ids, RawRows
-from steersman.timeline.episodes import NO_END, TERMINATED, TRUNCATED, Rows
+from steersman.timeline.episodes import NO_END, TERMINATED, TRUNCATED, Episodes, Rows
 from steersman.timeline.facts import Facts
 from steersman.timeline.fields import Field
 from steersman.timeline.filters import LeftOut
 from steersman.timeline.heard import Asked
 from steersman.timeline.numbers import Numbers
-from steersman.timeline.order import order
+from steersman.timeline.once import Window
+from steersman.timeline.order import Order, order
 from steersman.timeline.settings import Settings
 from steersman.timeline.sql import ROW, Census, Columns, Places, Tables, Units
 from steersman.timeline.statistics import Source
@@ -44,6 +48,8 @@ def build(  # noqa: PLR0913 - a window is three numbers
     encoder: Encoder | None = None,
     settings: Settings = _PLAIN,
     into: Path | None = None,
+    before: Sequence[str] = (),
+    max_length: int | None = None,
 ) -> Built:
     """Join decisions with their outcomes and order them into episodes; the laws are those of this room.
 
@@ -54,12 +60,14 @@ def build(  # noqa: PLR0913 - a window is three numbers
         encoder: to use as it is; None: one is fitted on the decisions that enter.
         settings: what must hold, what is left out, which fields have a type of their own.
         into: an empty directory for what is too large to hold; None: all is held in memory.
+        before: further files of decisions, all before the window, for where its episodes began.
+        max_length: decisions of the longest episode that may stay, instead of the quantile of the settings.
     Raises:
         DataError: no decision enters, a row breaks a law or an assertion does not hold; it names the decision.
     """
     names = _named_actions(problem)
     pen = Pen(into / f"{DECISION_IDS}.utf8.npy" if into else None)
-    tables = sql.tables(engine, files, sql.window(problem, since, until, as_of), pen)
+    tables = sql.tables(engine, files, window_of(problem, since, until, as_of, settings), pen, before)
     ids = pen.texts()
     census = census_of(tables)
     assertions.check(tables, settings.assertions)
@@ -70,7 +78,7 @@ def build(  # noqa: PLR0913 - a window is three numbers
         listed = engine_ahead.submit(tables.units)
         outcomes = engine_ahead.submit(facts.ask, tables, problem, Asked.of(tables, steps, ids))
         units = listed.result()
-        steps, clock, decisions = _ordered(tables, units, steps, ids)
+        steps, decisions, line = _ordered(tables, units, steps, ids)
         _check_steps(steps, decisions)
         same = plan.same_ids is not None
         choice = engine_ahead.submit(choices.gather, tables, plan.candidate, decisions, same=same)
@@ -80,9 +88,8 @@ def build(  # noqa: PLR0913 - a window is three numbers
         choices.check_names(offered, names, decisions)
         rewards = facts.rewards(problem, came, decisions)
         rewards = reward.shaped(rewards, steps["action"], offered.ids, problem.shaping, decisions)
-        rows = Rows(steps["unit"], steps["at"], steps["step"], clock, came.ends, came.late_ends)
-        ordered = episodes.cut(rows, problem.horizon, problem.horizon_s, tables.window.seen_until)
-        left = filters.leave_out(rows, ordered, settings)
+        rows, ordered, early = line.cut(tables, problem, came)
+        left = filters.leave_out(rows, ordered, settings, early, max_length)
         rows, ordered = left.rows, left.episodes
         kept: slice | np.ndarray = slice(None)
         if len(left.places) < len(steps["unit"]):
@@ -100,6 +107,8 @@ def build(  # noqa: PLR0913 - a window is three numbers
         discount=episodes.discounts(problem, ordered, rows.at),
         next=ordered.next,
         unit=rows.unit,
+        limited=ordered.limited,
+        begun=ordered.begun,
         metric_names=came.names,
         at=rows.at,
         ids=Ids(decisions.rows[kept], ids.bounds[1:], ids.utf8),
@@ -112,19 +121,122 @@ def build(  # noqa: PLR0913 - a window is three numbers
     )
 
 
-def _ordered(tables: Tables, units: Units, steps: Columns, ids: Texts) -> tuple[Columns, np.ndarray, Places]:
-    """The steps of all decisions in their order, the clock of each ([N] i8), and where each came from.
+class Lengths(NamedTuple):
+    """How long the episodes of a window are.
+
+    Attributes:
+        episodes: [E] i64, in decisions, those before the window included.
+        decisions, outcomes, late: in the window, and of its decisions, as in `Counts`.
+    """
+
+    episodes: np.ndarray
+    decisions: int
+    outcomes: int
+    late: int
+
+
+def lengths(  # noqa: PLR0913 - a window is three numbers
+    engine: Engine,
+    problem: Problem,
+    files: Files,
+    *,
+    since: int,
+    until: int,
+    as_of: int,
+    settings: Settings,
+    before: Sequence[str] = (),
+) -> Lengths:
+    """What `build` would cut, without its rows; see there for the arguments."""
+    pen = Pen()
+    tables = sql.tables(engine, files, window_of(problem, since, until, as_of, settings), pen, before)
+    ids, steps = pen.texts(), tables.steps("CAST(0 AS BIGINT)")
+    heard = facts.ask_ends(tables, Asked.of(tables, steps, ids))
+    _, decisions, line = _ordered(tables, tables.units(), steps, ids)
+    came = facts.gather(heard, problem, decisions)
+    _, ordered, _ = line.cut(tables, problem, came)
+    return Lengths(episodes.lengths(ordered), len(decisions), came.outcomes, came.late)
+
+
+def window_of(problem: Problem, since: int, until: int, as_of: int, settings: Settings) -> Window:
+    """The window of a build, and how far before it one looks."""
+    return sql.window(problem, since, until, as_of, settings.lead(problem))
+
+
+@dataclass(frozen=True, eq=False)
+class _Line:
+    """The decisions of the window and those before it of the same units, in their order.
+
+    Attributes:
+        order: of all of them.
+        at, step: [N] i64.
+        before: [N] bool, which are before the window; None: none is.
+        ended: [B] bool, of those before the window: an outcome ended the episode.
+    """
+
+    order: Order
+    at: np.ndarray
+    step: np.ndarray
+    before: np.ndarray | None
+    ended: np.ndarray
+
+    def cut(self, tables: Tables, problem: Problem, came: Facts) -> tuple[Rows, Episodes, np.ndarray | None]:
+        """Rows and episodes, and which of the rows are before the window (None: none); every episode has one in it.
+
+        Args:
+            came: of the decisions of the window.
+        """
+        ends, late = came.ends, came.late_ends
+        if self.before is not None:
+            ends, late = np.zeros(len(self.at), dtype=np.int8), np.zeros(len(self.at), dtype=bool)
+            ends[self.before] = np.where(self.ended, TRUNCATED, NO_END)
+            ends[~self.before], late[~self.before] = came.ends, came.late_ends
+        rows = Rows(self.order.unit, self.at, self.step, self.order.clock, ends, late)
+        ordered = episodes.cut(rows, problem.horizon, problem.horizon_s, tables.window.seen_until)
+        if self.before is None:
+            return rows, ordered, None
+        reach, ordered = episodes.of_window(ordered, self.before)
+        return *filters.apply(rows, ordered, reach), self.before[reach]
+
+
+def _ordered(tables: Tables, units: Units, steps: Columns, ids: Texts) -> tuple[Columns, Places, _Line]:
+    """The steps of the decisions of the window in their order, where each came from, and their place among those before
+    the window.
 
     Args:
         ids: of all rows of the view.
     """
-    unit = tables.numbers(units, steps)
+    unit, early = tables.numbers(units, steps), before_window.gather(tables)
     rows = steps.pop(ROW)
     del steps["unit"]
+    if len(early):
+        return _ordered_with(tables, unit, steps, rows, ids, early)
     found = order(unit, steps["at"], steps["step"], lambda some: picked(ids, rows[some]))
+    steps = _reordered(steps, found.places) | {"unit": found.unit}
+    return steps, Places(tables, rows[found.places]), _Line(found, steps["at"], steps["step"], None, early.ended)
+
+
+def _ordered_with(
+    tables: Tables, unit: np.ndarray, steps: Columns, rows: np.ndarray, ids: Texts, early: Before
+) -> tuple[Columns, Places, _Line]:
+    n = len(rows)
+    pairs = (unit, early.unit), (steps["at"], early.at), (steps["step"], early.step)
+    unit, at, step = map(np.concatenate, pairs)
+
+    def ids_of(some: np.ndarray) -> list[str]:
+        inside = iter(picked(ids, rows[some[some < n]]))
+        return [next(inside) if place < n else early.ids[place - n] for place in some.tolist()]
+
+    found = order(unit, at, step, ids_of)
+    is_early = found.places >= n
+    places = found.places[~is_early]
+    line = _Line(found, at[found.places], step[found.places], is_early, early.ended[found.places[is_early] - n])
+    return _reordered(steps, places) | {"unit": found.unit[~is_early]}, Places(tables, rows[places]), line
+
+
+def _reordered(steps: Columns, places: np.ndarray) -> Columns:
     for name in list(steps):
-        steps[name] = steps.pop(name)[found.places]  # one column at a time
-    return steps | {"unit": found.unit}, found.clock, Places(tables, rows[found.places])
+        steps[name] = steps.pop(name)[places]  # one column at a time
+    return steps
 
 
 @dataclass(frozen=True)
@@ -253,4 +365,5 @@ def _counts(census: Census, came: Facts, left: LeftOut, estimated: np.ndarray) -
         terminated=int((ordered.ends == TERMINATED).sum()),
         truncated=int((ordered.ends == TRUNCATED).sum()),
         open=int((last & (ordered.ends == NO_END)).sum()),
+        begun=int((last & ordered.begun).sum()),
     )

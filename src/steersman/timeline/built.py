@@ -66,6 +66,7 @@ class Counts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         terminated: episodes the world ended.
         truncated: episodes somebody ended: `truncated`, the horizon, or an `ends` that came late.
         open: episodes whose last row has a next step that was not seen.
+        begun: episodes that began before the window: their first decision is not in the Batch.
     """
 
     decisions: int
@@ -88,6 +89,7 @@ class Counts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_length: int | None = None
     too_late: int = 0
     estimated: int = 0
+    begun: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +164,8 @@ class Built:
     Attributes:
         encoder: makes the Batch out of the raw rows.
         raw: the rows as logged.
-        mask, action, propensity, reward, metrics, discount, next, unit, metric_names: as in Batch.
         at: [N] i64, when each decision was made, microseconds UTC.
+        mask, action, propensity, reward, metrics, discount, next, unit, limited, begun, metric_names: as in Batch.
         ids: of the decisions.
         draws: [U] f64 in [0, 1), one a unit: a hash of its name, so that a unit keeps its draw in every build.
         profiles: of the fields, if the encoder was fitted in this build.
@@ -182,6 +184,8 @@ class Built:
     discount: np.ndarray
     next: np.ndarray
     unit: np.ndarray
+    limited: np.ndarray
+    begun: np.ndarray
     metric_names: tuple[str, ...]
     at: np.ndarray
     ids: Ids
@@ -277,7 +281,7 @@ class Built:
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-STEPS = ("mask", "action", "propensity", "reward", "metrics", "discount", "next", "unit")
+STEPS = ("mask", "action", "propensity", "reward", "metrics", "discount", "next", "unit", "limited", "begun")
 """Names of the arrays of a Batch that a Built has as they are."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,10 +56,14 @@ class Episodes:
     Attributes:
         next: [N] i64, the following row, or -1 on the last row of an episode.
         ends: [N] i8, TRUNCATED or TERMINATED on the last row of an episode that is over, else NO_END.
+        limited: [N] bool, a limit in steps or in time ended the episode here: it is complete, and did not terminate.
+        begun: [N] bool, the row's episode began with rows that are not decisions of the window.
     """
 
     next: np.ndarray
     ends: np.ndarray
+    limited: np.ndarray
+    begun: np.ndarray
 
 
 def cut(rows: Rows, horizon: int | None, horizon_s: float | None = None, seen_until: int | None = None) -> Episodes:
@@ -67,9 +71,10 @@ def cut(rows: Rows, horizon: int | None, horizon_s: float | None = None, seen_un
 
     An episode ends at an `ends`, where its unit counts its steps anew, or by rule: after `horizon` steps, and before
     the first decision that lies `horizon_s` or more after the episode's first. What is over by rule is truncated and
-    complete. The last episode of a unit reaches its time limit without a decision to show it: it is over by rule if
-    the limit lies at or before `seen_until`, for then a decision that belongs to it would be among the rows. Until
-    then it is open. An episode whose unit counted anew before its limit stays open: why it ended was not said.
+    complete; of a limit of time only if nobody said that it ended before. The last episode of a unit reaches its time
+    limit without a decision to show it: it is over by rule if the limit lies at or before `seen_until`, for then a
+    decision that belongs to it would be among the rows. Until then it is open. An episode whose unit counted anew
+    before its limit stays open: why it ended was not said.
 
     Where `step` orders and a clock goes back, the clock stands still until it is caught up.
 
@@ -96,9 +101,27 @@ def cut(rows: Rows, horizon: int | None, horizon_s: float | None = None, seen_un
     if horizon_s is not None:
         unseen = np.iinfo(np.int64).min // 2 if seen_until is None else seen_until
         after = np.append(np.where(other_unit, unseen, clock[1:]), unseen)[: len(place)]
-        over |= after - clock[_first(starts)] >= _limit(horizon_s)
-    ends = np.where(last & over & (ends == NO_END), TRUNCATED, ends)
-    return Episodes(next=np.where(last, -1, place + 1), ends=ends)
+        over |= (after - clock[_first(starts)] >= _limit(horizon_s)) & (ends == NO_END)
+    over &= last & (ends != TERMINATED)
+    ends = np.where(over, TRUNCATED, ends)
+    return Episodes(np.where(last, -1, place + 1), ends, limited=over, begun=np.zeros(len(place), dtype=bool))
+
+
+def lengths(episodes: Episodes) -> np.ndarray:
+    """[E] i64, rows of every episode."""
+    return np.diff(np.flatnonzero(episodes.next < 0), prepend=-1)
+
+
+def of_window(episodes: Episodes, before: np.ndarray) -> tuple[np.ndarray, Episodes]:
+    """The rows of episodes that have a row in the window ([N] bool), and all episodes told whether they began before.
+
+    Args:
+        before: [N] bool, the row is before the window.
+    """
+    each = lengths(episodes)
+    first = np.cumsum(each) - each
+    inside = np.add.reduceat(~before, first) > 0
+    return np.repeat(inside, each), replace(episodes, begun=np.repeat(before[first], each))
 
 
 def _limit(horizon_s: float) -> int:

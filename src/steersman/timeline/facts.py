@@ -54,8 +54,17 @@ def ask(tables: Tables, problem: Problem, asked: Asked) -> Heard:
         if tables.outcomes[column] != "number":
             raise DataError(f"{column} is a {tables.outcomes[column]}, must be a number", field=column)
     if not tables.outcomes:
-        return Heard({ROW: np.zeros(0, np.int64), "told": np.zeros(0, np.uint8)}, 0, 0)
+        return _nothing()
     return heard.read(tables, logged, asked, ordered=_need_order(problem, logged))
+
+
+def ask_ends(tables: Tables, asked: Asked) -> Heard:
+    """The same without the metrics: only what says where episodes end."""
+    return heard.read(tables, [], asked, ordered=False) if tables.outcomes else _nothing()
+
+
+def _nothing() -> Heard:
+    return Heard({ROW: np.zeros(0, np.int64), "told": np.zeros(0, np.uint8)}, 0, 0)
 
 
 def gather(heard: Heard, problem: Problem, decisions: Places) -> Facts:

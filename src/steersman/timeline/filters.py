@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from steersman.core.errors import DataError
-from steersman.timeline.episodes import Episodes, Rows, microseconds
+from steersman.timeline.episodes import Episodes, Rows, lengths, microseconds
 from steersman.timeline.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
 class LeftOut:
-    """The rows that the filters leave, and what they left out. Each decision is counted once.
+    """The rows of the window that the filters leave, and what they left out. Each decision is counted once.
 
     Attributes:
-        places: [N] i64, ascending: which of the rows before they are.
+        places: [N] i64, ascending: which of the window's rows they are.
         rows, episodes: the rows that stay, see `apply`.
         max_length: decisions of the longest episode that may stay; None: any.
         long_episodes: episodes left out as a whole because they are longer.
@@ -33,7 +33,13 @@ class LeftOut:
     too_late: int
 
 
-def leave_out(rows: Rows, episodes: Episodes, settings: Settings) -> LeftOut:
+def leave_out(
+    rows: Rows,
+    episodes: Episodes,
+    settings: Settings,
+    before: np.ndarray | None = None,
+    max_length: int | None = None,
+) -> LeftOut:
     """Leave out what the settings say: first whole episodes by their length, then decisions by their time.
 
     Lengths are those of the whole episodes, so `within_s` never makes an episode short enough to stay. Something is
@@ -41,20 +47,24 @@ def leave_out(rows: Rows, episodes: Episodes, settings: Settings) -> LeftOut:
 
     Args:
         settings: its `max_length_quantile` and `within_s`.
+        before: [N] bool, rows before the window: episodes are as long, and begin, as these say; then they are left
+            out. Every episode has a row in the window. None: no row is.
+        max_length: of the episodes that stay, instead of that quantile.
     """
-    logged = len(rows.at)
-    places = np.arange(logged)
-    max_length, long_episodes = None, 0
-    if settings.max_length_quantile is not None:
-        max_length = longest(episodes, settings.max_length_quantile)
+    before = np.zeros(len(rows.at), dtype=bool) if before is None else before
+    places, logged = np.cumsum(~before) - 1, int((~before).sum())
+    long_episodes, stay = 0, logged
+    if settings.max_length_quantile is not None and max_length is None:
+        max_length = longest(lengths(episodes), settings.max_length_quantile)
+    if max_length is not None:
         keep, long_episodes = not_longer(episodes, max_length)
-        rows, episodes = apply(rows, episodes, keep)
-        places = places[keep]
-    stay = len(places)
+        rows, episodes, places, before = *apply(rows, episodes, keep), places[keep], before[keep]
+        stay = int((~before).sum())
     if settings.within_s is not None:
         keep = within(rows, episodes, settings.within_s)
-        rows, episodes = apply(rows, episodes, keep)
-        places = places[keep]
+        rows, episodes, places, before = *apply(rows, episodes, keep), places[keep], before[keep]
+    rows, episodes = apply(rows, episodes, ~before)
+    places = places[~before]
     return LeftOut(
         places=places,
         rows=rows,
@@ -66,7 +76,7 @@ def leave_out(rows: Rows, episodes: Episodes, settings: Settings) -> LeftOut:
     )
 
 
-def longest(episodes: Episodes, quantile: float) -> int:
+def longest(lengths: np.ndarray, quantile: float) -> int:
     """The length of the longest episode that stays: a quantile of the lengths of all episodes, in decisions.
 
     It is a length that occurs: the smallest one that at least this share of the episodes does not exceed. So never
@@ -78,15 +88,16 @@ def longest(episodes: Episodes, quantile: float) -> int:
     and there is no other length to go by.
 
     Args:
+        lengths: [E] i64, in decisions.
         quantile: in (0, 1).
     """
-    return int(np.quantile(_lengths(episodes), quantile, method="inverted_cdf"))
+    return int(np.quantile(lengths, quantile, method="inverted_cdf"))
 
 
 def not_longer(episodes: Episodes, length: int) -> tuple[np.ndarray, int]:
     """[N] bool, the decisions of the episodes of at most this length; and how many episodes are longer."""
-    lengths = _lengths(episodes)
-    return np.repeat(lengths <= length, lengths), int((lengths > length).sum())
+    each = lengths(episodes)
+    return np.repeat(each <= length, each), int((each > length).sum())
 
 
 def within(rows: Rows, episodes: Episodes, within_s: float) -> np.ndarray:
@@ -99,16 +110,11 @@ def within(rows: Rows, episodes: Episodes, within_s: float) -> np.ndarray:
     Args:
         within_s: seconds, at least 0.
     """
-    lengths = _lengths(episodes)
-    first = np.cumsum(lengths) - lengths
-    late = rows.at - np.repeat(rows.at[first], lengths) > microseconds(within_s)
+    each = lengths(episodes)
+    first = np.cumsum(each) - each
+    late = rows.at - np.repeat(rows.at[first], each) > microseconds(within_s)
     count = np.cumsum(late)
-    return count == np.repeat(count[first], lengths)  # the first decision of an episode is never late itself
-
-
-def _lengths(episodes: Episodes) -> np.ndarray:
-    """[E] i64."""
-    return np.diff(np.flatnonzero(episodes.next < 0), prepend=-1)
+    return count == np.repeat(count[first], each)  # the first decision of an episode is never late itself
 
 
 def apply(rows: Rows, episodes: Episodes, keep: np.ndarray) -> tuple[Rows, Episodes]:
@@ -129,4 +135,9 @@ def apply(rows: Rows, episodes: Episodes, keep: np.ndarray) -> tuple[Rows, Episo
     place = np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)  # the last one for next -1
     columns = {name: getattr(rows, name)[keep] for name in ("unit", "at", "step", "order", "ends", "late_ends")}
     columns["unit"] = np.cumsum(np.diff(columns["unit"], prepend=columns["unit"][:1]) != 0)
-    return Rows(**columns), Episodes(next=place[episodes.next[keep]], ends=episodes.ends[keep])
+    return Rows(**columns), Episodes(
+        next=place[episodes.next[keep]],
+        ends=episodes.ends[keep],
+        limited=episodes.limited[keep],
+        begun=episodes.begun[keep],
+    )

@@ -274,12 +274,12 @@ def _dangling(tables: Tables, asked: Asked, strangers: np.ndarray, of: np.ndarra
     enters = np.zeros(len(tables.seen.keys), bool)
     enters[asked.rows] = True
     others = tables.seen.keys[~enters]  # an outcome of one that enters is no stranger
-    maybe = strangers[np.isin(of, others)]
+    maybe = strangers if tables.earlier else strangers[np.isin(of, others)]
     if not maybe.size:
         return len(strangers)
     once.mark(tables.engine, "outcomes_marked", maybe)
     told = f"SELECT decision FROM outcomes WHERE {ROW} IN (SELECT h FROM outcomes_marked)"
     known = tables.engine.query(
-        f"SELECT COUNT(*) AS n FROM ({told}) AS told WHERE decision IN (SELECT id FROM decisions)"
+        f"SELECT COUNT(*) AS n FROM ({told}) AS told WHERE decision IN (SELECT id FROM {tables.known} AS known)"
     )
     return len(strangers) - int(known["n"][0])

@@ -21,17 +21,27 @@ KEY = "HASH({})"
 
 @dataclass(frozen=True)
 class Window:
-    """Which decisions enter: since <= at < until, and at + wait <= as_of. All in microseconds."""
+    """Which decisions enter: since <= at < until, and at + wait <= as_of. All in microseconds.
+
+    Attributes:
+        lead: how long before `since` the beginnings of its episodes are looked for.
+    """
 
     since: int
     until: int
     as_of: int
     wait: int
+    lead: int = 0
 
     @property
     def inside(self) -> str:
         """SQL: the instant is in the window."""
         return f'"at" >= {self.since} AND "at" < {self.until}'
+
+    @property
+    def before(self) -> str:
+        """SQL: the instant is so near before the window that an episode of the window may have begun there."""
+        return f'"at" >= {self.since - self.lead} AND "at" < {self.since}'
 
     @property
     def happened(self) -> str:

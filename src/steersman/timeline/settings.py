@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from steersman.core.decision import Problem
 from steersman.core.errors import DataError
 from steersman.core.profile import FeatureType
 
@@ -18,6 +19,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         actions: ids of the actions that may occur; another one stops the build. Empty: any.
         assertions: SQL that must hold. A condition is asked of every decision that enters; a statement that begins
             with SELECT or WITH must give no row. What does not hold stops the build and is shown.
+        lead_s: seconds before the window in which the beginnings of its episodes are looked for (as many as `horizon_s`
+            of the problem, if that is more): limits count from there, and an episode that began there is no whole one.
+            0: nobody looks.
         shards: parts of whole units that a build is written in, one per training process.
     """
 
@@ -27,6 +31,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     within_s: float | None = None
     actions: tuple[str, ...] = ()
     assertions: tuple[str, ...] = ()
+    lead_s: float = 86_400.0
     shards: int = 1
 
     def __post_init__(self) -> None:
@@ -36,5 +41,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.within_s is not None and not self.within_s >= 0:
             raise DataError(f"within_s is {self.within_s:g}, must be 0 or more seconds", field="within_s")
+        if not self.lead_s >= 0:
+            raise DataError(f"lead_s is {self.lead_s:g}, must be 0 or more seconds", field="lead_s")
         if not 1 <= self.shards <= 4096:
             raise DataError(f"shards is {self.shards}, must be 1 to 4096", field="shards")
+
+    def lead(self, problem: Problem) -> float:
+        """Seconds before a window in which the beginnings of its episodes are looked for."""
+        return max(self.lead_s, problem.horizon_s or 0.0) if self.lead_s else 0.0

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from steersman import engine as engines
 from steersman.core.decision import NO_TEXT, Problem
-from steersman.core.errors import DataError
 from steersman.core.features import NO_ID, Encoder, Raw
 from steersman.engine import Engine
 from steersman.timeline import assertions, sql
-from steersman.timeline.build import build, census_of, plan_of
+from steersman.timeline.before import led
+from steersman.timeline.build import build, census_of, lengths, plan_of, window_of
 from steersman.timeline.built import Built, Counts, Files, Ids, RawRows
+from steersman.timeline.filters import longest
 from steersman.timeline.settings import Settings
+from steersman.timeline.sql import Tables
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Files:
     decisions: Sequence[str]
     outcomes: Sequence[str]
+    before: Sequence[str]
 
 
 def build_shards(  # noqa: PLR0913 - a window is three numbers
@@ -37,6 +44,7 @@ def build_shards(  # noqa: PLR0913 - a window is three numbers
     encoder: Encoder | None = None,
     settings: Settings,
     into: Path,
+    before: Sequence[str] = (),
 ) -> list[Built]:
     """The same as `build`, in `settings.shards` parts: a unit is in the part of its draw.
 
@@ -45,61 +53,72 @@ def build_shards(  # noqa: PLR0913 - a window is three numbers
 
     Args:
         into: an empty directory for the shards and for what is too large to hold.
+        before: further files of decisions, all before the window, for where its episodes began.
     Raises:
-        DataError: see `build`; a quantile of the lengths of all episodes is not known in a part.
+        DataError: see `build`.
     """
-    if settings.max_length_quantile is not None and settings.shards > 1:
-        raise DataError(
-            "max_length_quantile needs the lengths of all episodes, and a shard has only its own",
-            hint="build with shards = 1 on one machine, or leave it out",
-            field="max_length_quantile",
-        )
-    tables = sql.tables(engine, files, sql.window(problem, since, until, as_of))
+    tables = sql.tables(engine, files, window_of(problem, since, until, as_of, settings), before=before)
     census = census_of(tables)
     assertions.check(tables, settings.assertions)
     assertions.check_actions(tables, settings.actions)
     plan = plan_of(tables, problem, encoder, settings)
-    decisions, outcomes = tables.parted(settings.shards)
-    of_decisions = engine.shards(decisions, into / "decisions", settings.shards, "shard")
-    of_outcomes = engine.shards(outcomes, into / "outcomes", settings.shards, "shard") if outcomes else []
+    shards = _shards(tables, settings.shards, into)
     plain = msgspec.structs.replace(settings, assertions=(), actions=())
-    parts = []
-    for k, path in enumerate(of_decisions):
-        own = _Files([str(path)], [str(of_outcomes[k])] if of_outcomes else [])
+    window = {"since": since, "until": until, "as_of": as_of}
+    # A quantile is of the lengths of all episodes: they are cut once for these alone.
+    told = [] if plain.max_length_quantile is None else [_alone(lengths, problem, one, window, plain) for one in shards]
+    all_lengths = [one.episodes for one in told]
+    max_length = longest(np.concatenate(all_lengths), plain.max_length_quantile or 0.0) if told else None
+    parts, too_long = [], []
+    for k, shard in enumerate(shards):
+        if max_length is not None and told[k].episodes.min() > max_length:
+            too_long.append(told[k])
+            continue
         scratch = into / f"part-{k}"
         scratch.mkdir()
-        local = engines.open("duckdb")
-        try:
-            if _is_empty(local, path):
-                continue
-            part = build(
-                local,
-                problem,
-                own,
-                since=since,
-                until=until,
-                as_of=as_of,
-                encoder=plan.encoder,
-                settings=plain,
-                into=scratch,
-            )
-        finally:
-            local.close()
-        parts.append(replace(part, profiles=plan.profiles))
-    # What never reached a shard is counted once, with the first.
-    of_the_whole = msgspec.structs.replace(
-        parts[0].counts,
+        made = partial(build, encoder=plan.encoder, into=scratch, max_length=max_length)
+        parts.append(_alone(made, problem, shard, window, plain))
+    counts = [msgspec.structs.replace(part.counts, dangling=0) for part in parts]
+    # What never reached a shard, and shards of which nothing is left, are counted once, with the first.
+    counts[0] = msgspec.structs.replace(
+        counts[0],
         waiting=census.waiting,
         deferred=census.deferred,
         duplicates=census.logged - census.waiting - census.deferred - census.entering,
         dangling=tables.dangling(),
         duplicate_outcomes=tables.duplicate_outcomes(),
+        too_long=counts[0].too_long + sum(one.decisions for one in too_long),
+        long_episodes=counts[0].long_episodes + sum(len(one.episodes) for one in too_long),
+        outcomes=counts[0].outcomes + sum(one.outcomes for one in too_long),
+        late=counts[0].late + sum(one.late for one in too_long),
     )
-    return [replace(parts[0], counts=of_the_whole), *parts[1:]]
+    return [replace(part, profiles=plan.profiles, counts=one) for part, one in zip(parts, counts, strict=True)]
 
 
-def _is_empty(engine: Engine, path: Path) -> bool:
-    engine.view("shard", [str(path)])
+def _shards(tables: Tables, n: int, into: Path) -> list[_Files]:
+    """The shards that have a decision, written by the engine."""
+    places: dict[str, list[Path]] = {}
+    for name, select in zip(("decisions", "outcomes", "before"), tables.parted(n, led(tables)), strict=True):
+        places[name] = tables.engine.shards(select, into / name, n, "shard") if select else []
+    own = [_Files(*([str(paths[k])] if paths else [] for paths in places.values())) for k in range(n)]
+    local = engines.open("duckdb")
+    try:
+        return [one for one in own if not _is_empty(local, one.decisions)]
+    finally:
+        local.close()
+
+
+def _alone(verb: Callable[..., T], problem: Problem, shard: _Files, window: Mapping[str, int], settings: Settings) -> T:
+    """What a verb of the build makes of a shard, as a log of its own."""
+    local = engines.open("duckdb")
+    try:
+        return verb(local, problem, shard, **window, settings=settings, before=shard.before)
+    finally:
+        local.close()
+
+
+def _is_empty(engine: Engine, paths: Sequence[str]) -> bool:
+    engine.view("shard", paths)
     return int(engine.query("SELECT COUNT(*) AS n FROM shard")["n"][0]) == 0
 
 
@@ -136,6 +155,8 @@ def joined(parts: Sequence[Built]) -> Built:
         discount=np.concatenate([part.discount for part in parts]),
         next=np.concatenate(following),
         unit=np.concatenate([part.unit + at for part, at in zip(parts, units, strict=False)]),
+        limited=np.concatenate([part.limited for part in parts]),
+        begun=np.concatenate([part.begun for part in parts]),
         metric_names=names,
         at=np.concatenate([part.at for part in parts]),
         ids=_ids([part.ids for part in parts]),

@@ -6,7 +6,7 @@ Standard SQL as far as it goes, so that another engine can run it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ from steersman.engine import Engine, identifier, literal
 from steersman.engine.stream import Columns as Streamed
 from steersman.timeline import keys, once
 from steersman.timeline.built import Files
-from steersman.timeline.columns import IDS, OPTIONAL, ROW, Columns, Kind, names, read, schema
-from steersman.timeline.episodes import SECOND
+from steersman.timeline.columns import IDS, OPTIONAL, ROW, Columns, Kind, columns_of, names, read, schema
+from steersman.timeline.episodes import microseconds
 from steersman.timeline.once import KEY, Seen, Window, look
 from steersman.timeline.texts import Pen
 
@@ -34,6 +34,7 @@ def _draw(first: int) -> str:
 
 
 _UNITS = f"SELECT unit, {_draw(1)} AS draw FROM kept GROUP BY unit"
+NUMBERED = f"SELECT unit, ROW_NUMBER() OVER (ORDER BY unit) - 1 AS number FROM ({_UNITS}) AS named"
 _ANY = "(SELECT * FROM kept LIMIT 1) AS kept"
 """Where all decisions have the same candidates, those of any one are those of all."""
 
@@ -67,6 +68,7 @@ class Tables:
         decisions: name -> kind of the columns.
         outcomes: the same; empty: there is no outcome.
         seen: how many decisions are in the files.
+        earlier: SQL of all decisions that may be before the window; empty: there is none.
     """
 
     engine: Engine
@@ -74,16 +76,17 @@ class Tables:
     decisions: Mapping[str, Kind]
     outcomes: Mapping[str, Kind]
     seen: Seen
+    earlier: str = ""
 
     @functools.cached_property
     def told(self) -> Seen:
         """How many outcomes are in the files; only then `heard` can be asked for."""
         return look(self.engine, "outcomes", self.outcomes) if self.outcomes else Seen(0, 0, np.empty(0, np.uint64))
 
-    def sql(self, select: str, *, offered: str = "") -> str:
-        """A query over the relations; offered: SQL of the relation of that name, if it is needed."""
+    def sql(self, select: str, *, offered: str = "", led: str = "") -> str:
+        """A query over the relations; offered, led: SQL of the relations of these names, if they are needed."""
         relations = {"once": once.sql("decisions", self.decisions, self.engine, self.seen)}
-        if self.outcomes and ("deferred" in self.decisions or "heard" in select):
+        if self.outcomes and ("deferred" in self.decisions or "heard" in select + led):
             told = once.sql("outcomes", self.outcomes, self.engine, self.told)
             relations["heard"] = f"SELECT * FROM ({told}) AS once_heard WHERE {self.window.happened}"
         relations["kept"] = (
@@ -91,6 +94,8 @@ class Tables:
         )
         if offered:
             relations["offered"] = offered
+        if led:
+            relations["led"] = led
         named = ", ".join(f"{name} AS ({body})" for name, body in relations.items())
         return f"WITH {named} {select}"
 
@@ -121,8 +126,11 @@ class Tables:
     @property
     def _carried(self) -> str:
         """SQL: the decision was carried out, as far as one knows."""
-        if "deferred" not in self.decisions:
-            return "TRUE"
+        return self.carried if "deferred" in self.decisions else "TRUE"
+
+    @property
+    def carried(self) -> str:
+        """SQL: a decision, of a relation that has the column `deferred`, was carried out, as far as one knows."""
         activated = "id IN (SELECT decision FROM heard WHERE activates)" if self.outcomes else "FALSE"
         return f"(NOT COALESCE(deferred, FALSE) OR {activated})"
 
@@ -168,9 +176,8 @@ class Tables:
         """[N] i64, the number of the unit of each kept decision, as `steps` has them, among the units by name."""
         if len(np.unique(units.keys)) == len(units.keys):
             return keys.grouped(steps["unit"], units.keys)
-        names = f"SELECT unit, ROW_NUMBER() OVER (ORDER BY unit) - 1 AS number FROM ({_UNITS}) AS named"
         found = self.ask(
-            f"SELECT kept.{ROW} AS {ROW}, units.number AS number FROM kept JOIN ({names}) AS units "
+            f"SELECT kept.{ROW} AS {ROW}, units.number AS number FROM kept JOIN ({NUMBERED}) AS units "
             f"ON kept.unit = units.unit ORDER BY kept.{ROW}"
         )
         return found["number"][np.searchsorted(found[ROW], steps[ROW])]
@@ -179,21 +186,33 @@ class Tables:
         """[N] object, ids of the decisions at these rows."""
         return self.engine.take("decisions", {"id": "id"}, rows)["id"]
 
-    def parted(self, shards: int) -> tuple[str, str]:
-        """SQL of the decisions that enter and of their outcomes, each with the shard of its unit, 0 to shards - 1."""
+    def parted(self, shards: int, led: str = "") -> tuple[str, str, str]:
+        """SQL of the decisions that enter, of the outcomes, and of the decisions before the window, each with the shard
+        of its unit, 0 to shards - 1; empty: there are none.
+
+        Args:
+            led: SQL of the decisions before the window; empty: there are none.
+        """
         # Other digits than those of the draw, by which units are parted into training and test.
         shard = f"CAST(FLOOR(({_draw(9)}) * {shards}) AS INTEGER)"
         units = f"(SELECT unit, {shard} AS shard FROM kept GROUP BY unit)"
         columns = sorted({*read("decisions", self.decisions), *OPTIONAL["decisions"]} - {ROW})
         wanted = ", ".join(f"kept.{identifier(column)} AS {identifier(column)}" for column in columns)
         decisions = f"SELECT {wanted}, units.shard AS shard FROM kept JOIN {units} AS units ON kept.unit = units.unit"
-        if not self.outcomes:
-            return self.sql(decisions), ""
         columns = sorted({*read("outcomes", self.outcomes), *OPTIONAL["outcomes"]} - {ROW})
         wanted = ", ".join(f"heard.{identifier(column)} AS {identifier(column)}" for column in columns)
-        of_kept = f"""SELECT {wanted}, units.shard AS shard FROM heard JOIN kept ON heard.decision = kept.id
-            JOIN {units} AS units ON kept.unit = units.unit"""
-        return self.sql(decisions), self.sql(of_kept)
+        of_kept, of_led = (
+            f"""SELECT {wanted}, units.shard AS shard FROM heard JOIN {whose} ON heard.decision = {whose}.id
+            JOIN {units} AS units ON {whose}.unit = units.unit"""
+            for whose in ("kept", "led")
+        )
+        before = f"SELECT led.*, units.shard AS shard FROM led JOIN {units} AS units ON led.unit = units.unit"
+        outcomes = f"{of_kept} UNION ALL {of_led} WHERE heard.ends IS NOT NULL" if led else of_kept
+        return (
+            self.sql(decisions),
+            self.sql(outcomes, led=led) if self.outcomes else "",
+            self.sql(before, led=led) if led else "",
+        )
 
     def fields(self, columns: Mapping[str, Kind], rows: np.ndarray | None) -> Columns:
         """Columns of the decisions at these rows ([N] i64, `row` of steps), in that order; null numbers are NaN.
@@ -206,13 +225,20 @@ class Tables:
             wanted[name] = number("decisions", name) if kind == "number" else typed("decisions", name, kind)
         return self.engine.take("decisions", wanted, rows)
 
+    @property
+    def known(self) -> str:
+        """SQL of a table with the ids of all decisions that the files have."""
+        if not self.earlier:
+            return "decisions"
+        return f"(SELECT id FROM decisions UNION ALL SELECT id FROM ({self.earlier}) AS earlier)"
+
     def dangling(self) -> int:
         """Outcomes stamped within the window whose decision is not in the files."""
         if not self.outcomes:
             return 0
         found = self.ask(
             f"""SELECT COUNT(*) AS n FROM heard WHERE {self.window.inside}
-            AND NOT EXISTS (SELECT 1 FROM decisions WHERE decisions.id = heard.decision)"""
+            AND NOT EXISTS (SELECT 1 FROM {self.known} AS known WHERE known.id = heard.decision)"""
         )
         return int(found["n"][0])
 
@@ -306,22 +332,25 @@ def offered(columns: Sequence[str], *, shared: bool) -> str:
     return _one_row_a_candidate(_ANY if shared else "kept", ("id",), columns)
 
 
-def window(problem: Problem, since: int, until: int, as_of: int) -> Window:
+def window(problem: Problem, since: int, until: int, as_of: int, lead_s: float = 0.0) -> Window:
     """The window of a build.
 
+    Args:
+        lead_s: seconds before it in which the beginnings of its episodes are looked for.
     Raises:
         DataError: it is empty.
     """
     if since >= until:
         raise DataError(f"the window [{since}, {until}) is empty", hint="until must be later than since")
-    return Window(since, until, as_of, min(round(problem.wait_s * SECOND), 2**62))
+    return Window(since, until, as_of, microseconds(problem.wait_s), microseconds(lead_s))
 
 
-def tables(engine: Engine, files: Files, window: Window, pen: Pen | None = None) -> Tables:
+def tables(engine: Engine, files: Files, window: Window, pen: Pen | None = None, before: Sequence[str] = ()) -> Tables:
     """Register the files and look at their columns.
 
     Args:
         pen: on one machine, to write the id of every decision with that is in the window, and nothing of others.
+        before: further files of decisions, none of them in the window.
     Raises:
         DataError: there is no file of decisions, or a column is missing or of the wrong kind.
     """
@@ -334,7 +363,28 @@ def tables(engine: Engine, files: Files, window: Window, pen: Pen | None = None)
     if files.outcomes:
         engine.view("outcomes", files.outcomes, row=row)
         outcomes = schema(engine, "outcomes")
-    return Tables(engine, window, decisions, outcomes, look(engine, "decisions", decisions, pen, window))
+    seen = look(engine, "decisions", decisions, pen, window)
+    earlier = _earlier(engine, window, decisions, before) if window.lead else ""
+    return Tables(engine, window, decisions, outcomes, seen, earlier)
+
+
+def _earlier(engine: Engine, window: Window, columns: Iterable[str], before: Sequence[str]) -> str:
+    """SQL of the decisions that may be before the window, with the few columns that say where episodes begin."""
+    places: dict[str, Iterable[str]] = {}
+    if int(engine.query(f"SELECT COUNT(*) AS n FROM decisions WHERE {window.before}")["n"][0]):
+        places["decisions"] = columns
+    if before:
+        engine.view("before", before)
+        places["before"] = columns_of(engine, "before")
+    wanted = {"id": "VARCHAR", "unit": "VARCHAR", "at": "BIGINT"} | OPTIONAL["decisions"]
+    selects = []
+    for view, there in places.items():
+        each = (
+            identifier(name) if name in there else f"CAST(NULL AS {kind}) AS {identifier(name)}"
+            for name, kind in wanted.items()
+        )
+        selects.append(f"SELECT {', '.join(each)} FROM {view}")
+    return " UNION ALL ".join(selects)
 
 
 def typed(relation: str, column: str, kind: Kind) -> str:

@@ -19,7 +19,7 @@ from steersman.engine.disk import appearing
 from steersman.timeline.built import DECISION_IDS, STEPS, Built, Counts, Ids, RawRows, texts_of, write_header
 from steersman.timeline.shards import joined
 
-_FORMAT = 4
+_FORMAT = 5
 _INDEX = "build.json"
 
 
