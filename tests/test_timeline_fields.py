@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -335,12 +337,38 @@ def test_candidates_that_nothing_tells_apart_are_refused(tables, tmp_path):
         build(tables, log(tmp_path, [decision("d1")]), problem(actions=FREE))
 
 
-def test_a_list_as_a_feature_of_a_candidate_is_refused_by_name(tables, tmp_path):
+OFFERS = [
+    {"b": {"tags": ["x", "y"], "n": [1.0]}, "a": {"tags": [], "n": [2.0, 2.5]}},
+    {"a": {"tags": ["x"], "n": None}, "c": {"tags": None, "n": [3.0]}, "b": {"tags": ["z", "z", "x"], "n": []}},
+]
+
+
+@pytest.mark.parametrize("declared", [{}, {"tags": "auto", "n": "auto"}, {"tags": "list", "n": "list"}])
+@pytest.mark.parametrize("offers", [OFFERS, OFFERS[:1] * 3])
+def test_lists_of_candidates_become_columns_as_the_encoder_makes_them(tables, tmp_path, declared, offers):
+    rows = [decision(f"d{i}", at_s=i, features=offer) for i, offer in enumerate(offers)]
+    built = build(tables, log(tmp_path, rows), problem(actions=FREE, candidate=declared))
+    assert built.encoder.candidate == (Ids("n", 16), Ids("tags", 16))
+    sent = [tuple(Candidate(id, offer[id]) for id in sorted(offer)) for offer in offers]
+    raw, ids = built.encoder.raw_candidates(sent, built.batch.mask.shape[1])
+    np.testing.assert_array_equal(built.raw.candidates.lists, raw.lists)
+    np.testing.assert_array_equal(built.raw.ids, ids)
+    encoded = built.encoder.encode_candidates(raw, ids)
+    np.testing.assert_array_equal(built.batch.candidates, np.where(built.batch.mask[..., None], encoded, 0.0))
+    tags = next(profile for profile in built.profiles if profile.name == "tags")
+    offered = [feature["tags"] for offer in (offers if offers is OFFERS else offers[:1]) for feature in offer.values()]
+    assert (tags.kind, tags.type, tags.present) == ("list", "ids", sum(tags is not None for tags in offered))
+    assert dict(tags.counts) == Counter(itertools.chain.from_iterable(tags or () for tags in offered))
+    again = build(tables, log(tmp_path / "again", rows), problem(actions=FREE), encoder=built.encoder)
+    assert again.batch.digest == built.batch.digest
+
+
+def test_a_list_of_lists_of_a_candidate_is_refused_by_name(tables, tmp_path):
     row = decision("d1") | {"candidates.tags": None}
-    columns = types([row]) | {"candidates.tags": "VARCHAR[][]"}
+    columns = types([row]) | {"candidates.tags": "VARCHAR[][][]"}
     build(tables, Files([parquet(tmp_path / "1.parquet", [row], columns)], []))  # no value, no field
-    path = parquet(tmp_path / "2.parquet", [row | {"candidates.tags": [["x"], ["y", "z"]]}], columns)
-    with pytest.raises(DataError, match=r"candidate\.tags is a list"):
+    path = parquet(tmp_path / "2.parquet", [row | {"candidates.tags": [[["x"]], [["y"], ["z"]]]}], columns)
+    with pytest.raises(DataError, match=r"candidate\.tags is a list of lists"):
         build(tables, Files([path], []))
 
 

@@ -59,7 +59,7 @@ def mixed_log(seed: int) -> tuple[list[Row], list[Row]]:
     decisions, outcomes = [], []
     for i in range(120):
         unit, step = f"u{rng.randrange(25)}", i if rng.random() < 0.8 else None
-        features = {"a": {"p": rng.random()}, "b": {"p": None if i % 7 == 0 else 1.0}}
+        features = {"a": {"p": rng.random(), "l": rng.sample("xyz", 2)}, "b": {"p": None if i % 7 == 0 else 1.0}}
         fields = {"x": None if rng.random() < 0.1 else rng.gauss(0, 1), "t": rng.choice(["é", "b", None])}
         one = decision(f"d{i}", unit, i, step=step, action=rng.choice("ab"), features=features, **fields)
         decisions += [one, dict(one)] if rng.random() < 0.1 else [one]

@@ -61,6 +61,8 @@ def _type(column: str, values: Iterable[Any]) -> str:
         return _TYPES[column]
     value = next((value for value in values if value is not None), None)
     if isinstance(value, (list, tuple)):
+        if any(isinstance(one, (list, tuple)) for one in value):
+            return f"{_type('', [element for one in values for element in one or ()])}[]"
         return "DOUBLE[]" if any(isinstance(one, (int, float)) for one in value) else "VARCHAR[]"
     number = isinstance(value, (int, float)) or (value is None and column.startswith(("metrics.", "context.")))
     return "DOUBLE" if number else "VARCHAR"

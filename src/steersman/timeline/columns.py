@@ -12,7 +12,17 @@ from steersman.core.errors import DataError
 from steersman.engine import Engine, identifier
 
 Columns = dict[str, np.ndarray]
-Kind = Literal["number", "text", "list of number", "list of text", "list", "other"]
+Kind = Literal[
+    "number",
+    "text",
+    "list of number",
+    "list of text",
+    "list of lists of number",
+    "list of lists of text",
+    "list",
+    "other",
+]
+"""`list` is of anything else."""
 
 IDS = "candidates.id"
 ROW = "row"
@@ -74,6 +84,12 @@ def columns_of(engine: Engine, view: str) -> dict[str, Kind]:
     return {str(name): _kind(str(kind)) for name, kind in zip(described[0], described[1], strict=True)}
 
 
+_LISTS: dict[Kind, Kind] = {
+    "number": "list of number",
+    "text": "list of text",
+    "list of number": "list of lists of number",
+    "list of text": "list of lists of text",
+}
 _NUMBER = re.compile(r"(U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|LONG|FLOAT|REAL|DOUBLE|BOOLEAN|DECIMAL(\(.*\))?)", re.I)
 _TEXT = re.compile(r"(VAR)?CHAR(\(.*\))?|TEXT|STRING|ENUM\(.*\)", re.I)
 _LIST = re.compile(r"(.*)\[\d*\]|ARRAY<(.*)>", re.I | re.S)
@@ -85,6 +101,5 @@ def _kind(kind: str) -> Kind:
     if _TEXT.fullmatch(kind):
         return "text"
     if match := _LIST.fullmatch(kind):
-        inner = _kind(match[1] or match[2])
-        return "list of number" if inner == "number" else "list of text" if inner == "text" else "list"
+        return _LISTS.get(_kind(match[1] or match[2]), "list")
     return "other"

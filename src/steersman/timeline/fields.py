@@ -18,11 +18,27 @@ from steersman.timeline.sql import IDS, Columns, Kind, Tables
 from steersman.timeline.statistics import Numbers, Relation, Source, Values
 
 FieldKind = Literal["number", "text", "list of number", "list of text"]
+ValueKind = FieldKind | Literal["list", "other"]
 
 _PREFIX: dict[Relation, str] = {"kept": "context.", "offered": "candidates."}
 _GROUP: dict[Relation, Literal["context", "candidate"]] = {"kept": "context", "offered": "candidate"}
-_ELEMENT: dict[Kind, Kind] = {"list of number": "number", "list of text": "text", "list": "list"}
-_PROFILE: dict[Kind, Literal["number", "text", "list"]] = {
+_ELEMENT: dict[Kind, ValueKind] = {
+    "list of number": "number",
+    "list of text": "text",
+    "list of lists of number": "list of number",
+    "list of lists of text": "list of text",
+    "list": "list",
+}
+_VALUE: dict[Kind, ValueKind] = {
+    "number": "number",
+    "text": "text",
+    "list of number": "list of number",
+    "list of text": "list of text",
+    "list of lists of number": "list",
+    "list of lists of text": "list",
+    "list": "list",
+}
+_PROFILE: dict[ValueKind, Literal["number", "text", "list"]] = {
     "number": "number",
     "text": "text",
     "list of number": "list",
@@ -67,11 +83,11 @@ def candidate_columns(tables: Tables, names: Mapping[str, FieldType]) -> list[st
     return [_PREFIX["offered"] + name for name in sorted(names or logged) if name in logged]
 
 
-def _logged(tables: Tables, relation: Relation) -> dict[str, Kind]:
+def _logged(tables: Tables, relation: Relation) -> dict[str, ValueKind]:
     """Name -> kind of the fields that have a column; of a feature of candidates, the kind of one value."""
     prefix = _PREFIX[relation]
     return {
-        column.removeprefix(prefix): kind if relation == "kept" else _ELEMENT.get(kind, "other")
+        column.removeprefix(prefix): (_VALUE if relation == "kept" else _ELEMENT).get(kind, "other")
         for column, kind in tables.decisions.items()
         if column.startswith(prefix) and column != IDS
     }
@@ -109,7 +125,7 @@ def pick_for(source: Source, transforms: Sequence[Transform]) -> tuple[Field, ..
     logged = _logged(source.tables, source.relation)
     wanted = declared(transforms)
     for name, kind in wanted.items():
-        if kind == "list" and (logged.get(name) == "text" or source.relation == "offered"):
+        if kind == "list" and logged.get(name) == "text":
             wanted[name] = "text"
     prefix = _PREFIX[source.relation]
     if all(name in logged and logged[name].startswith(kind) for name, kind in wanted.items()):
@@ -249,12 +265,11 @@ def _texts(field: Field, column: np.ndarray) -> np.ndarray:
     return np.fromiter(map(shared.__getitem__, column.tolist()), dtype=object, count=len(column))
 
 
-def _kind(field: str, wanted: FieldType, logged: Kind | None) -> FieldKind:
-    """Kind of a field; logged: what the log holds, None: no value."""
-    if logged == "list" or (field.startswith("candidate.") and (logged or wanted).startswith("list")):
-        what = "a list of lists" if field.startswith("context.") else "a list, and a candidate's feature can be none"
+def _kind(field: str, wanted: FieldType, logged: ValueKind | None) -> FieldKind:
+    """Kind of a field; logged: what the log holds of it, None: no value."""
+    if logged == "list":
         raise DataError(
-            f"{field} is {what}",
+            f"{field} is a list of lists",
             hint="declare the fields of the problem and leave this one out",
             field=field,
         )
