@@ -160,7 +160,7 @@ def test_importance_finds_the_fields_that_made_the_reward(shop: config.Project) 
 def test_the_columns_of_the_action_taken_are_those_of_the_batch(shop: config.Project) -> None:
     built = timeline.load(Path(features.features(shop, "offer").build))
     rows = np.array([3, 5, 100, 599])
-    columns = features.columns_of(built, rows)(np.array([1, 3]))
+    columns = features.columns_of([built], rows)(np.array([1, 3]))
     batch = built.batch
     want = np.concatenate([batch.context[[5, 599]], batch.candidates[[5, 599], batch.action[[5, 599]]]], axis=1)
     np.testing.assert_array_equal(columns, want)
@@ -241,7 +241,7 @@ def test_a_field_that_did_not_change_is_below_chance_19_times_of_20(kind: str) -
     assert 0.91 <= np.mean(below) <= 1.0
 
 
-def test_a_build_in_parts_is_told_from_its_profiles_and_its_first_part(tmp_path: Path) -> None:
+def test_a_build_in_parts_is_told_from_its_profiles_and_from_all_parts(tmp_path: Path) -> None:
     made = project(tmp_path, TOML + "[problem.offer.build]\nshards = 2\n")
     write_log(made, (100,), seed=1, n=60)
     flow.build(made, "offer", until=101 * 86_400 * S, as_of=200 * 86_400 * S)
@@ -249,8 +249,13 @@ def test_a_build_in_parts_is_told_from_its_profiles_and_its_first_part(tmp_path:
     assert (found.rows, found.previous) == (120, "")
     told = features.with_importance(found, level=0.95, seed=0).importances
     assert told is not None
-    assert 20 < told.rows < 100
-    assert told.rows == 2 * told.units
+    assert (told.rows, told.units) == (120, 60)
+    directory = Path(found.build)
+    parts = [timeline.load(part) for part in timeline.parts_of(directory)]
+    rows, batch = np.array([119, 3, 60, 0]), timeline.load(directory).batch
+    assert len(parts) == 2
+    want = np.concatenate([batch.context[rows], batch.candidates[rows, batch.action[rows]]], axis=1)
+    np.testing.assert_array_equal(features.columns_of(parts, rows)(np.arange(4)), want)
 
 
 def test_a_reward_that_never_differs_has_no_importance_and_a_page_that_says_so(tmp_path: Path) -> None:

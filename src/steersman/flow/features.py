@@ -182,16 +182,18 @@ def report(project: Project, name: str, path: Path | None = None, *, seed: int =
 def with_importance(found: Features, *, level: float, seed: int) -> Features:
     """What the fields say about the logged reward, from at most 100,000 rows of whole units.
 
-    Of a build in parts the first is read: units are in the parts by chance.
+    Of a build in parts the units are drawn from all of them.
     """
-    built = timeline.load(timeline.parts_of(Path(found.build))[0])
-    rows = sample(built.unit, MAX_ROWS, seed)
+    parts = [timeline.load(part) for part in timeline.parts_of(Path(found.build))]
+    before = np.cumsum([0, *(len(part.draws) for part in parts)])
+    unit = np.concatenate([part.unit + first for part, first in zip(parts, before, strict=False)])
+    rows = sample(unit, MAX_ROWS, seed)
     try:
         told = importance(
-            columns_of(built, rows),
-            blocks(built.encoder),
-            np.asarray(built.reward[rows]),
-            np.asarray(built.unit[rows]),
+            columns_of(parts, rows),
+            blocks(parts[0].encoder),
+            np.concatenate([part.reward for part in parts])[rows],
+            unit[rows],
             level=level,
             seed=seed,
         )
@@ -200,15 +202,30 @@ def with_importance(found: Features, *, level: float, seed: int) -> Features:
     return msgspec.structs.replace(found, importances=told)
 
 
-def columns_of(built: timeline.Built, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of places in `rows` that gives the columns of the context and of the action taken, [B, F + A] f32."""
+def columns_of(parts: Sequence[timeline.Built], rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of places in `rows` that gives the columns of the context and of the action taken, [B, F + A] f32.
+
+    Args:
+        parts: of a build, all with one encoder.
+        rows: of the parts one after the other.
+    """
+    ends = np.cumsum([len(part) for part in parts])
+    encoder = parts[0].encoder
+
+    def of_part(built: timeline.Built, at: np.ndarray) -> np.ndarray:
+        taken = at[:, None], np.asarray(built.action[at])[:, None]
+        context = encoder.encode_context(built.raw.context.take(at))
+        action = encoder.encode_candidates(built.raw.candidates.take(taken), built.raw.ids[taken])
+        return np.concatenate([context, action[:, 0]], axis=1)
 
     def columns(some: np.ndarray) -> np.ndarray:
         at = rows[some]
-        taken = at[:, None], np.asarray(built.action[at])[:, None]
-        context = built.encoder.encode_context(built.raw.context.take(at))
-        action = built.encoder.encode_candidates(built.raw.candidates.take(taken), built.raw.ids[taken])
-        return np.concatenate([context, action[:, 0]], axis=1)
+        whose = np.searchsorted(ends, at, side="right")
+        out = np.empty((len(at), encoder.context_width + encoder.candidate_width), dtype=np.float32)
+        for k in np.unique(whose).tolist():
+            mine = np.flatnonzero(whose == k)
+            out[mine] = of_part(parts[k], at[mine] - (ends[k] - len(parts[k])))
+        return out
 
     return columns
 
