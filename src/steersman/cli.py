@@ -267,7 +267,8 @@ def _log_compact(options: argparse.Namespace) -> None:
     _show(
         options,
         found,
-        f"compacted   {found.decisions:,} decisions and {found.outcomes:,} outcomes into {found.files:,} files",
+        f"compacted   {found.decisions:,} decisions and {found.outcomes:,} outcomes into {found.files:,} files"
+        + (f"; {found.merged:,} small ones merged" if found.merged else ""),
         f"segments    {found.segments:,} read to their end and removed; {found.torn:,} ended in half a record",
         *aside,
         *damaged,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from steersman.engine import Engine
 from steersman.engine.disk import make_directory, replacing
 from steersman.log import tables
 from steersman.log.manifest import ASIDE, PARQUET, Entry, Manifest, read_manifest, sweep, write_manifest
+from steersman.log.merge import forget, merge
 from steersman.log.rows import Aside, Part, Rows
 from steersman.log.segment import Damage, Scan, read_segment, segments
 
@@ -31,6 +33,7 @@ class Compacted(Struct, frozen=True):
     Attributes:
         decisions, outcomes: records that went to Parquet.
         files: Parquet files made.
+        merged: small files that became part of a larger one; they stay for a day, for those who read them now.
         aside: records that break a law of their noun or the type of a column; they lie in `aside/`.
         reasons: of the first few of these.
         torn: segments that ended in half a record.
@@ -42,6 +45,7 @@ class Compacted(Struct, frozen=True):
     decisions: int = 0
     outcomes: int = 0
     files: int = 0
+    merged: int = 0
     aside: int = 0
     reasons: tuple[str, ...] = ()
     torn: int = 0
@@ -50,8 +54,10 @@ class Compacted(Struct, frozen=True):
     swept: int = 0
 
 
-def compact(directory: Path, problems: Mapping[str, Problem], engine: Engine) -> Compacted:
-    """Move what is new in the segments of a log to Parquet, and remove the segments that are done.
+def compact(
+    directory: Path, problems: Mapping[str, Problem], engine: Engine, clock: Callable[[], float] = time.time
+) -> Compacted:
+    """Move what is new in the segments of a log to Parquet, remove the segments that are done, merge small files.
 
     It may be killed at any moment and started again: every record is in the Parquet files once.
 
@@ -59,6 +65,7 @@ def compact(directory: Path, problems: Mapping[str, Problem], engine: Engine) ->
         directory: of the log.
         problems: name -> problem, for the types of declared fields; a problem that is not there is compacted too.
         engine: reads JSON and writes Parquet.
+        clock: seconds since 1970, UTC.
     Raises:
         ConflictError: another compaction of this log is running.
     """
@@ -66,6 +73,7 @@ def compact(directory: Path, problems: Mapping[str, Problem], engine: Engine) ->
         work = _Compaction(directory, problems, engine)
         for path in segments(directory):
             work.segment(path)
+        work.merge(int(clock() * 1e6))
         return work.done
 
 
@@ -112,6 +120,13 @@ class _Compaction:
             damage=self.done.damage + tuple(found.damage),
             segments=self.done.segments + found.sealed,
         )
+
+    def merge(self, now_us: int) -> None:
+        """Merge small files, and remove those that were merged long ago."""
+        before = len(self.manifest.retired)
+        self.manifest = merge(self._directory, self.manifest, self._engine, now_us)
+        self._count(merged=len(self.manifest.retired) - before)
+        self.manifest = forget(self._directory, self.manifest, now_us)
 
     def _move(self, path: Path, start: int, found: Scan) -> None:
         rows = Rows(path.name, found)

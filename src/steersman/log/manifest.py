@@ -54,6 +54,18 @@ class Types(Struct, frozen=True):
     candidate: dict[str, Type] = {}
 
 
+class Retired(Struct, frozen=True):
+    """A file whose rows are in another one now.
+
+    Attributes:
+        path: below the log's directory.
+        at: when it was merged, microseconds UTC.
+    """
+
+    path: str
+    at: int
+
+
 class Manifest(Struct, frozen=True):
     """What compaction has done so far.
 
@@ -63,6 +75,8 @@ class Manifest(Struct, frozen=True):
         aside: files of records that were set aside, below the log's directory.
         types: problem -> types of its columns.
         metrics: names of the metrics that have a column.
+        retired: files that were merged, and stay for those who read the manifest before.
+        merges: how many there were.
     """
 
     segments: dict[str, int] = {}
@@ -70,6 +84,8 @@ class Manifest(Struct, frozen=True):
     aside: tuple[str, ...] = ()
     types: dict[str, Types] = {}
     metrics: tuple[str, ...] = ()
+    retired: tuple[Retired, ...] = ()
+    merges: int = 0
 
 
 class Files(Struct, frozen=True):
@@ -145,7 +161,7 @@ def sweep(directory: Path, manifest: Manifest) -> int:
 
     Nobody else may be compacting; pens may be writing.
     """
-    named = {entry.path for entry in manifest.files} | set(manifest.aside)
+    named = {entry.path for entry in manifest.files} | {one.path for one in manifest.retired} | set(manifest.aside)
     left = [path for path in _ours(directory) if str(path.relative_to(directory)) not in named]
     left += directory.glob(f".{MANIFEST}.*.part")
     left += [path for path in segments_directory(directory).glob(".*.new") if _is_dead(path)]
