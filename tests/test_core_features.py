@@ -45,6 +45,7 @@ from steersman.core.features import (
     reads,
     stack_lists,
 )
+from steersman.core.features.raw import LONGEST
 from steersman.core.profile import FeatureType
 
 ENCODER = Encoder(
@@ -518,6 +519,30 @@ def test_lists_travel_as_keys_padded_and_marked_where_missing():
     assert list_keys("f", []).shape == (0, 1)
     assert list_keys("f", [np.array(["a", "b"], dtype=object), None, np.array([]), ["c"]]).tolist() == keys.tolist()
     assert stack_lists([keys[:, :1], keys]).tolist()[3] == [[c, NO_ID], [c, NO_ID]]
+
+
+@given(st.lists(st.lists(st.integers(0, 2**40), max_size=3 * LONGEST), min_size=1, max_size=4), st.randoms())
+def test_a_very_long_list_is_a_sample_of_its_ids_in_any_order_and_leaves_others_alone(lists, random):
+    ids = [[str(id) for id in some] for some in lists]
+    keys = list_keys("f", ids)
+    assert keys.shape[1] <= LONGEST
+    for row, some in zip(keys, ids, strict=True):
+        every = list_keys("f", [some[start : start + LONGEST] for start in range(0, max(len(some), 1), LONGEST)])
+        assert sorted(row[row >= 0].tolist()) == sorted(every[every >= 0].tolist())[:LONGEST]
+    shuffled = [random.sample(some, len(some)) for some in ids]
+    encoder = Encoder(context=(Ids("f", 8),))
+    one, other = (
+        encoder.encode_context(encoder.raw_context([{"f": some} for some in rows])) for rows in (ids, shuffled)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_the_shares_of_a_very_long_list_are_near_those_of_all_its_ids():
+    encoder = Encoder(context=(Ids("f", 4),))
+    ids = [f"item{i}" for i in range(20_000)]
+    (shares,) = encoder.encode_context(encoder.raw_context([{"f": ids}]))
+    assert shares[:4].sum() == 1.0
+    assert np.abs(shares[:4] - 0.25).max() < 4 * math.sqrt(0.25 * 0.75 / LONGEST)
 
 
 def test_what_a_transform_reads_decides_the_array_of_its_field():

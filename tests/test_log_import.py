@@ -282,6 +282,38 @@ def test_lines_that_are_no_json_objects_are_refused(tmp_path: Path, pen: log.Pen
     assert [one.at for one in nouns(pen.directory)] == [T0] * 4
 
 
+def test_a_table_may_say_what_was_deferred_and_what_activates_it(tmp_path: Path, pen: log.Pen, engine: Engine) -> None:
+    cells = ("1,0", "true,true", ",", "0,False", "maybe,", "0,2")
+    rows = [f"2019-11-24,{i % 3},left,,0.5,,{cell}" for i, cell in enumerate(cells)]
+    source = put(tmp_path, "\n".join([CSV.splitlines()[0] + ",shown_later,was_shown", *rows]))
+    how = mapping(deferred="shown_later", activates="was_shown")
+    counts = run(pen, engine, source, how, max_reject_share=0.5)
+    assert (counts.decisions, counts.outcomes, counts.rejected) == (4, 1, 2)
+    reasons = [row["reason"].split(",")[0] for row in rejected(source)]
+    assert reasons == ["deferred: deferred is 'maybe'", "activates: activates is '2'"]
+    found = nouns(pen.directory)
+    assert [one.deferred for one in found if isinstance(one, Decision)] == [True, True, False, False]
+    (shown,) = (one for one in found if isinstance(one, Outcome))
+    assert (shown.activates, shown.decision, shown.metrics) == (True, found[1].id, {})
+
+
+@pytest.mark.parametrize("kind", ["BOOLEAN", "INTEGER"])
+def test_a_column_of_truths_or_of_ones_is_a_flag(tmp_path: Path, pen: log.Pen, engine: Engine, kind: str) -> None:
+    shown = f"CAST(i = 1 AS {kind})"
+    sql = f"SELECT i AS id, i AS at, '0' AS action, 0.5 AS p, {shown} AS later FROM range(3) AS t(i)"
+    how = log.Mapping(id="id", at="at", action="action", propensity="p", deferred="later")
+    log.import_log(pen, engine, log.Source(sql=sql, mapping=how), problem(), rejects=tmp_path / "rejects.jsonl")
+    assert sorted((one.id, one.deferred) for one in nouns(pen.directory)) == [("0", False), ("1", True), ("2", False)]
+
+
+def test_an_import_tells_how_far_it_is(tmp_path: Path, pen: log.Pen, engine: Engine) -> None:
+    rows = [f"2019-11-24,0,left,0,{0.5 if i % 500 else 0}," for i in range(2500)]
+    told: list[tuple[int, int, dict[str, float]]] = []
+    source = put(tmp_path, "\n".join([CSV.splitlines()[0], *rows]))
+    run(pen, engine, source, mapping(), progress=lambda *all: told.append(all))
+    assert told == [(1000, 0, {"refused": 2.0}), (2000, 0, {"refused": 4.0})]
+
+
 def test_too_many_bad_rows_and_nothing_is_imported(tmp_path: Path, pen: log.Pen, engine: Engine) -> None:
     rows = [f"2019-11-24,0,left,0,{0.5 if i else 0}," for i in range(100)]
     source = put(tmp_path, "\n".join([CSV.splitlines()[0], *rows]))

@@ -234,11 +234,13 @@ def _log_import(options: argparse.Namespace) -> None:
     source = flow.read_source(
         options.source, options.mapping, form=options.format, sql=options.sql, propensities=options.propensity
     )
-    found = flow.import_log(project, options.name, source, options.max_reject_share)
+    with bar(f"import {source.name}", quiet=options.json) as progress:
+        found = flow.import_log(project, options.name, source, options.max_reject_share, progress)
     _show(
         options,
         found,
-        f"imported   {found.decisions:,} decisions, {found.outcomes:,} outcomes; {found.rejected:,} rows refused",
+        f"imported   {found.decisions:,} decisions, {found.outcomes:,} outcomes; {found.rejected:,} of {found.rows:,} "
+        f"rows refused (limit {options.max_reject_share:.3g} of them)",
         *([f"set aside  {project.root / 'rejects'}: each with its line and reason"] if found.rejected else []),
         *(_behavior_lines(found.behavior) if found.behavior else []),
         f"next       steersman build {options.name}",

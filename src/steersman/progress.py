@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int, dict[str, float]], None]]:
     """A function (done, total, figures) that draws a bar on stderr, and draws nothing if stderr is no terminal.
 
+    A total of 0 is one that nobody knows.
+
     Args:
         title: what is being done.
         quiet: draw nothing.
@@ -33,6 +35,6 @@ def bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int, dict
 
         def advance(done: int, total: int, figures: dict[str, float]) -> None:
             text = "  ".join(f"{name} {value:,.4g}" for name, value in figures.items())
-            drawn.update(task, completed=done, total=total, figures=text)
+            drawn.update(task, completed=done, total=total or None, figures=text)
 
         yield advance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from steersman.models.graph import Graph
 from steersman.models.warehouse import Warehouse
 from steersman.serve import decide
 
+Progress = Callable[[int, int, dict[str, float]], None]
+
 
 class Replayed(Struct, frozen=True):
     """A decision made again from its id, its log line and its version."""
@@ -31,18 +33,31 @@ class Replayed(Struct, frozen=True):
     identical: bool
 
 
-def import_log(project: Project, name: str, source: log.Source, max_reject_share: float = 0.01) -> log.Imported:
+def import_log(
+    project: Project,
+    name: str,
+    source: log.Source,
+    max_reject_share: float = 0.01,
+    progress: Progress = lambda done, total, figures: None,
+) -> log.Imported:
     """Append another system's log to ours; rows that break a law lie in rejects/ with line and reason.
 
     Args:
         source: what is read, and how.
         max_reject_share: share of the rows in [0, 1] that may be refused.
+        progress: told the rows so far and how many of them were refused.
     """
     rejects = project.root / "rejects" / f"{source.name}.jsonl"
     rejects.parent.mkdir(parents=True, exist_ok=True)
     with opened(project, "duckdb") as tables, log.Pen(project.log_directory) as pen:
         return log.import_log(
-            pen, tables, source, project.policy(name).problem, rejects=rejects, max_reject_share=max_reject_share
+            pen,
+            tables,
+            source,
+            project.policy(name).problem,
+            rejects=rejects,
+            max_reject_share=max_reject_share,
+            progress=progress,
         )
 
 

@@ -38,6 +38,8 @@ class Mapping(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         context: field -> column or expression.
         metrics: metric -> column or expression; a row with no metric and no `ends` has no outcome.
         ends: `terminated` or `truncated` on the last decision of an episode.
+        deferred: whether the decision was only offered: it counts once something activates it.
+        activates: whether the row's outcome says that a deferred decision was carried out.
         outcome_at: when the outcome happened; empty: `at`.
     """
 
@@ -52,6 +54,8 @@ class Mapping(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     context: dict[str, str] = {}
     metrics: dict[str, str] = {}
     ends: str = ""
+    deferred: str = ""
+    activates: str = ""
     outcome_at: str = ""
 
 

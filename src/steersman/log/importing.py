@@ -30,8 +30,11 @@ from steersman.log.sources import is_lines
 
 FLUSH_BYTES = 1 << 25
 GROUP_BYTES = 1 << 16
+PROGRESS_ROWS = 1000
 ROOM = 64
 """Bytes by which a record may grow when its propensity is settled."""
+
+Progress = Callable[[int, int, dict[str, float]], None]
 
 FORMS: dict[str, Callable[[Job], Iterator[Judged]]] = {
     "dsjson": dsjson_rows,
@@ -80,7 +83,14 @@ _decode_keys = decoder(_Keys)
 
 
 def import_log(
-    pen: Pen, engine: Engine, source: Source, problem: Problem, *, rejects: Path, max_reject_share: float = 0.01
+    pen: Pen,
+    engine: Engine,
+    source: Source,
+    problem: Problem,
+    *,
+    rejects: Path,
+    max_reject_share: float = 0.01,
+    progress: Progress = lambda done, total, figures: None,
 ) -> Imported:
     """Append the decisions and outcomes of a source to the log. Imported twice, they count once: the ids are the same.
 
@@ -89,6 +99,7 @@ def import_log(
         problem: whose decisions they are.
         rejects: file for the rows that were refused, a JSON object {line, reason, row} each; replaced every time.
         max_reject_share: share of the rows in [0, 1] that may be refused.
+        progress: told the rows so far, 0 because nobody knows how many there are, and how many were refused.
     Raises:
         ConfigError: the parts of the source do not fit together.
         DataError: more than that share is refused, there are no rows, the propensities are missing or the mapping
@@ -101,7 +112,7 @@ def import_log(
         limit = pen.max_body_bytes - (ROOM if source.propensities != "logged" else 0)
         try:
             with replacing(rejects) as aside, aside.open("wb") as refused:
-                counts, first = _judge(_rows(job), limit, stage, refused)
+                counts, first = _judge(_rows(job), limit, stage, refused, progress)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{source.name} can not be decompressed: {error}", field="source") from None
         _check_share(counts, first, source, rejects, max_reject_share)
@@ -147,12 +158,16 @@ def _rows(job: Job) -> Iterator[Judged]:
     return judged_lines(job.path, partial(_own_records, problem=job.problem))
 
 
-def _judge(rows: Iterator[Judged], max_body_bytes: int, stage: IO[bytes], refused: IO[bytes]) -> tuple[Imported, str]:
+def _judge(
+    rows: Iterator[Judged], max_body_bytes: int, stage: IO[bytes], refused: IO[bytes], progress: Progress
+) -> tuple[Imported, str]:
     """Part the rows in two files; the counts and the first reason."""
     total = decisions = outcomes = rejected = 0
     first = ""
     for row in rows:
         total += 1
+        if total % PROGRESS_ROWS == 0:
+            progress(total, 0, {"refused": float(rejected)})
         reason = row.reason
         if any(len(body) > max_body_bytes for _, body in row.records):
             reason = f"its record is longer than {max_body_bytes} bytes, a segment of the log"

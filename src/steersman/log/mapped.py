@@ -28,6 +28,7 @@ _ROLES = {
     "text": "a text",
     "number": "a number",
     "integer": "an integer",
+    "flag": "true or false, or 0 or 1",
     "list": "a list",
     "time": "a time",
     "candidates": "a list of ids, or of structs with an id",
@@ -131,6 +132,8 @@ def _select(engine: Engine, table: Table, mapping: Mapping, problem: Problem) ->
         ("version", "integer"),
         ("candidates", "candidates"),
         ("ends", "text"),
+        ("deferred", "flag"),
+        ("activates", "flag"),
         ("outcome_at", "time"),
     ):
         if sql := getattr(mapping, name):
@@ -169,7 +172,7 @@ def _cast(sql: str, kind: str, role: str) -> str | None:
     match role:
         case "auto":
             return _cast(sql, kind, "number" if number else "list" if is_list else "text") if kind != "JSON" else None
-        case "text" if number or text:
+        case "text" | "flag" if number or text:
             return f"CAST({sql} AS VARCHAR)"
         case "number" if number:
             return f"CAST({sql} AS DOUBLE)"
@@ -240,6 +243,7 @@ class _Nouns:
             propensity=propensity,
             version=_integer(row, "version") or 0,
             step=_integer(row, "step"),
+            deferred=_flag(row, "deferred"),
             estimated=estimated,
         )
         outcome = self._outcome(row, decision)
@@ -259,11 +263,12 @@ class _Nouns:
         ends = row.get("ends") or None
         if ends not in (None, *ENDS):
             raise DataError(f"ends is {ends!r}, must be {' or '.join(ENDS)}", field="ends")
-        if not metrics and ends is None:
+        activates = _flag(row, "activates")
+        if not metrics and ends is None and not activates:
             return None
         at = _required(row, "outcome_at") if "outcome_at" in row else decision.at
         outcome_id = hashlib.blake2b(f"outcome\0{decision.id}".encode(), digest_size=12).hexdigest()
-        return Outcome(id=outcome_id, decision=decision.id, at=at, metrics=metrics, ends=ends)
+        return Outcome(id=outcome_id, decision=decision.id, at=at, metrics=metrics, ends=ends, activates=activates)
 
 
 def _required(row: dict[str, Any], name: str) -> Any:
@@ -284,6 +289,17 @@ def _number(row: dict[str, Any], name: str) -> float:
         if math.isnan(value):
             raise DataError(f"{name} is not a number", field=name)
     return math.nan if value is None else value
+
+
+_FLAGS = {"true": True, "1": True, "false": False, "0": False, "": False}
+
+
+def _flag(row: dict[str, Any], name: str) -> bool:
+    """False where it is missing."""
+    said = str(row.get(name) or "").strip().lower()
+    if said not in _FLAGS:
+        raise DataError(f"{name} is {row[name]!r}, must be true or false, or 1 or 0", field=name)
+    return _FLAGS[said]
 
 
 def _integer(row: dict[str, Any], name: str) -> int | None:

@@ -12,8 +12,8 @@ from msgspec import Struct
 from steersman.core.decision import NO_TEXT, Candidate, Numbers, Value
 from steersman.core.errors import DataError
 from steersman.core.features.encode import encode, encode_ids
-from steersman.core.features.raw import Raw, raw_of, spread
-from steersman.core.features.transforms import EDGE, LIMIT, NO_POWER, Transform
+from steersman.core.features.raw import LONGEST, Raw, raw_of, spread
+from steersman.core.features.transforms import EDGE, LIMIT, NO_POWER, Ids, Transform
 
 _RULES = (LIMIT, EDGE, NO_POWER, "blake2b-63")
 """What decides the numbers beside the parameters."""
@@ -61,7 +61,9 @@ class Encoder(Struct, frozen=True, forbid_unknown_fields=True):
         decides = msgspec.to_builtins(msgspec.convert(msgspec.to_builtins(self), Encoder))
         if self.numbers is None:
             del decides["numbers"]  # what is not there decides nothing
-        return hashlib.sha256(msgspec.json.encode((_RULES, decides), order="sorted")).hexdigest()
+        lists = any(isinstance(transform, Ids) for transform in (*self.context, *self.candidate))
+        rules = (*_RULES, LONGEST) if lists else _RULES
+        return hashlib.sha256(msgspec.json.encode((rules, decides), order="sorted")).hexdigest()
 
     def context_columns(self) -> tuple[str, ...]:
         """[F] a name for every context column, for reports."""

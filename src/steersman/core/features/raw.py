@@ -37,6 +37,9 @@ NO_ID = -1
 NO_LIST = -2
 """First key of a list that is missing, which an empty one is not."""
 
+LONGEST = 256
+"""Ids by which a list counts. One list of a hundred thousand would make all rows beside it as long."""
+
 _NONE = np.empty((0, 0), dtype=np.int64)
 
 
@@ -194,17 +197,32 @@ def id_keys(name: str, ids: Iterable[float | str]) -> np.ndarray:
 def pack_lists(keys: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Keys of N lists, one after the other, to one row a list.
 
+    A list longer than LONGEST counts by that many of its ids: those with the smallest keys, a sample that neither their
+    order nor the other rows can change.
+
     Args:
         keys: [M] i64.
         lengths: [N] i64 of the lists; -1: the list is missing.
     Returns:
-        [N, L] i64, as in `Raw.lists`.
+        [N, L] i64, as in `Raw.lists`; L is at most LONGEST.
     """
+    if lengths.max(initial=0) > LONGEST:
+        keys, lengths = _sampled(keys, lengths)
     width = max(int(lengths.max(initial=0)), 1)
     packed = np.full((len(lengths), width), NO_ID, dtype=np.int64)
     packed[np.arange(width) < lengths[:, None]] = keys
     packed[lengths < 0, 0] = NO_LIST
     return packed
+
+
+def _sampled(keys: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every list that is too long its smallest keys."""
+    ends = np.cumsum(np.maximum(lengths, 0))
+    keep = np.ones(len(keys), dtype=bool)
+    for row in np.flatnonzero(lengths > LONGEST):
+        start = ends[row] - lengths[row]
+        keep[start + np.argsort(keys[start : ends[row]], kind="stable")[LONGEST:]] = False
+    return keys[keep], np.minimum(lengths, LONGEST)
 
 
 def list_keys(name: str, lists: Sequence[Any]) -> np.ndarray:

@@ -224,7 +224,7 @@ class Ids(_Transform, frozen=True, tag="ids"):
     Because the shares sum to 1, the first linear layer of a net over these columns is a hashed embedding table with
     mean pooling: row b of its weights is the embedding of bucket b. An empty list is all zeros and not missing. Ids
     fall into buckets by a hash (`id_keys`), so an id that was never seen has a place too; two ids may share one. A text
-    alone is a list of one.
+    alone is a list of one. Of a list longer than 256 the ids with the smallest hashes stand for all.
 
     Attributes:
         buckets: 1 to MAX_BUCKETS.
