@@ -10,7 +10,7 @@ import pytest
 
 import spark_here
 from steersman import engine, timeline
-from steersman.timeline import Built, Settings
+from steersman.timeline import Built, Settings, statistics
 from steersman.timeline.shards import joined
 from timeline_log import FAR, Files, Row, S, decision, log, outcome, parquet, problem, shuffled_log, types
 
@@ -74,7 +74,8 @@ def mixed_log(seed: int) -> tuple[list[Row], list[Row]]:
 WINDOW = {"since": 0, "until": FAR, "as_of": FAR}
 
 
-def test_parts_hold_the_rows_of_the_whole(tables, one, tmp_path):
+def test_parts_hold_the_rows_of_the_whole(tables, one, tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "SAMPLE", 40)  # so that types are told from a sample, the same on every engine
     for seed in range(1 if tables.distributed else 4):
         files = shuffled_log(tmp_path / str(seed), *mixed_log(seed), seed=seed)
         whole = timeline.build(one, problem(), files, **WINDOW)
@@ -84,6 +85,8 @@ def test_parts_hold_the_rows_of_the_whole(tables, one, tmp_path):
         assert rows(joined(parts)) == rows(whole)
         assert timeline.add_up([part.counts for part in parts]) == whole.counts
         assert [part.encoder for part in parts] == [whole.encoder] * len(parts)
+        assert parts[0].profiles == whole.profiles
+        assert 0 < next(field.sampled for field in whole.profiles if field.name == "x") <= 60
 
 
 def test_a_unit_is_in_one_part_and_parts_are_read_alone_and_together(one, tmp_path):

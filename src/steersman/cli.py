@@ -297,8 +297,8 @@ def _build(options: argparse.Namespace) -> None:
         f"{counts.begun:,} began before the window",
         f"left    {counts.waiting:,} decisions still wait   {counts.duplicates:,} duplicates   "
         f"{counts.deferred:,} never activated   {counts.too_long + counts.too_late:,} left out on demand",
-        f"joined  {counts.outcomes:,} outcomes   {counts.late:,} late   {counts.dangling:,} without decision   "
-        f"{counts.without_outcome:,} decisions without outcome",
+        f"joined  {counts.outcomes:,} outcomes   {counts.late:,} late   "
+        f"{counts.dangling:,} of no decision of this problem   {counts.without_outcome:,} decisions without outcome",
         *([f"guessed {counts.estimated:,} propensities are estimates, not logged"] if counts.estimated else []),
         f"next    steersman train {options.name}",
     )

@@ -154,7 +154,11 @@ def _rows(job: Job) -> Iterator[Judged]:
     if source.mapping is not None:
         return mapped_rows(job, source.mapping)
     if not is_lines(job.path):
-        raise DataError(f"{source.name} needs a mapping: only JSON lines can be our own log", field="mapping")
+        raise DataError(
+            f"{source.name} needs a mapping: only JSON lines can be our own log",
+            hint="--mapping FILE.toml says where our fields stand, e.g. action = 'item'; or name a --format",
+            field="mapping",
+        )
     return judged_lines(job.path, partial(_own_records, problem=job.problem))
 
 
