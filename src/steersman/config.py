@@ -305,6 +305,7 @@ device = "text"
 # assertions = ["propensity >= 0.01"]    # SQL that must hold of every decision, or a build stops and shows which
 # max_length_quantile = 0.99 # longer episodes are left out
 # within_s = 86400           # decisions later than this after the start of their episode are left out
+# lead_s = 86400             # how long before a window one looks for where its episodes began
 # shards = 1                 # parts of whole units, one per training process
 # context = { hour = "enumerated" }      # instead of the type that is identified from the data
 
