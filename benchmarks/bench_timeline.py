@@ -34,7 +34,7 @@ from steersman import engine as engines
 from steersman import timeline
 from steersman.core.decision import One, Problem
 from steersman.core.features import Encoder
-from steersman.learn.minibatches import minibatches
+from steersman.learn.minibatches import matrix, minibatches
 
 CORES = 2
 S = 1_000_000
@@ -237,15 +237,12 @@ def epoch_s(context: np.ndarray, window: int | None) -> float:
 
 def from_parquet(log: Log) -> dict[str, float]:
     """Parquet to a matrix of float32, then epochs in memory: the first one, and the median of three."""
-    import polars as pl
-
+    engine = engines.open("duckdb", threads=CORES)
     begun = time.perf_counter()
-    files = [pl.scan_parquet(path).select(pl.col(peers.FEATURES).cast(pl.Float32)) for path in log.decisions]
-    lengths = [int(file.select(pl.len()).collect().item()) for file in files]
-    context = np.empty((sum(lengths), len(peers.FEATURES)), dtype=np.float32)
-    for file, length, stop in zip(files, lengths, np.cumsum(lengths).tolist(), strict=True):
-        context[stop - length : stop] = file.collect().to_numpy(order="c")
+    engine.view("decisions", log.decisions)
+    context = matrix(engine, "decisions", peers.FEATURES)
     read = time.perf_counter() - begun
+    engine.close()
     epochs = [epoch_s(context, None) for _ in range(3)]
     rows = len(context)
     return {"read_s": read, "rows_s": rows / statistics.median(epochs), "rows_s_with_read": rows / (read + epochs[0])}
