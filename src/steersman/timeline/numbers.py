@@ -34,7 +34,7 @@ class Numbers:
         self._groups = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
         self._buffers = [np.empty((at_once, tables.seen.rows)) for _ in self._groups[:2]]
         self._width = len(wanted)
-        self._reading: Future[None] = self._read(0)
+        self._reading = [self._read(number) for number in range(len(self._buffers))]
 
     def write(self, rows: np.ndarray, path: Path) -> bytes:
         """Write the columns at these rows ([N] i64, of the view of decisions), durably; the digest of the array."""
@@ -45,9 +45,7 @@ class Numbers:
             write_header(file, (n, self._width), column.dtype, by_columns=True)
             durable: Future[None] | None = None
             for number, group in enumerate(self._groups):
-                self._reading.result()
-                if number + 1 < len(self._groups):
-                    self._reading = self._read(number + 1)
+                self._reading.pop(0).result()
                 for field, found in zip(group, self._buffers[number % 2], strict=False):
                     if field.column:
                         np.take(found, rows, out=column, mode="clip")
@@ -56,6 +54,8 @@ class Numbers:
                         column.fill(np.nan)
                     digest.update(column.data)
                     _write(file.fileno(), column.data.cast("B"))
+                if number + 2 < len(self._groups):
+                    self._reading.append(self._read(number + 2))
                 if durable is not None:
                     durable.result()
                 durable = disk.submit(os.fdatasync, file.fileno())  # the disk writes while we go on

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,8 +174,16 @@ def _raw(directory: Path, name: str, n: int) -> Raw:
 
 
 def _write(built: Built, directory: Path) -> None:
-    for name, array in (built.arrays | built.ids.arrays).items():
-        _write_array(directory, name, array)
+    with ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(1) as beside:
+        arrays, durable = built.arrays | built.ids.arrays, list[Future[None]]()
+        digest = beside.submit(lambda: built.digest)
+        # What lies on the disk already first: it becomes durable while the rest is written.
+        for name in sorted(arrays, key=lambda name: not isinstance(arrays[name], np.memmap)):
+            _write_array(directory, name, arrays[name])
+            durable.append(disk.submit(_fsync, _file(directory, name)))
+        digest.result()
+        for done in durable:
+            done.result()
     index = _Index(
         format=_FORMAT,
         rows=len(built),
@@ -186,6 +196,12 @@ def _write(built: Built, directory: Path) -> None:
         profiles=built.profiles,
     )
     _write_index(directory, index)
+
+
+def _fsync(path: Path) -> None:
+    """Make a file durable. Only the first who asks is told that the disk refused."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _write_index(directory: Path, index: Struct) -> None:
