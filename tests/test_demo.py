@@ -61,6 +61,7 @@ def test_open_bandit_estimates_hold_the_facts(tmp_path: Path, capsys) -> None:
     assert by_name["ips"]["value"] == pytest.approx(0.00455288, abs=5e-9)
     assert by_name["snips"]["value"] == pytest.approx(0.00478, abs=5e-6)
     assert run["truth"] == pytest.approx(0.0042, abs=1e-9)
+    assert "<svg" in Path(run["page"]).read_text()
     assert run["baseline"] == pytest.approx(0.0038, abs=1e-9)
     for estimate in by_name.values():
         assert estimate["n"] == 10_000

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from steersman import config, demo, flow
 from steersman.core.decision import json_schemas
-from steersman.core.errors import DiskError, Error, GateError, SupportError
+from steersman.core.errors import ConfigError, DiskError, Error, GateError, SupportError
 from steersman.core.report import Estimate, Report
-from steersman.flow import features
+from steersman.flow import comparing, features
 from steersman.progress import bar
 
 out = Console(highlight=False, soft_wrap=True)
@@ -87,6 +87,10 @@ def parser() -> argparse.ArgumentParser:
     judge.add_argument("name", metavar="NAME[@VERSION]", help="alone: the last candidate; @7, @champion: a stored one")
     judge.add_argument("--seed", type=int, default=0)
     _report_option(judge, "also as an HTML page with pictures (default: beside report.json)")
+    both = verb("compare", _compare, "Put versions side by side, judged on the same decisions.")
+    both.add_argument("names", nargs="+", metavar="NAME[@VERSION]", help="two or more; alone: the last candidate")
+    both.add_argument("--seed", type=int, default=0)
+    _report_option(both, "also as an HTML page with pictures (default: compare-NAME.html here)")
     verb("export", _export, "Write the last candidate as ONNX, if it gives the same numbers.").add_argument("name")
     publish = verb("publish", _publish, "Store the last candidate as the next version, if its gates passed.")
     publish.add_argument("name")
@@ -346,6 +350,33 @@ def _evaluate(options: argparse.Namespace) -> int:
         return 0
     unknown = any(verdict.status == "not identified" for verdict in report.verdicts)
     return SupportError.exit_code if unknown else GateError.exit_code
+
+
+def _compare(options: argparse.Namespace) -> None:
+    asked = [_split(name) for name in options.names]
+    problems = sorted({name for name, _ in asked})
+    if len(problems) > 1:
+        raise ConfigError(f"{' and '.join(problems)} are different problems", hint="compare versions of one problem")
+    project = config.load(options.project)
+    with bar(f"compare {problems[0]}", quiet=options.json):
+        found = comparing.compare(project, problems[0], [version for _, version in asked], seed=options.seed)
+        if options.report is not None:
+            into = Path(f"compare-{problems[0]}.html") if options.report == Path() else options.report
+            comparing.draw(found, into)
+    if options.json:
+        print_json(found)
+        return
+    head, rows = comparing.lines(found)
+    table = Table(*map(_plain, head), box=None)
+    for row in rows:
+        table.add_row(*map(_plain, row))
+    out.print(table)
+    out.print("judged on the same decisions" if found.same_rows else "judged apart: no build is at hand")
+    for verdict in found.refused:
+        out.print(f"not told  {_plain(verdict.gate)}: {_plain(verdict.reason)}")
+        out.print(f"next      {_plain(verdict.next)}")
+    if options.report is not None:
+        out.print(f"wrote     {_plain(str(into))}")
 
 
 def report_lines(report: Report) -> list[str]:

@@ -1,7 +1,7 @@
 """Pictures: one function a picture, from nouns to an Altair chart; and a chart as an SVG that stands alone."""
 
 from steersman.charts.fields import after, before, importance, shares_of
-from steersman.charts.reports import calibration, curve, estimates, lifts, shares, validation, weights
+from steersman.charts.reports import calibration, curve, estimates, intervals, shares, validation, weights
 from steersman.charts.style import Chart, svg
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "curve",
     "estimates",
     "importance",
-    "lifts",
+    "intervals",
     "shares",
     "shares_of",
     "svg",

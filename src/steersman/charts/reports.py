@@ -83,26 +83,27 @@ def estimates(rows: Sequence[Estimate], headline: str, parity: Estimate | None) 
     return alt.layer(*layers, width=WIDE, height=alt.Step(22), title=heading("What the policy is worth", said))
 
 
-def lifts(rows: Sequence[tuple[str, Estimate]]) -> Chart:
-    """The reward and every metric relative to what was logged, one a line. 1 is parity.
+def intervals(rows: Sequence[tuple[str, Estimate]], at: float, title: str, unit: str) -> Chart:
+    """Numbers of one unit with their intervals, one a line, around a dashed line.
 
     Args:
-        rows: name and ratio.
+        rows: name and number.
+        at: where the dashed line is: parity, or no difference.
     """
-    low, high = _window([one for _, one in rows], 1.0)
+    low, high = _window([one for _, one in rows], at)
     scale = alt.Scale(domain=[low, high], nice=False, zero=False)
     values: list[dict[str, Any]] = [
-        {"metric": printed(name), "value": one.value, "low": max(one.low, low), "high": min(one.high, high)}
+        {"name": printed(name), "value": one.value, "low": max(one.low, low), "high": min(one.high, high)}
         for name, one in rows
     ]
-    y = alt.Y("metric:N", sort=None, title=None, axis=alt.Axis(ticks=False))
+    y = alt.Y("name:N", sort=None, title=None, axis=alt.Axis(ticks=False, labelLimit=260))
     base = alt.Chart(alt.Data(values=plain(values))).encode(y=y)
-    x = alt.X("low:Q", scale=scale, title="relative to the logged policy: 1 is parity", axis=TICKS)
+    x = alt.X("low:Q", scale=scale, title=unit, axis=TICKS)
     bars = base.mark_rule(strokeWidth=2, color=NOW).encode(x=x, x2="high:Q")
     inside = alt.Chart(alt.Data(values=plain([row for row in values if low <= row["value"] <= high])))
     points = inside.mark_point(filled=True, size=70, opacity=1, color=NOW).encode(x="value:Q", y=y)
-    title = heading("Each metric", f"{rows[0][1].level:.0%} intervals of the paired ratio, by unit")
-    return alt.layer(_rule(1.0), bars, points, width=WIDE, height=alt.Step(24), title=title)
+    said = heading(title, f"{rows[0][1].level:.0%} intervals, paired, by unit")
+    return alt.layer(_rule(at), bars, points, width=WIDE, height=alt.Step(24), title=said)
 
 
 def weights(found: Weights, ess: float) -> Chart:

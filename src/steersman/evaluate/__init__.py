@@ -23,7 +23,7 @@ from steersman.evaluate.estimators import ESTIMATORS, logged
 from steersman.evaluate.evaluation import Bets, Evaluation, Floor, Paired, Settings, Support
 from steersman.evaluate.evidence import Evidence, Model, Paths, weights, whole
 from steersman.evaluate.gates import Gates, judge
-from steersman.evaluate.intervals import Influence, Terms, ratio
+from steersman.evaluate.intervals import Influence, Terms, difference, ratio
 from steersman.evaluate.nuisance import folds_of, learned_weights, reward_model, robust_model
 from steersman.evaluate.one_step import uniform
 from steersman.evaluate.previous import Moved, Previous
@@ -43,7 +43,9 @@ __all__ = [
     "Settings",
     "Shown",
     "Terms",
+    "difference",
     "evaluate",
+    "evaluated",
     "judge",
     "shown",
 ]
@@ -85,6 +87,19 @@ def evaluate(
         SupportError: the target takes none of the logged actions, or the headline can not be estimated.
         ConfigError: an estimator is not for this kind of log.
     """
+    return evaluated(batch, target, settings, seed, horizon, policy, at)[0]
+
+
+def evaluated(
+    batch: Batch,
+    target: Array | Aims,
+    settings: Settings,
+    seed: int,
+    horizon: int | None = None,
+    policy: Policy | None = None,
+    at: Array | None = None,
+) -> tuple[Evaluation, Terms]:
+    """The same, and the headline's terms of the reward, to set two policies on the same rows against each other."""
     weight = weights(batch, target)
     check_weights(weight, settings)
     kept, still_open = whole(batch, horizon)
@@ -116,7 +131,7 @@ def evaluate(
     weighed = sequences is None and (not isinstance(target, Aims) or target.dense)
     bets = Bets.of(batch.reward, weight, settings.reward_range) if weighed else None
     told, untold = case.printed(found)
-    return Evaluation(
+    evaluation = Evaluation(
         baseline=reward.baseline,
         headline=reward.value,
         lift=reward.lift,
@@ -131,6 +146,7 @@ def evaluate(
         if isinstance(target, Aims)
         else diagnose(batch, target, evidence[0], at, folds=settings.folds, seed=seed),
     )
+    return evaluation, terms
 
 
 @dataclass(frozen=True, eq=False)

@@ -236,6 +236,30 @@ class Terms:
         return replace(self, value=float(relative(self.value, logged.center)), low=sides[0], high=sides[1])
 
 
+def difference(one: Terms, other: Terms, *, estimator: str, level: float) -> Estimate:
+    """The paired difference one - other of two policies that the same estimator judged on the same units.
+
+    Where the log leaves a part of a value open, the low side is that of the one at its worst and the other at its best.
+
+    Raises:
+        DataError: the two do not rest on the same number of units, or not on terms of the same kind.
+    """
+    sides = _minus(one.low, other.high), _minus(one.high, other.low)
+    terms = replace(one, value=one.value - other.value, low=sides[0], high=sides[1], ess=min(one.ess, other.ess))
+    return estimate(terms, estimator=estimator, metric="reward", level=level)
+
+
+def _minus(one: Side, other: Side) -> Side:
+    if isinstance(one, Influence) and isinstance(other, Influence) and one.n == other.n:
+        return Influence(one.center - other.center, one.pull - other.pull)
+    if isinstance(one, Halves) and isinstance(other, Halves) and one.n == other.n:
+        return Halves(one.center - other.center, one.moved - other.moved, np.zeros(one.n))
+    raise DataError(
+        f"{type(one).__name__} of {one.n} and {type(other).__name__} of {other.n} terms can not be set against each "
+        "other: judge both by the same estimator on the same rows"
+    )
+
+
 def relative(value: Array | float, logged: Array | float) -> Array:
     """1 + (value - logged) / |logged|: value / logged where that is above 0; where rewards are costs, below 0, it still
     is above 1 for what is better. Infinite or NaN where `logged` is 0.

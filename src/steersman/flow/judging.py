@@ -41,7 +41,7 @@ def judge(project: Project, name: str, version: str | None = None, *, seed: int 
     built = timeline.load(Path(candidate.build))
     shares = project.policy(name).learn
     _, _, rows = timeline.parts(built.unit, built.draws, shares.validation, shares.holdout)
-    report = _report(project, name, learn.load(place / "policy"), candidate.policy, built, rows, seed)
+    report, _ = report_on(project, name, learn.load(place / "policy"), candidate.policy, built, rows, seed)
     report = msgspec.structs.replace(report, learning=watching.read(place))
     places.write(place / "report.json", report)
     return report
@@ -51,7 +51,7 @@ def judge_policy(project: Project, name: str, policy: Policy, digest: str, *, se
     """The same for any policy, on every row of the last build; the report lies beside the build."""
     directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
     built = timeline.load(directory)
-    report = _report(project, name, policy, digest, built, np.arange(len(built.batch)), seed)
+    report, _ = report_on(project, name, policy, digest, built, np.arange(len(built.batch)), seed)
     places.write(directory.parent / f"report-{digest[:12]}.json", report)
     return report
 
@@ -76,21 +76,22 @@ def draw(project: Project, name: str, version: str | None, report: Report, into:
     return into or place
 
 
-def _report(
+def report_on(
     project: Project, name: str, policy: Policy, digest: str, built: timeline.Built, rows: np.ndarray, seed: int
-) -> Report:
+) -> tuple[Report, evaluate.Terms]:
+    """A report on a policy from some rows of a build, not written down, and the terms of its headline."""
     settings = project.policy(name)
     batch, policy = _together(built, policy)
     batch = batch.take(rows)
     target = policy.propensities(batch)
-    found = evaluate.evaluate(
+    found, terms = evaluate.evaluated(
         batch, target, settings.evaluate, seed, settings.problem.horizon, policy, np.asarray(built.at[rows])
     )
     before, probabilities, unknown = _previous(project, name, digest, built, rows)
     ids = None if batch.encoder.actions or batch.mask.size > MOST_IDS else built.raw.ids[rows]
     shown = evaluate.shown(batch, target, settings.evaluate.level, previous=probabilities, ids=ids)
     since = None if before is None else since_version(project, before, built.profiles, shown.shares)
-    return Report(
+    report = Report(
         problem=name,
         policy=digest,
         baseline=found.baseline,
@@ -114,6 +115,7 @@ def _report(
         estimated=built.counts.estimated,
         seed=seed,
     )
+    return report, terms
 
 
 def _previous(

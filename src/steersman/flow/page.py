@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from html import escape
+
+from steersman.core.report import Estimate
+
+CLASSES = {"pass": "pass", "fail": "fail", "not identified": "unknown"}
+"""Status of a verdict -> class of its text."""
 
 
 def frame(title: str, body: str) -> str:
@@ -34,6 +40,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
 def figure(picture: str, said: str) -> str:
     """A picture, and under it what to look for, as text."""
     return f"<figure>{picture}<figcaption>{escape(said)}</figcaption></figure>"
+
+
+def interval(one: Estimate) -> str:
+    """A number with its interval.
+
+    >>> interval(Estimate(estimator="dr", value=0.142, low=0.131, high=0.153, level=0.95, n=40, ess=9.8))
+    '0.142 [0.131, 0.153]'
+    """
+    return f"{one.value:.4g} [{one.low:.4g}, {one.high:.4g}]"
+
+
+def day(at: int) -> str:
+    """An instant, microseconds UTC, for people."""
+    return datetime.fromtimestamp(at / 1e6, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 _STYLE = """

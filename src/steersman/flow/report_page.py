@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from html import escape
 
 from steersman import charts
-from steersman.core.report import Estimate, Report
-from steersman.flow.page import figure, frame, table
-
-CLASSES = {"pass": "pass", "fail": "fail", "not identified": "unknown"}
+from steersman.core.report import Report
+from steersman.flow.page import CLASSES, day, figure, frame, interval, table
 
 CURVES = ("loss", "q")
 """Figures of the learner that are drawn."""
@@ -23,7 +20,7 @@ def page(report: Report, which: str) -> str:
         which: what the policy is called, e.g. `cartpole, the last candidate`.
     """
     unit = "decision" if report.horizon == 1 else f"episode of up to {report.horizon:,} steps"
-    window = f"{_day(report.since)} to {_day(report.until)}" if report.since > 0 else f"up to {_day(report.until)}"
+    window = f"{day(report.since)} to {day(report.until)}" if report.since > 0 else f"up to {day(report.until)}"
     facts = [
         ("log", f"{report.decisions:,} decisions of {report.headline.n:,} units, {window}; data {report.data[:12]}"),
         ("values", f"reward per {unit}"),
@@ -120,7 +117,7 @@ def _metrics(report: Report) -> Iterator[str]:
     ratios = [(one.metric, one) for one in report.ratios if one.estimator == f"{headline} / logged"]
     if ratios:
         yield figure(
-            charts.svg(charts.lifts(ratios)),
+            charts.svg(charts.intervals(ratios, 1.0, "Each metric", "relative to the logged policy: 1 is parity")),
             "One line a metric: right of the dashed line there is more of it than was logged (for numbers below 0: "
             "less loss), left of it less. Whether more is good depends on the metric.",
         )
@@ -171,18 +168,5 @@ def _refused(report: Report) -> str:
     return f"<h2>What could not be estimated</h2>{table(('what', 'why', 'what to do next'), rows, 'wrap')}"
 
 
-def interval(one: Estimate) -> str:
-    """A number with its interval.
-
-    >>> interval(Estimate(estimator="dr", value=0.142, low=0.131, high=0.153, level=0.95, n=40, ess=9.8))
-    '0.142 [0.131, 0.153]'
-    """
-    return f"{one.value:.4g} [{one.low:.4g}, {one.high:.4g}]"
-
-
 def _limit(number: float | None) -> str:
     return "" if number is None else f"{number:.4g}"
-
-
-def _day(at: int) -> str:
-    return datetime.fromtimestamp(at / 1e6, UTC).strftime("%Y-%m-%d %H:%M UTC")
