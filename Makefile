@@ -9,7 +9,7 @@ export OPEN_BANDIT_ARCHIVE := $(CURDIR)/$(CACHE)/obp-$(OBP_VERSION).tar.gz
 # Small matrices on two cores: a second BLAS thread costs more than it gives.
 export OMP_NUM_THREADS := 1
 
-.PHONY: setup demo test test-slow check format bench data clean
+.PHONY: setup demo test test-slow check format bench data picture clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,15 @@ bench: $(STAMP)
 
 bench-%: $(STAMP)
 	$(BIN)/python benchmarks/bench_$*.py
+
+# The picture in the README: needs a Chromium, which nothing else does.
+CHROMIUM ?= chromium
+picture: $(STAMP) data
+	rm -rf build/picture
+	$(BIN)/steersman demo open-bandit --directory build/picture
+	$(CHROMIUM) --headless=new --no-sandbox --disable-gpu --hide-scrollbars --window-size=1060,1900 \
+		--screenshot=$(CURDIR)/docs/report.png file://$(CURDIR)/build/picture/report.html
+	$(BIN)/python -c 'from PIL import Image; Image.open("docs/report.png").convert("RGB").quantize(48).save("docs/report.png", optimize=True)'
 
 clean:
 	rm -rf .venv .cache build dist

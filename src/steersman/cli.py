@@ -537,5 +537,6 @@ def _demo_open_bandit(options: argparse.Namespace, directory: Path) -> None:
         *map(estimate_line, run.estimates),
         f"truth           {truth.value:.4g} \\[{truth.low:.4g}, {truth.high:.4g}]   its own log",
         f"baseline        {baseline.value:.4g} \\[{baseline.low:.4g}, {baseline.high:.4g}]   the log's own",
+        *([f"page            {_plain(run.page)}"] if run.page else []),
         f"next            steersman status --project {directory}",
     )

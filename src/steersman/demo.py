@@ -155,6 +155,7 @@ class OpenBanditRun(Struct, frozen=True):
         estimates: of the Bernoulli Thompson sampling policy, from the uniform-random log.
         truth: its click rate in its own log; truth_interval: of that rate, at 95%.
         baseline: click rate of the uniform-random log; baseline_interval: of that rate, at 95%.
+        page: the report with pictures; empty: the `console` extra is not installed.
     """
 
     campaign: fashion.Name
@@ -164,6 +165,7 @@ class OpenBanditRun(Struct, frozen=True):
     baseline: float
     baseline_interval: Interval
     directory: str
+    page: str
 
 
 def open_bandit(directory: Path, *, campaign: fashion.Name, cache: Path, seed: int) -> OpenBanditRun:
@@ -183,6 +185,9 @@ def open_bandit(directory: Path, *, campaign: fashion.Name, cache: Path, seed: i
     built = flow.build(project, fashion.NAME)
     policy = fashion.bernoulli_ts(archive, campaign)
     report = flow.judge_policy(project, fashion.NAME, policy, f"bernoulli-ts {campaign}", seed=seed)
+    page = ""
+    if flow.drawable():
+        page = str(flow.draw(project, fashion.NAME, "bernoulli-ts", report, project.root / "report.html"))
     truth = fashion.click_rate(archive, "bts", campaign)
     return OpenBanditRun(
         campaign=campaign,
@@ -192,6 +197,7 @@ def open_bandit(directory: Path, *, campaign: fashion.Name, cache: Path, seed: i
         baseline=report.baseline.value,
         baseline_interval=Interval(report.baseline.value, report.baseline.low, report.baseline.high),
         directory=built.directory,
+        page=page,
     )
 
 

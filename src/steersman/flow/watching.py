@@ -21,8 +21,11 @@ from steersman.core.report import Estimate, Learned
 LEARNING = "learning.json"
 """File of a candidate with what was seen while it was trained: a list of Learned."""
 
-LOOKS = 10
-"""Estimates of one training at most, at even steps: the last one at its end."""
+LOOKS = {True: 10, False: 4}
+"""Estimates of one training, of single decisions and of sequences, at even steps: the last one at its end.
+
+Where episodes are stitched each takes some 2.5 s of CPU on 2,000 rows, so that ten would take longer than the training.
+"""
 
 MOST_ROWS = 20_000
 """Validation rows that an estimate while training rests on: whole units, as they come."""
@@ -58,12 +61,14 @@ class Watching:
     learned: list[Learned] = field(default_factory=list)
 
     def __call__(self, step: int, steps: int, figures: dict[str, float], now: Callable[[], Policy]) -> None:
-        """Note the figures; estimate the policy, if a tenth of the steps is over since the last time, or all are."""
+        """Note the figures; estimate the policy if it is time: see LOOKS."""
         values: tuple[Estimate, ...] = ()
         refused = ""
-        looked = sum(bool(one.values or one.refused) for one in self.learned)
-        if self.batch is not None and step >= steps * min(looked + 1, LOOKS) / LOOKS:
-            values, refused = _estimates(self.batch, now(), self.policy, self.seed)
+        if self.batch is not None:
+            looks = LOOKS[_alone(self.batch)]
+            looked = sum(bool(one.values or one.refused) for one in self.learned)
+            if step >= steps * min(looked + 1, looks) / looks:
+                values, refused = _estimates(self.batch, now(), self.policy, self.seed)
         self.learned.append(Learned(step=step, figures=dict(figures), values=values, refused=refused))
         if self.scalars is not None:
             for tag, number in scalars_of(self.learned[-1]).items():
@@ -91,15 +96,19 @@ def validation(batch: Batch, rows: np.ndarray) -> Batch | None:
 def _estimates(batch: Batch, policy: Policy, config: PolicyConfig, seed: int) -> tuple[tuple[Estimate, ...], str]:
     """Of the policy as it would be served, the headline's first; or why there is none."""
     served = Policy(policy.encoder, policy.scorer, config.learn.explorer)
-    alone = bool((batch.next < 0).all())
     given = config.evaluate
-    asked = evaluate.Settings(estimators=AFFORDABLE[alone], headline=given.headline, level=given.level)
+    asked = evaluate.Settings(estimators=AFFORDABLE[_alone(batch)], headline=given.headline, level=given.level)
     try:
         found = evaluate.evaluate(batch, served.propensities(batch), asked, seed, config.problem.horizon, served)
     except Error as error:  # a net that has hardly learned may do what the log never did; training goes on
         return (), error.message
     rest = tuple(one for one in found.estimates if one != found.headline)
     return (found.headline, *rest), ""
+
+
+def _alone(batch: Batch) -> bool:
+    """Whether every decision is an episode."""
+    return bool((batch.next < 0).all())
 
 
 def read(place: Path) -> tuple[Learned, ...]:
