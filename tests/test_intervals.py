@@ -332,22 +332,6 @@ def test_the_interval_of_snips_knows_its_denominator():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("world", "n", "widths"),
-    [("a", 2000, {"snips": 0.14}), ("b", 2000, {"snips": 0.21}), ("c", 10_000, {})],
-)
-def test_nominal_95_percent_covers_on_worlds_a_b_c(world, n, widths):
-    made = getattr(tabular, f"world_{world}")()
-    draws = list(bandit_draws(made, n, 500))
-    found = coverage(["dm", "ips", "snips", "dr"], draws, made.value(made.target))
-    assert found["snips"] >= 0.93, found
-    assert all(0.92 <= share <= 0.985 for share in found.values()), found
-    for name, limit in widths.items():
-        wide = [e.high - e.low for d in draws for e in d.estimates if e.estimator == name and e.metric == "reward"]
-        assert np.mean(wide) <= limit
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("horizon", [20, 60])
 def test_drl_covers_over_long_horizons(horizon):
     world = tabular.garnet(12, 3, horizon=horizon, stop=0.02, seed=5)

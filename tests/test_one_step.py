@@ -484,32 +484,19 @@ def test_mips_errs_less_than_ips_where_actions_are_many_and_features_tell_their_
 # coverage
 
 
-def coverage(world: tabular.Bandit, n: int, logs: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Of every estimator: how often its interval holds the truth, and its standard error over that of its values."""
+def coverage(world: tabular.Bandit, n: int, logs: int) -> dict[str, float]:
+    """Of every estimator: how often its interval holds the truth."""
     truth = world.value(world.target)
     inside: dict[str, list[bool]] = {}
-    values: dict[str, list[tuple[float, float]]] = {}
     for seed in range(logs):
         batch = world.sample(n, seed)
         for found in evaluate(batch, tabular.rows(batch, world.target), Settings(), seed).estimates:
             if found.metric == "reward":
                 inside.setdefault(found.estimator, []).append(found.low <= truth <= found.high)
-                values.setdefault(found.estimator, []).append((found.value, (found.high - found.low) / 3.92))
-    held = {name: float(np.mean(hits)) for name, hits in inside.items()}
-    columns = {name: np.array(pairs).T for name, pairs in values.items()}
-    return held, {name: float(error.mean() / value.std()) for name, (value, error) in columns.items()}
+    return {name: float(np.mean(hits)) for name, hits in inside.items()}
 
 
 def test_intervals_cover():
-    held, _ = coverage(tabular.bandit(6, 4, chi2=2.0, noise=0.5, seed=7), 300, 150)
+    held = coverage(tabular.bandit(6, 4, chi2=2.0, noise=0.5, seed=7), 300, 150)
     assert len(held) == 13
     assert all(0.92 <= share <= 0.995 for share in held.values()), held
-
-
-@pytest.mark.slow
-def test_intervals_cover_on_world_a():
-    held, ratios = coverage(tabular.world_a(), 2000, 500)
-    assert len(held) == 13
-    assert all(0.92 <= share <= 0.985 for share in held.values()), held
-    for name in ("sndr", "mrdr", "ips-cv"):
-        assert 0.9 <= ratios[name] <= 1.25, (name, ratios[name])

@@ -155,6 +155,11 @@ def mrdr(evidence: Evidence) -> Terms:
     return plain_dr(replace(evidence, q=evidence.robust.q, v=evidence.robust.v))
 
 
+def fixed(strength: float) -> Rule:
+    """The rule that always takes this strength: `dros(evidence, fixed(10.0))` tunes nothing."""
+    return lambda evidence, shrinkage: strength
+
+
 def by_error(evidence: Evidence, shrinkage: Shrinkage) -> float:
     """The strength with the least variance + (estimated bias)^2; the variance by units. The rule of every row here.
 

@@ -29,6 +29,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from steersman.core.batch import Batch
 from steersman.core.errors import DataError, NotFoundError
 from steersman.core.features import Encoder, category
 from steersman.core.policy import Policy, Softmax
@@ -250,6 +251,28 @@ def encoder(log: Campaign) -> Encoder:
     return Encoder(
         context=tuple(category(field, log.context[field]) for field in sorted(CONTEXT)),
         actions=log.items,
+    )
+
+
+def batch(log: Campaign) -> Batch:
+    """A log as arrays, in its order. Nobody knows which rows are one person's: each is a unit of its own."""
+    made_by, n = encoder(log), len(log.item)
+    fields = [dict(zip(log.context, values, strict=True)) for values in zip(*log.context.values(), strict=True)]
+    place = {item: i for i, item in enumerate(log.items)}
+    one = np.eye(len(log.items), dtype=np.float32)
+    return Batch(
+        encoder=made_by,
+        context=made_by.encode_context(made_by.raw_context(fields)),
+        candidates=np.broadcast_to(one, (n, *one.shape)),
+        mask=np.ones((n, len(one)), dtype=bool),
+        action=np.array([place[item] for item in log.item], dtype=np.int64),
+        propensity=log.propensity,
+        reward=log.click,
+        metrics=log.click[:, None],
+        discount=np.zeros(n),
+        next=np.full(n, -1, dtype=np.int64),
+        unit=np.arange(n),
+        metric_names=(METRIC,),
     )
 
 
