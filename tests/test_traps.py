@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from steersman.core.batch import Batch
-from steersman.core.errors import NotFoundError
-from steersman.evaluate import Evidence, Gates, Paths, Settings, evaluate, judge, nuisance, one_step, tuning
+from steersman.core.errors import NotFoundError, SupportError
+from steersman.evaluate import Evidence, Paths, Settings, evaluate, nuisance, one_step, tuning
 from steersman.evaluate.estimators import direct, dr, snips
 from steersman.evaluate.evidence import weights
 from steersman.evaluate.intervals import bound, estimate, student_t
@@ -150,16 +150,26 @@ def test_with_a_fixed_strength_the_value_is_the_peer_s(estimator, strength, valu
 # 4: an effective sample size of 2 and a weight of 21,739 passed silently, with a click rate of -0.7%
 
 
-def test_two_effective_rows_of_ten_thousand_are_not_identified():
+@pytest.mark.parametrize("headline", ["dr", "snips", "ips"])
+def test_two_effective_rows_of_ten_thousand_are_not_identified(headline):
     batch, target = real("bts", "women")
-    found = evaluate(batch, target, Settings(), 0)
-    assert round(found.support.largest_weight) == 21_739
-    assert round(found.headline.ess) == 2
-    verdicts = {verdict.gate: verdict for verdict in judge(found, Gates())}
-    for gate in ("ess", "largest weight"):
-        assert verdicts[gate].status == "not identified", gate
-        assert verdicts[gate].next
-    assert verdicts["ess"].value == pytest.approx(found.headline.ess)
+    with pytest.raises(SupportError, match=r"not identified: .* effective 2\.1 of 10,000 units.* 21,739") as refused:
+        evaluate(batch, target, Settings(headline=headline), 0)
+    assert refused.value.hint
+    assert refused.value.exit_code == 4
+
+
+def test_a_click_rate_stays_within_0_and_1_where_that_is_declared():
+    """Doubly robust terms and normal ends leave the range of the reward; the truth does not."""
+    world = tabular.world_c()
+    batch = world.sample(300, 0)
+    target = tabular.rows(batch, world.target)
+    free = evaluate(batch, target, Settings(), 0)
+    assert free.headline.low < 0.0
+    found = evaluate(batch, target, Settings(reward_range=(0.0, 1.0)), 0)
+    assert all(0.0 <= e.low <= e.value <= e.high <= 1.0 for e in found.estimates)
+    assert found.headline.high == free.headline.high
+    assert (found.lift.low, found.lift.high) == (free.lift.low, free.lift.high)  # a difference may be negative
 
 
 # 5: models were asked once an action, place and fold, and everything was held dense

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from steersman.core.errors import DataError, SupportError
@@ -39,7 +40,8 @@ class Printer:
     seed: int
 
     def print(self, terms: Terms, estimator: str, metric: str) -> Estimate:
-        """The noun.
+        """The noun. A mean reward of single decisions is cut to the range that is declared of the reward: a few large
+        weights can take value and interval out of it, where the truth can not be.
 
         Args:
             estimator: its name, `logged`, or `NAME - logged` and `NAME / logged`.
@@ -48,7 +50,13 @@ class Printer:
         """
         interval = INTERVALS[self.settings.interval]
         low, high = interval(terms, estimator, metric, self)
-        return estimate(terms, estimator=estimator, metric=metric, level=self.settings.level, interval=(low, high))
+        found = estimate(terms, estimator=estimator, metric=metric, level=self.settings.level, interval=(low, high))
+        mean_reward = metric == "reward" and self.paths.one_step and " " not in estimator
+        if not (mean_reward and self.settings.reward_range):
+            return found
+        least, most = self.settings.reward_range
+        cut = {end: min(max(getattr(found, end), least), most) for end in ("low", "value", "high")}
+        return msgspec.structs.replace(found, **cut)
 
 
 def _delta(terms: Terms, estimator: str, metric: str, printer: Printer) -> tuple[float, float]:
