@@ -160,7 +160,8 @@ def read(name: str, log: open_bandit.Campaign, theirs: dict[str, Array], table: 
     for ours, key in ((item, "action"), (position, "position"), (log.click, "reward"), (log.propensity, "pscore")):
         if not np.allclose(ours, theirs[key][mine], rtol=1e-12, atol=0.0):  # pandas reads some decimals an ulp off
             raise SystemExit(f"{name}: the two readers disagree about {key}")
-    return Log(name, open_bandit.batch(log), position, table, q[mine])
+    arrays = replace(open_bandit.batch(log), propensity=theirs["pscore"][mine])  # so that ties are ties for both
+    return Log(name, arrays, position, table, q[mine])
 
 
 def evidence(log: Log) -> Evidence:

@@ -74,11 +74,25 @@ class Paths:
 
     def per_episode(self, values: Array) -> Array:
         """[N] -> [E], summed over the rows of each episode."""
+        if self._rows_are_episodes:
+            return np.array(values, dtype=np.float64)
         return np.bincount(self.episode, values, minlength=self.episodes)
 
     def per_cluster(self, values: Array) -> Array:
         """[E] -> [C], summed over the episodes of each unit."""
+        if self._episodes_are_units:
+            return np.array(values, dtype=np.float64)
         return np.bincount(self.cluster, values, minlength=self.clusters)
+
+    @functools.cached_property
+    def _rows_are_episodes(self) -> bool:
+        """Whether episode i is row i and nothing else."""
+        return self.episodes == len(self.episode) and np.array_equal(self.episode, np.arange(self.episodes))
+
+    @functools.cached_property
+    def _episodes_are_units(self) -> bool:
+        """Whether unit i is episode i and nothing else."""
+        return self.clusters == self.episodes and np.array_equal(self.cluster, np.arange(self.clusters))
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,11 +249,13 @@ def weights(batch: Batch, target: Array | Aims) -> Array:
         return _density_ratio(batch, target)
     if target.shape != batch.mask.shape:
         raise DataError(f"target is {list(target.shape)}, must be {list(batch.mask.shape)}", field="target")
-    _refuse(~np.isfinite(target).all(axis=1), "a probability of the target is not finite")
-    _refuse((target < 0).any(axis=1), "a probability of the target is negative")
-    _refuse(((target > 0) & ~batch.mask).any(axis=1), "the target gives a probability to padding")
-    away = np.abs(target.sum(axis=1) - 1.0)
-    _refuse(away > 1e-6, "the probabilities of the target do not sum to 1")
+    total = target.sum(axis=1)
+    sound = target.min() >= 0 and (np.abs(total - 1.0) <= 1e-6).all()  # neither is true of what is not finite
+    if not sound or not batch.mask.all():
+        _refuse(~np.isfinite(target).all(axis=1), "a probability of the target is not finite")
+        _refuse((target < 0).any(axis=1), "a probability of the target is negative")
+        _refuse(((target > 0) & ~batch.mask).any(axis=1), "the target gives a probability to padding")
+        _refuse(np.abs(total - 1.0) > 1e-6, "the probabilities of the target do not sum to 1")
     taken = target[np.arange(len(batch)), batch.action]
     if not taken.any():
         raise SupportError(

@@ -180,19 +180,17 @@ def by_bound(evidence: Evidence, shrinkage: Shrinkage) -> float:
 
 def by_slope(evidence: Evidence, shrinkage: Shrinkage) -> float:
     """The strength that SLOPE++ takes; its intervals by units. See `tuning.slope`."""
-    strengths = shrinkage.strengths(evidence.weight)
+    strengths, mean_of = shrinkage.strengths(evidence.weight), _means(evidence)
     far = student_t(1.0 - DELTA, evidence.paths.clusters - 1)
-    tried = [_influence(evidence, shrinkage.shrink(evidence.weight, float(s))) for s in strengths]
-    place = slope(np.array([t.center for t in tried]), np.array([far * t.error for t in tried]))
-    return float(strengths[place])
+    tried = np.array([mean_of(shrinkage.shrink(evidence.weight, float(s))) for s in strengths])
+    return float(strengths[slope(tried[:, 0], far * tried[:, 1])])
 
 
 def _least_error(evidence: Evidence, shrinkage: Shrinkage, bias: Callable[[Array], float]) -> float:
-    strengths = shrinkage.strengths(evidence.weight)
-    errors = []
+    strengths, mean_of, errors = shrinkage.strengths(evidence.weight), _means(evidence), []
     for strength in strengths:
         shrunk = shrinkage.shrink(evidence.weight, float(strength))
-        errors.append(_influence(evidence, shrunk).error ** 2 + bias(shrunk) ** 2)
+        errors.append(mean_of(shrunk)[1] ** 2 + bias(shrunk) ** 2)
     return float(strengths[int(np.argmin(errors))])
 
 
@@ -200,9 +198,22 @@ def _seen_bias(evidence: Evidence, shrunk: Array) -> float:
     return float((evidence.weight - shrunk) @ (evidence.reward - evidence.q)) / len(shrunk)
 
 
-def _influence(evidence: Evidence, shrunk: Array) -> Influence:
+def _means(evidence: Evidence) -> Callable[[Array], tuple[float, float]]:
+    """Of weights [N]: the mean of what they make of the rows, and its standard error.
+
+    They are those of `mean`, whose denominator is the same for all weights, so that it is looked at once.
+    """
     paths = evidence.paths
-    return Influence(*ratio(paths.per_cluster(corrected(evidence, shrunk)), paths.per_cluster(np.ones(paths.episodes))))
+    size = paths.per_cluster(np.ones(paths.episodes))
+    total = float(size.sum())
+    lever = (paths.clusters - 1) / (total - size)
+
+    def mean_of(shrunk: Array) -> tuple[float, float]:
+        top = paths.per_cluster(corrected(evidence, shrunk))
+        value = float(top.sum()) / total
+        return value, Influence(value, lever * (top - value * size)).error
+
+    return mean_of
 
 
 def clipped_ips(evidence: Evidence, rule: Rule = by_error) -> Terms:
@@ -257,9 +268,9 @@ def mips(evidence: Evidence) -> Terms:
 
 def _shrunk(evidence: Evidence, shrinkage: Shrinkage, rule: Rule) -> Terms:
     """The value with shrunk weights; the interval with the weights as they are."""
+    plain = plain_dr(evidence)  # refuses a log that has no error, before anybody tunes on it
     shrunk = shrinkage.shrink(evidence.weight, rule(evidence, shrinkage))
-    value = float(corrected(evidence, shrunk).sum()) / evidence.paths.episodes
-    return replace(plain_dr(evidence), value=value)
+    return replace(plain, value=float(corrected(evidence, shrunk).sum()) / evidence.paths.episodes)
 
 
 def plain_dr(evidence: Evidence) -> Terms:
