@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from steersman.core.batch import Batch
+from steersman.core.errors import SupportError
 from steersman.core.features import Category, Encoder
 from steersman.evaluate import ESTIMATORS, Evidence, Paths, Settings, evaluate
 from steersman.evaluate.evidence import Model, weights
 from steersman.evaluate.intervals import estimate
 from steersman.evaluate.nuisance import folds_of, learned_weights, reward_model, robust_model
-from steersman.evaluate.one_step import uniform
 from steersman.worlds import tabular
 
 
@@ -81,11 +81,12 @@ def draw(name: str, seed: int) -> dict[str, tuple[float, ...]]:
     found = evidence(*log_of(name, seed), seed)
     told = {}
     for key, row in ESTIMATORS.items():
-        if not row.one_step or (key == "replay" and not uniform(found.propensity)):
+        if not row.one_step:
             continue
-        if key == "mips" and found.embedded is None:
+        try:
+            terms = row.terms(found)
+        except SupportError:  # not for such a log
             continue
-        terms = row.terms(found)
         printed = estimate(terms, estimator=key, metric="reward", level=0.95)
         told[key] = (printed.value, printed.low, printed.high, terms.low.error)
     return told
