@@ -389,7 +389,7 @@ def test_products_of_weights_that_cannot_speak_are_refused_with_the_reason_and_t
     target = tabular.softmax(scores + np.random.default_rng(2).normal(size=scores.shape))
     batch = world.sample(300, behavior, 0)
     found = evaluate(batch, tabular.rows(batch, target), Settings(), 0, horizon=40)
-    products = {"tis", "sn-tis", "pdis", "sn-pdis", "dr", "wdr"}
+    products = {"tis", "sn-tis", "pdis", "sn-pdis", "dr", "wdr", "magic"}
     assert {verdict.gate for verdict in found.refused} == products
     assert all("effective" in verdict.reason and verdict.status == "not identified" for verdict in found.refused)
     assert [e.estimator for e in found.estimates] == ["fqe", "smis", "samis", "drl"]

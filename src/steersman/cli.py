@@ -17,7 +17,7 @@ from rich.table import Table
 from steersman import config, demo, flow
 from steersman.core.decision import json_schemas
 from steersman.core.errors import ConfigError, DiskError, Error, GateError, SupportError
-from steersman.core.report import Estimate, Report
+from steersman.core.report import Distribution, Estimate, Report
 from steersman.flow import comparing, features
 from steersman.progress import bar
 
@@ -86,6 +86,8 @@ def parser() -> argparse.ArgumentParser:
     judge = verb("evaluate", _evaluate, "Estimate a policy from the log alone, and ask the gates.")
     judge.add_argument("name", metavar="NAME[@VERSION]", help="alone: the last candidate; @7, @champion: a stored one")
     judge.add_argument("--seed", type=int, default=0)
+    judge.add_argument("--distribution", action="store_true",
+                       help="also how returns of episodes are spread: shares, quantiles, the worst part")  # fmt: skip
     _report_option(judge, "also as an HTML page with pictures (default: beside report.json)")
     both = verb("compare", _compare, "Put versions side by side, judged on the same decisions.")
     both.add_argument("names", nargs="+", metavar="NAME[@VERSION]", help="two or more; alone: the last candidate")
@@ -345,7 +347,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         if options.report is not None:
             into = None if options.report == Path() else options.report
             wrote = [f"wrote           {_plain(str(flow.draw(project, name, version, report, into)))}"]
-    _show(options, report, *report_lines(report), *wrote)
+    spread = distribution_lines(report.distribution) if options.distribution and report.distribution else []
+    _show(options, report, *report_lines(report), *spread, *wrote)
     if report.passed:
         return 0
     unknown = any(verdict.status == "not identified" for verdict in report.verdicts)
@@ -400,6 +403,12 @@ def report_lines(report: Report) -> list[str]:
     lines += [f"not estimated   {verdict.gate:<14}  {_plain(verdict.reason)}" for verdict in report.refused]
     lines += [f"next            {_plain(verdict.next)}" for verdict in report.verdicts if verdict.next]
     return lines
+
+
+def distribution_lines(found: Distribution) -> list[str]:
+    """How the returns of episodes are spread, under the policy and in the log."""
+    lines = list(map(estimate_line, found.estimates))
+    return lines + [f"not estimated   {verdict.gate:<14}  {_plain(verdict.reason)}" for verdict in found.refused]
 
 
 def estimate_line(estimate: Estimate) -> str:

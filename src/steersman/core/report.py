@@ -150,6 +150,19 @@ class Learned(Struct, frozen=True, kw_only=True):
     refused: str = ""
 
 
+class Distribution(Struct, frozen=True, kw_only=True):
+    """How the returns of episodes are spread, under the policy and in the log (estimator `logged`).
+
+    Attributes:
+        estimates: metrics `return <= 12.5` (share of the episodes), `return p10` (quantile), `return cvar 10%` (mean
+            of the worst tenth); each with its interval.
+        refused: what could not be estimated, and why.
+    """
+
+    estimates: tuple[Estimate, ...]
+    refused: tuple[Verdict, ...] = ()
+
+
 class Report(Struct, frozen=True, kw_only=True):
     """What is claimed of a policy, on which data, and enough to repeat and to draw it.
 
@@ -165,6 +178,7 @@ class Report(Struct, frozen=True, kw_only=True):
             a quarter better, whether the metric is a gain or a cost below 0.
         baselines: of each metric, the behavior policy's own value.
         lifts: of each metric, paired as `lift`.
+        distribution: of the returns of episodes; None: nobody asked.
         refused: estimators, metrics and ratios that could not be estimated, and why.
         horizon: steps that the values are about; 1: one decision an episode.
         weights: how the weights are spread; None: the estimators have no weights.
@@ -190,6 +204,7 @@ class Report(Struct, frozen=True, kw_only=True):
     ratios: tuple[Estimate, ...] = ()
     baselines: tuple[Estimate, ...] = ()
     lifts: tuple[Estimate, ...] = ()
+    distribution: Distribution | None = None
     refused: tuple[Verdict, ...] = ()
     horizon: int = 1
     weights: Weights | None = None

@@ -18,6 +18,8 @@ from steersman.core.policy import Policy
 from steersman.core.report import Estimate, Verdict
 from steersman.evaluate.beside import Shown, shown
 from steersman.evaluate.diagnostics import diagnose
+from steersman.evaluate.disagreement import disagreement
+from steersman.evaluate.distribution import distribution
 from steersman.evaluate.doses import Columns, dose_model, meant
 from steersman.evaluate.estimators import ESTIMATORS, logged
 from steersman.evaluate.evaluation import Bets, Evaluation, Floor, Paired, Settings, Support
@@ -139,6 +141,7 @@ def evaluated(
         estimates=(*told, *(metric.value for metric in paired)),
         ratios=ratios,
         metrics=paired,
+        distribution=distribution(evidence[0], settings.level),
         refused=(*refused, *untold, *absent, *without),
         support=_support(case, evidence[0], found, logged_weights, still_open),
         bets=bets,
@@ -376,16 +379,8 @@ def _support(
         largest_weight=float(weight.max()),
         largest_share=found[case.headline].largest_share,
         outside=outside,
-        disagreement=_disagreement(found),
+        disagreement=disagreement(evidence),
     )
-
-
-def _disagreement(found: dict[str, Terms]) -> float | None:
-    """|fqe - wdr| in standard errors of wdr, which holds whatever the model is."""
-    if not {"fqe", "wdr"} <= set(found):
-        return None
-    away, error = abs(found["fqe"].value - found["wdr"].value), found["wdr"].low.error
-    return away / error if error > 0 else None
 
 
 def _believable(terms: Terms, name: str, weight: Array) -> Terms:

@@ -90,7 +90,7 @@ def disagreement(errors: float, limit: float) -> Verdict:
         "disagreement",
         errors <= limit,
         "fail",
-        f"fitted Q evaluation and weighted doubly robust are {errors:.3g} standard errors apart; "
+        f"fitted Q evaluation and the log's own weights are {errors:.3g} standard errors apart; "
         f"at most {limit:g} are allowed: the context does not tell all that matters, or the model is wrong",
         (errors, limit),
         "log what the outcome depends on as context, or make wdr the headline",

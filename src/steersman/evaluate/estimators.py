@@ -16,6 +16,7 @@ import numpy as np
 from steersman.core.errors import SupportError
 from steersman.evaluate.evidence import Evidence
 from steersman.evaluate.intervals import Halves, Influence, Terms, ratio
+from steersman.evaluate.magic import magic
 from steersman.evaluate.one_step import (
     balanced_ips,
     clipped_ips,
@@ -126,6 +127,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "pdis": Estimator(pdis, one_step=False, sequence=True, model=False, actions="any"),
     "sn-pdis": Estimator(sn_pdis, one_step=False, sequence=True, model=False, actions="any"),
     "wdr": Estimator(wdr, one_step=False, sequence=True, actions="any"),
+    "magic": Estimator(magic, one_step=False, sequence=True, judge=False, actions="any"),
     "fqe": Estimator(direct, one_step=False, sequence=True, judge=False, actions="any"),
     "smis": Estimator(smis, one_step=False, sequence=True, rests_on="visits"),
     "samis": Estimator(samis, one_step=False, sequence=True, rests_on="visits"),

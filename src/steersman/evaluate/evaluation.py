@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 
 from steersman.core.errors import ConfigError, did_you_mean
-from steersman.core.report import Estimate, Verdict
+from steersman.core.report import Distribution, Estimate, Verdict
 from steersman.evaluate.anytime import lift_terms
 from steersman.evaluate.diagnostics import Diagnostics
 from steersman.evaluate.estimators import ESTIMATORS
@@ -86,7 +86,8 @@ class Support(Struct, frozen=True, kw_only=True):
         largest_weight: the largest target / propensity of a decision.
         largest_share: share of the heaviest unit in all weight of the headline, in [0, 1]; None: it has no weights.
         outside: share of the target's steps that go where the log never was; None: the headline can not tell.
-        disagreement: |fqe - wdr| in standard errors of wdr; None: not both were estimated.
+        disagreement: |fqe - wdr| in standard errors of the difference, `drl` in the place of `wdr` where products of
+            weights are silent; None: there is nothing to compare.
     """
 
     decisions: int
@@ -178,6 +179,7 @@ class Evaluation(Struct, frozen=True, kw_only=True):
         ratios: of the reward by every estimator, then of the metrics, relative to what was logged: see
             `intervals.relative`.
         metrics: baseline, value and lift of every metric that could be estimated.
+        distribution: of the returns of episodes.
         refused: an estimator, a metric or a ratio that could not, and why.
         support: how far the log can speak for the target.
         bets: for a bound of the lift at every n; None: the log is of sequences, or no range of the reward is declared.
@@ -191,6 +193,7 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     estimates: tuple[Estimate, ...]
     ratios: tuple[Estimate, ...]
     metrics: tuple[Paired, ...]
+    distribution: Distribution
     refused: tuple[Verdict, ...]
     support: Support
     bets: Bets | None = None

@@ -54,8 +54,8 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             contexts, in [0, 1]; asked where rewards are weighed.
         min_calibration: the chance of so much against the propensities, were they right, must not be below this;
             in [0, 1]. A right log fails with at most this chance.
-        max_disagreement: of `fqe` and `wdr`, in standard errors of the latter; asked where the headline rests on the
-            context telling all that matters (drl, stitched).
+        max_disagreement: of `fqe` and `wdr`, in standard errors of the difference; asked where the headline rests
+            on the context telling all that matters (smis, samis, drl, stitched).
         max_reward_drift: how far the reward that models do not foresee may move between the halves of the window, in
             its standard deviations.
         max_context_drift: the same for every column of the contexts, in theirs. Two halves are at most 2 apart, so 2

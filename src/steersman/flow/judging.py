@@ -102,6 +102,7 @@ def report_on(
         baselines=tuple(metric.baseline for metric in found.metrics),
         lifts=tuple(metric.lift for metric in found.metrics),
         verdicts=evaluate.judge(found, settings.gates, since),
+        distribution=found.distribution,
         refused=(*found.refused, *unknown),
         horizon=found.support.horizon,
         weights=shown.weights,
