@@ -9,7 +9,7 @@ import numpy as np
 from steersman.core.errors import SupportError
 from steersman.evaluate.evidence import Evidence
 from steersman.evaluate.intervals import Terms, estimate
-from steersman.evaluate.trajectories import backed_up, speaking, wdr
+from steersman.evaluate.trajectories import backed_up, normalised, speaking
 
 Array = np.ndarray
 
@@ -31,7 +31,7 @@ def magic(evidence: Evidence) -> Terms:
     narrow. So the interval is that of `wdr`, widened to contain the value, and no gate may rest on it.
     Source: Thomas and Brunskill 2016, arXiv:1604.00923, section 7; the bias is an outer product.
     """
-    last = wdr(evidence)
+    last = normalised(evidence)
     values, pulls = returns(evidence)
     return replace(last, value=float(mixture(values, pulls, last) @ values))
 

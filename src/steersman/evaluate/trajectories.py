@@ -99,7 +99,7 @@ def sn_pdis(evidence: Evidence) -> Terms:
     Source: Thomas 2015, Safe reinforcement learning, section 3.8.
     """
     none = np.zeros(len(evidence.reward))
-    return wdr(replace(evidence, q=none, v=none))
+    return normalised(replace(evidence, q=none, v=none))
 
 
 @speaking
@@ -122,6 +122,11 @@ def wdr(evidence: Evidence) -> Terms:
     Each step is a ratio of two means; influences add up.
     Source: Thomas and Brunskill 2016, arXiv:1604.00923, eq. 8 and appendix B.
     """
+    return normalised(evidence)
+
+
+def normalised(evidence: Evidence) -> Terms:
+    """`wdr` whether or not products of weights can be believed."""
     for value, pull, weight in backed_up(evidence):
         last = value, pull, weight
     value, pull, weight = last
