@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,11 @@ def test_a_short_closed_loop_beats_its_log_and_tells_every_number(tmp_path: Path
     assert cli.main(["evaluate", "cartpole@1", "--project", str(project.root), "--json"]) == 5
     report = json.loads(capsys.readouterr().out)
     assert report["headline"]["low"] <= report["baseline"]["value"] <= report["headline"]["high"]
+    spread = {(e["estimator"], e["metric"]): e for e in report["distribution"]["estimates"]}
+    ours, logged = spread["sn-tis", "return p50"], spread["logged", "return p50"]
+    assert ours["low"] <= ours["value"] == logged["value"] <= ours["high"]
+    assert cli.main(["evaluate", "cartpole@1", "--project", str(project.root), "--distribution"]) == 5
+    assert re.search(r"sn-tis +\S+ \[\S+, \S+\] return cvar 10%", capsys.readouterr().out)
 
 
 def test_a_demo_never_writes_over_what_is_there(tmp_path: Path) -> None:
