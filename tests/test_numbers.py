@@ -191,6 +191,9 @@ def test_a_target_without_chance_is_judged_by_kernels_alone():
     assert found.headline.estimator == "kernel-dr"
     assert found.support.mean_weight == pytest.approx(1.0, abs=4 * found.support.mean_weight_error)
     assert found.bets is None
+    assert [(verdict.gate, "without chance" in verdict.reason) for verdict in found.distribution.refused] == [
+        ("return", True)
+    ]
     with pytest.raises(ConfigError, match="dr is not for a log of single decisions of numbers for a target without"):
         judged(ONE, ONE.policy(Point()), estimators=("dr",))
 

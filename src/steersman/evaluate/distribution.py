@@ -49,7 +49,8 @@ def distribution(evidence: Evidence, level: float) -> Distribution:
     name = "snips" if evidence.paths.one_step else "sn-tis"
     units = float(evidence.paths.clusters)
     found, refused = _told(evidence.paths, returned, np.ones(len(returned)), points, level, "logged", units)
-    if reason := silent(evidence):
+    without = "the target takes one number without chance: no logged action is weighed"
+    if reason := without if np.isnan(evidence.weight).any() else silent(evidence):
         return Distribution(estimates=found, refused=(*refused, _unknown("return", reason)))
     try:
         most = units / evidence.second_moment
