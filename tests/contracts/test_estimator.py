@@ -8,20 +8,23 @@ import msgspec
 import numpy as np
 import pytest
 
-from steersman.core.batch import Batch
+from steersman.core.batch import Batch, array_fields
 from steersman.core.decision import Numbers
 from steersman.core.density import Aims, Gaussian, Point
 from steersman.core.errors import ConfigError, DataError, SupportError
 from steersman.core.features import Continuous, Encoder
 from steersman.core.policy import Policy, Softmax
+from steersman.core.ranking import Lists
 from steersman.evaluate import ESTIMATORS, Evaluation, Settings, evaluate
 from steersman.worlds import tabular
 from steersman.worlds.dosing import Dosing
+from steersman.worlds.rankings import ranking
 
 HORIZON = 40
 BANDIT = tabular.bandit(6, 4, chi2=1.0, noise=0.3, seed=1)
 UNIFORM = replace(BANDIT, behavior=np.full_like(BANDIT.behavior, 1 / 4))
 DOSING = Dosing()
+LISTS = ranking("independent", states=4, items=5, slots=2, far=0.6)  # what every estimator assumes holds
 MDP = tabular.garnet(8, 3, horizon=HORIZON, stop=0.15, seed=2)
 RNG = np.random.default_rng(0)
 BEHAVIOR = tabular.softmax(RNG.normal(size=MDP.mean.shape))
@@ -33,7 +36,7 @@ class Log:
     """A log of some kind, with a target: its probabilities on the rows, and as a policy."""
 
     batch: Batch
-    target: np.ndarray | Aims
+    target: np.ndarray | Aims | Lists
     policy: Policy
     horizon: int | None
 
@@ -61,6 +64,52 @@ def sequences(seed: int, *, same: bool) -> Log:
     table = BEHAVIOR if same else TARGET
     batch = MDP.sample(250, BEHAVIOR, seed, truncate=True)
     return Log(batch, tabular.rows(batch, table), table_policy(table, batch), HORIZON)
+
+
+def ranked_lists(seed: int, *, same: bool) -> Log:
+    batch = LISTS.sample(1500, seed)
+    policy = LISTS.policy(LISTS.behavior if same else LISTS.target)
+    return Log(batch, policy.lists(batch), policy, None)
+
+
+def rewarded(log: Log, times: float) -> Log:
+    """The same log with rewards so many times as large, and no metrics."""
+    batch, none = log.batch, np.zeros((len(log.batch), 0))
+    changed = {"reward": times * batch.reward, "metric_names": (), "metrics": none}
+    if batch.slots is not None:
+        reward = times * batch.slots.reward
+        changed["slots"] = replace(batch.slots, reward=reward, metrics=np.zeros((*reward.shape, 0)))
+    return replace(log, batch=replace(batch, **changed))
+
+
+def repeated(log: Log) -> Log:
+    """Every episode once more, within its unit."""
+    n = len(log.batch)
+    rows = np.concatenate([np.arange(n), np.arange(n)])
+    arrays = {name: getattr(log.batch, name)[rows] for name in array_fields() if name != "next"}
+    following = np.concatenate([log.batch.next, np.where(log.batch.next < 0, -1, log.batch.next + n)])
+    slots = None if log.batch.slots is None else log.batch.slots.take(rows)
+    twice = Batch(encoder=log.batch.encoder, next=following, metric_names=log.batch.metric_names, slots=slots, **arrays)
+    target = log.target.take(rows) if isinstance(log.target, Lists) else of_rows(log.target, rows)
+    return replace(log, batch=twice, target=target)
+
+
+class _Never:
+    """A chooser for which the scores of a row are the place of the item that it never takes."""
+
+    def probabilities(self, scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        open_ = mask & (np.arange(mask.shape[1]) != scores[:, :1])
+        return open_ / np.maximum(open_.sum(axis=1, keepdims=True), 1)
+
+
+def unheard(log: Log) -> np.ndarray | Lists:
+    """A target that takes none of the logged actions."""
+    if isinstance(log.target, Lists):
+        first = np.repeat(log.batch.action[:, :1], log.batch.mask.shape[1], axis=1)
+        return Lists(_Never(), first, log.batch.mask, log.target.slots)
+    never = np.zeros_like(log.target)
+    never[np.arange(len(never)), (log.batch.action + 1) % never.shape[1]] = 1.0
+    return never
 
 
 def walks(seed: int, *, same: bool) -> Log:
@@ -176,6 +225,7 @@ def logs_for(name: str):
     if row.actions != "candidates":
         kinds += [doses] * row.one_step + [dose_walks] * row.sequence
         kinds += [points] * (row.actions == "kernel")
+    kinds += [ranked_lists] * row.ranked
     return [kind for kind in kinds if (name, kind) not in NOT_FOR]
 
 
@@ -210,8 +260,7 @@ def test_the_behavior_policy_gets_the_logged_mean(name, kind):
 def test_scaling_the_reward_scales_the_estimate(name, kind):
     log = kind(4, same=False)
     one = of(name, ask(name, log))
-    ten = of(name, ask(name, replace(log, batch=replace(log.batch, reward=-10 * log.batch.reward, metric_names=(),
-                                                        metrics=np.zeros((len(log.batch), 0))))))  # fmt: skip
+    ten = of(name, ask(name, rewarded(log, -10.0)))
     scale = max(abs(one.low), abs(one.high))
     assert ten.value == pytest.approx(-10 * one.value, abs=1e-3 * scale)
     assert (ten.low, ten.high) == pytest.approx((-10 * one.high, -10 * one.low), abs=1e-2 * scale)
@@ -246,16 +295,7 @@ def of_rows(target: np.ndarray | Aims, rows: np.ndarray) -> np.ndarray | Aims:
 @pytest.mark.parametrize(("name", "kind"), WEIGHERS)
 def test_copying_every_episode_within_its_unit_adds_no_certainty(name, kind):
     log = kind(7, same=False)
-    n = len(log.batch)
-    rows = np.concatenate([np.arange(n), np.arange(n)])
-    arrays = {k: getattr(log.batch, k)[rows] for k in ("context", "mask", "action", "propensity", "reward",
-                                                       "metrics", "discount", "unit", "candidates")}  # fmt: skip
-    following = np.concatenate([log.batch.next, np.where(log.batch.next < 0, -1, log.batch.next + n)])
-    twice = Batch(encoder=log.batch.encoder, next=following, metric_names=log.batch.metric_names, **arrays)
-    one, two = (
-        of(name, ask(name, log)),
-        of(name, ask(name, replace(log, batch=twice, target=of_rows(log.target, rows)))),
-    )
+    one, two = of(name, ask(name, log)), of(name, ask(name, repeated(log)))
     width = one.high - one.low
     assert two.n == one.n
     assert two.value == pytest.approx(one.value, abs=0.03 * width + 1e-9)
@@ -267,10 +307,8 @@ def test_copying_every_episode_within_its_unit_adds_no_certainty(name, kind):
 )
 def test_a_target_that_takes_none_of_the_logged_actions_is_refused(name, kind):
     log = kind(8, same=False)
-    never = np.zeros_like(log.target)
-    never[np.arange(len(never)), (log.batch.action + 1) % never.shape[1]] = 1.0
     with pytest.raises(SupportError, match="none of the"):
-        ask(name, replace(log, target=never))
+        ask(name, replace(log, target=unheard(log)))
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -281,14 +319,15 @@ def test_one_unit_is_refused(name, kind):
         ask(name, replace(log, batch=alone))
 
 
-@pytest.mark.parametrize("name", [name for name, row in ESTIMATORS.items() if not (row.one_step and row.sequence)])
-def test_an_estimator_refuses_the_other_kind_of_log(name):
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_estimator_refuses_the_other_kinds_of_log(name):
     row = ESTIMATORS[name]
-    log = (sequences if row.one_step else single_decisions)(10, same=False)
-    if row.actions == "kernel":
-        log = dose_walks(10, same=False)
-    with pytest.raises(ConfigError, match=f"{name} is not for a log of"):
-        evaluate(log.batch, log.target, Settings(estimators=(name,)), 0, log.horizon)
+    others = [single_decisions] * (not row.one_step) + [sequences] * (not row.sequence)
+    others += [dose_walks] * (row.actions == "kernel") + [ranked_lists] * (not row.ranked)
+    for kind in others:
+        log = kind(10, same=False)
+        with pytest.raises(ConfigError, match=f"{name} is not for a log of"):
+            evaluate(log.batch, log.target, Settings(estimators=(name,)), 0, log.horizon)
 
 
 TRUTH = {
@@ -296,6 +335,7 @@ TRUTH = {
     uniform_decisions: BANDIT.value(BANDIT.target),
     sequences: MDP.value(TARGET),
     doses: DOSING.value(DOSING.policy(Gaussian(0.25, 0.2), 0.5, 0.2)),
+    ranked_lists: LISTS.value(LISTS.target),
 }
 
 

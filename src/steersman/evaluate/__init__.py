@@ -13,23 +13,25 @@ import numpy as np
 
 from steersman.core.batch import Batch
 from steersman.core.density import Aims
-from steersman.core.errors import ConfigError, DataError, SupportError
+from steersman.core.errors import ConfigError, DataError
 from steersman.core.policy import Policy
-from steersman.core.report import Estimate, Verdict
+from steersman.core.ranking import Lists
+from steersman.evaluate.assembly import metrics_of, told
 from steersman.evaluate.beside import Shown, shown
 from steersman.evaluate.diagnostics import diagnose
 from steersman.evaluate.disagreement import disagreement
 from steersman.evaluate.distribution import distribution
 from steersman.evaluate.doses import Columns, dose_model, meant
-from steersman.evaluate.estimators import ESTIMATORS, logged
-from steersman.evaluate.evaluation import Bets, Evaluation, Floor, Paired, Settings, Support
+from steersman.evaluate.estimators import ESTIMATORS
+from steersman.evaluate.evaluation import Bets, Evaluation, Settings, Support
 from steersman.evaluate.evidence import Evidence, Model, Paths, weights, whole
 from steersman.evaluate.gates import Gates, judge
 from steersman.evaluate.intervals import Influence, Terms, difference, ratio
+from steersman.evaluate.lists import evaluate_lists
 from steersman.evaluate.nuisance import folds_of, learned_weights, reward_model, robust_model
 from steersman.evaluate.one_step import uniform
 from steersman.evaluate.previous import Moved, Previous
-from steersman.evaluate.printed import Printer, check_weights
+from steersman.evaluate.printed import check_weights
 from steersman.evaluate.sequences import Sequences
 from steersman.evaluate.smoothed import SMOOTHED, support_weight
 from steersman.evaluate.trajectories import silent
@@ -54,13 +56,10 @@ __all__ = [
 
 Array = np.ndarray
 
-LEAST_UNITS = 10
-"""Effective units, or half of all if these are fewer, without which weighed rewards give no number at all."""
-
 
 def evaluate(
     batch: Batch,
-    target: Array | Aims,
+    target: Array | Aims | Lists,
     settings: Settings,
     seed: int,
     horizon: int | None = None,
@@ -78,7 +77,7 @@ def evaluate(
 
     Args:
         target: [N, K] f64, probabilities of the target policy for every candidate of every row; padding 0. Where
-            actions are numbers: what the target would do.
+            actions are numbers: what the target would do. Of ranked lists: those that it may show.
         seed: of folds, random features and stitched episodes.
         horizon: steps after which an episode is over by the rules of the product. None for sequences: the values are
             about as many steps as the longest episode in the log.
@@ -94,7 +93,7 @@ def evaluate(
 
 def evaluated(
     batch: Batch,
-    target: Array | Aims,
+    target: Array | Aims | Lists,
     settings: Settings,
     seed: int,
     horizon: int | None = None,
@@ -102,6 +101,8 @@ def evaluated(
     at: Array | None = None,
 ) -> tuple[Evaluation, Terms]:
     """The same, and the headline's terms of the reward, to set two policies on the same rows against each other."""
+    if isinstance(target, Lists):
+        return evaluate_lists(batch, target, settings, seed)
     weight = weights(batch, target)
     check_weights(weight, settings)
     kept, still_open = whole(batch, horizon)
@@ -119,37 +120,28 @@ def evaluated(
         )
     sequences = None if paths.one_step else Sequences.of(batch, paths, target, horizon, seed, policy)
     names, headline = _names(settings, sequences, batch, target)
-    metrics, absent = _metrics(batch)
+    metrics, absent = metrics_of(batch.metric_names, list(batch.metrics.T), batch.reward)
     case = _Case(batch, target, weight, paths, settings, seed, sequences, names, headline)
     evidence = case.evidence([batch.reward, *metrics.values()])
-    found, refused = case.estimates(evidence[0])
-    terms, baseline = found[headline], logged(evidence[0])
-    reward = case.paired("reward", terms, baseline)
-    of_metrics = {name: ESTIMATORS[headline].terms(e) for name, e in zip(metrics, evidence[1:], strict=True)}
-    logged_metrics = {name: logged(e) for name, e in zip(metrics, evidence[1:], strict=True)}
-    paired, unknown = case.metrics(of_metrics, logged_metrics)
-    absent += unknown
-    ratios, without = case.ratios(found, baseline, of_metrics, logged_metrics)
+    found = told(evidence, tuple(metrics), names, headline, settings, seed)
     weighed = sequences is None and (not isinstance(target, Aims) or target.dense)
-    bets = Bets.of(batch.reward, weight, settings.reward_range) if weighed else None
-    told, untold = case.printed(found)
     evaluation = Evaluation(
-        baseline=reward.baseline,
-        headline=reward.value,
-        lift=reward.lift,
-        lift_floor=Floor.of(terms.low.minus_logged(baseline)),
-        estimates=(*told, *(metric.value for metric in paired)),
-        ratios=ratios,
-        metrics=paired,
+        baseline=found.baseline,
+        headline=found.headline,
+        lift=found.lift,
+        lift_floor=found.lift_floor,
+        estimates=found.estimates,
+        ratios=found.ratios,
+        metrics=found.metrics,
         distribution=distribution(evidence[0], settings.level),
-        refused=(*refused, *untold, *absent, *without),
-        support=_support(case, evidence[0], found, logged_weights, still_open),
-        bets=bets,
+        refused=(*found.refused, *absent),
+        support=_support(case, evidence[0], found.terms, logged_weights, still_open),
+        bets=Bets.of(batch.reward, weight, settings.reward_range) if weighed else None,
         diagnostics=None
         if isinstance(target, Aims)
         else diagnose(batch, target, evidence[0], at, folds=settings.folds, seed=seed),
     )
-    return evaluation, terms
+    return evaluation, found.terms[headline]
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,84 +203,6 @@ class _Case:
         q, v = dose_model(self.batch, outcomes, columns, found.basis, fold)
         return [replace(e, q=q[:, m], v=v[:, m], kernels=found.kernels) for m, e in enumerate(made)]
 
-    def estimates(self, evidence: Evidence) -> tuple[dict[str, Terms], list[Verdict]]:
-        """Terms of every estimator that could, and a verdict on every other."""
-        found: dict[str, Terms] = {}
-        refused: list[Verdict] = []
-        for name in self.names:
-            try:
-                found[name] = _believable(ESTIMATORS[name].terms(evidence), name, self.weight)
-            except SupportError as error:
-                if name == self.headline:
-                    raise
-                refused.append(Verdict(gate=name, status="not identified", reason=error.message, next=error.hint))
-        return found, refused
-
-    def ratios(
-        self, found: dict[str, Terms], baseline: Influence, metrics: dict[str, Terms], logged: dict[str, Influence]
-    ) -> tuple[tuple[Estimate, ...], list[Verdict]]:
-        """Every estimate of the reward and the headline's of every metric relative to the log; why not, once a metric.
-
-        Args:
-            found: estimator -> its terms of the reward; baseline: the logged value of the reward.
-            metrics: metric -> its terms by the headline estimator; logged: its logged value.
-        """
-        made: list[Estimate] = []
-        refused: dict[str, Verdict] = {}
-        asked = [("reward", name, terms, baseline) for name, terms in found.items()]
-        asked += [(metric, self.headline, terms, logged[metric]) for metric, terms in metrics.items()]
-        level = self.settings.level
-        for metric, name, terms, value in asked:
-            try:
-                made.append(self.printer.print(terms.over_logged(value, level), f"{name} / logged", metric))
-            except SupportError as error:
-                refused[metric] = Verdict(
-                    gate=f"ratio of {metric}", status="not identified", reason=error.message, next=error.hint
-                )
-        return tuple(made), list(refused.values())
-
-    @property
-    def printer(self) -> Printer:
-        """Makes estimates with the interval of the settings."""
-        return Printer(self.settings, self.paths, self.seed)
-
-    def printed(self, found: dict[str, Terms]) -> tuple[list[Estimate], list[Verdict]]:
-        """Estimates of the reward, and a verdict on every estimator that has no interval of the kind asked for."""
-        made, refused = [], []
-        for name, terms in found.items():
-            try:
-                made.append(self.printer.print(terms, name, "reward"))
-            except SupportError as error:
-                refused.append(Verdict(gate=name, status="not identified", reason=error.message, next=error.hint))
-        return made, refused
-
-    def metrics(
-        self, values: dict[str, Terms], logged: dict[str, Influence]
-    ) -> tuple[tuple[Paired, ...], list[Verdict]]:
-        """Every metric under both policies, and a verdict on those that have no interval of the kind asked for."""
-        made, refused = [], []
-        for name, terms in values.items():
-            try:
-                made.append(self.paired(name, terms, logged[name]))
-            except SupportError as error:
-                gate = f"metric {name}"
-                refused.append(Verdict(gate=gate, status="not identified", reason=error.message, next=error.hint))
-        return tuple(made), refused
-
-    def paired(self, metric: str, value: Terms, logged: Influence) -> Paired:
-        """Estimates of a metric under both policies, and of their difference."""
-        name, printer = self.headline, self.printer
-        episodes = self.paths.per_cluster(np.ones(self.paths.episodes))
-        baseline = Terms.of(logged.center, logged.pull, episodes, logged.sums)
-        lift = value.minus_logged(logged)
-        return Paired(
-            baseline=printer.print(baseline, "logged", metric),
-            value=printer.print(value, name, metric),
-            lift=printer.print(lift, f"{name} - logged", metric),
-            low=Floor.of(lift.low),
-            high=Floor.of(lift.high),
-        )
-
 
 def _names(
     settings: Settings, sequences: Sequences | None, batch: Batch, target: Array | Aims
@@ -331,29 +245,6 @@ def _fitting(known: list[str], batch: Batch) -> tuple[str, ...]:
     return tuple(name for name in known if name not in absent)
 
 
-def _metrics(batch: Batch) -> tuple[dict[str, Array], list[Verdict]]:
-    """Metrics that every row has, and a verdict on each of the others. One that is the reward is not told twice."""
-    metrics: dict[str, Array] = {}
-    absent = []
-    for name, column in zip(batch.metric_names, batch.metrics.T, strict=True):
-        if name == "reward" and np.array_equal(column, batch.reward):
-            continue
-        missing = int(np.sum(~np.isfinite(column)))
-        if missing == 0:
-            metrics["metrics.reward" if name == "reward" else name] = np.ascontiguousarray(column)
-            continue
-        reason = f"{missing:,} of {len(batch):,} decisions have no {name}: those that do may not be like the others"
-        absent.append(
-            Verdict(
-                gate=f"metric {name}",
-                status="not identified",
-                reason=reason,
-                next=f"give the problem a default_outcome for {name}",
-            )
-        )
-    return metrics, absent
-
-
 def _support(
     case: _Case, evidence: Evidence, found: dict[str, Terms], logged_weights: tuple[Paths, Array], still_open: int
 ) -> Support:
@@ -381,25 +272,3 @@ def _support(
         outside=outside,
         disagreement=disagreement(evidence),
     )
-
-
-def _believable(terms: Terms, name: str, weight: Array) -> Terms:
-    """The same terms.
-
-    Raises:
-        SupportError: a number of them is too large for a float, or a handful of units hold all weight: their mean is
-            no estimate, its error can not be told from so few, and with a model it may be what no reward can be.
-    """
-    numbers = (terms.value, terms.low.center, terms.low.error, terms.high.center, terms.high.error, terms.ess)
-    if not np.isfinite(numbers).all():
-        raise SupportError(
-            f"{name} is not finite: the weights of whole episodes leave the range of numbers",
-            hint="the policies differ too much for estimators that weigh whole episodes",
-        )
-    if ESTIMATORS[name].rests_on == "weights" and terms.ess < min(LEAST_UNITS, terms.n / 2):
-        raise SupportError(
-            f"not identified: {name} rests on an effective {terms.ess:.1f} of {terms.n:,} units, and on weights of up "
-            f"to {weight.max():,.0f}; at least {LEAST_UNITS} are needed for a number",
-            hint="log with more exploration, or judge a policy closer to the one that logged",
-        )
-    return terms

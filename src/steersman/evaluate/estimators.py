@@ -32,6 +32,7 @@ from steersman.evaluate.one_step import (
     sub_gaussian_ips,
     switch_dr,
 )
+from steersman.evaluate.ranked import iips, list_dr, pseudo_inverse, sn_iips, sn_list_dr, sn_pseudo_inverse
 from steersman.evaluate.smoothed import kernel_dr, kernel_ips, kernel_snips
 from steersman.evaluate.trajectories import dr, pdis, sn_pdis, sn_tis, tis, wdr
 from steersman.evaluate.visits import drl, samis, smis
@@ -45,7 +46,7 @@ class Estimator:
 
     Attributes:
         terms: the function.
-        one_step, sequence: the logs it is for.
+        one_step, sequence, ranked: the logs it is for; ranked lists are one step each.
         model: whether it asks the model of rewards or action values (`q`, `v`, `marginal`).
         judge: whether it knows its own error, so that a gate may rest on it.
         rests_on: `weights` that multiply rewards, so that a few can be all of the value; `visits` to logged (context,
@@ -57,6 +58,7 @@ class Estimator:
     terms: Callable[[Evidence], Terms]
     one_step: bool
     sequence: bool
+    ranked: bool = False
     model: bool = True
     judge: bool = True
     rests_on: Literal["weights", "visits", "matches"] = "weights"
@@ -104,7 +106,7 @@ def stitched(evidence: Evidence) -> Terms:
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "dm": Estimator(direct, one_step=True, sequence=False, judge=False, actions="any"),
+    "dm": Estimator(direct, one_step=True, sequence=False, ranked=True, judge=False, actions="any"),
     "ips": Estimator(ips, one_step=True, sequence=False, model=False, actions="any"),
     "snips": Estimator(snips, one_step=True, sequence=False, model=False, actions="any"),
     "dr": Estimator(dr, one_step=True, sequence=True, actions="any"),
@@ -133,5 +135,17 @@ ESTIMATORS: dict[str, Estimator] = {
     "samis": Estimator(samis, one_step=False, sequence=True, rests_on="visits"),
     "drl": Estimator(drl, one_step=False, sequence=True, rests_on="visits"),
     "stitched": Estimator(stitched, one_step=False, sequence=True, model=False, rests_on="matches"),
+    "sips": Estimator(tis, one_step=False, sequence=False, ranked=True, model=False),
+    "sn-sips": Estimator(sn_tis, one_step=False, sequence=False, ranked=True, model=False),
+    "list-dr": Estimator(list_dr, one_step=False, sequence=False, ranked=True),
+    "sn-list-dr": Estimator(sn_list_dr, one_step=False, sequence=False, ranked=True),
+    "rips": Estimator(pdis, one_step=False, sequence=False, ranked=True, model=False),
+    "sn-rips": Estimator(sn_pdis, one_step=False, sequence=False, ranked=True, model=False),
+    "cascade-dr": Estimator(dr, one_step=False, sequence=False, ranked=True),
+    "sn-cascade-dr": Estimator(wdr, one_step=False, sequence=False, ranked=True),
+    "iips": Estimator(iips, one_step=False, sequence=False, ranked=True, model=False, judge=False),
+    "sn-iips": Estimator(sn_iips, one_step=False, sequence=False, ranked=True, model=False, judge=False),
+    "pi": Estimator(pseudo_inverse, one_step=False, sequence=False, ranked=True, model=False, judge=False),
+    "sn-pi": Estimator(sn_pseudo_inverse, one_step=False, sequence=False, ranked=True, model=False, judge=False),
 }
 """Name -> estimator, in the order in which they are reported."""

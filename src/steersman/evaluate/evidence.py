@@ -163,6 +163,21 @@ class Model:
 
 
 @dataclass(frozen=True, eq=False)
+class Listed:
+    """Weights of ranked lists that ask how often an item stands in a slot, whatever stands above.
+
+    Attributes:
+        standing: [R] f64, target / behavior of the item in its slot, for `iips`.
+        additive: [E] f64, weights of `pi`.
+        absent: why one of them is None.
+    """
+
+    standing: Array | None
+    additive: Array | None
+    absent: str
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """What estimators look at: only columns of length N, so that a million rows of many candidates fit.
 
@@ -180,6 +195,7 @@ class Evidence:
         learned: [N] f64, weights without propensities, for `balanced-ips`; None: not asked for.
         embedded: [N] f64, weights of the candidate's features, for `mips`; None if candidates have none.
         kernels: of actions that are numbers, weights of those near what the target would do; None: nobody asked.
+        lists: of ranked lists, whose slots are the rows; None: the log is of something else.
     """
 
     paths: Paths
@@ -194,6 +210,7 @@ class Evidence:
     learned: Array | None = None
     embedded: Array | None = None
     kernels: Kernels | None = None
+    lists: Listed | None = None
 
     @functools.cached_property
     def cumulative(self) -> Array:
@@ -245,6 +262,8 @@ def weights(batch: Batch, target: Array | Aims) -> Array:
         DataError: the target is not a probability of every candidate of every row.
         SupportError: the target takes none of the logged actions.
     """
+    if batch.ranked:
+        raise DataError("the actions are ranked lists: judge them by the lists of a target", field="actions")
     if batch.numbers or isinstance(target, Aims):
         return _density_ratio(batch, target)
     if target.shape != batch.mask.shape:

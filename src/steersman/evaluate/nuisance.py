@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +23,25 @@ PENALTIES = np.logspace(-8, 2, 21)
 """Ridge penalties tried, in units of the mean variance of a column."""
 
 
+class Chosen(Protocol):
+    """N rows in each of which one of K candidates was taken: a Batch, or a slot of its ranked lists."""
+
+    @property
+    def context(self) -> Array:
+        """[N, F] f32."""
+        ...
+
+    @property
+    def candidates(self) -> Array:
+        """[N, K, A] f32; may be a broadcast view."""
+        ...
+
+    @property
+    def action(self) -> Array:
+        """[N] i64, place of what was taken."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class _Columns:
     """Columns of the reward model: (1, context) x (1, candidate), or without the products if these are too many.
@@ -36,7 +56,7 @@ class _Columns:
     products: bool
 
     @classmethod
-    def of(cls, batch: Batch, first: int = 0) -> _Columns:
+    def of(cls, batch: Chosen, first: int = 0) -> _Columns:
         """Of the candidates only the columns from `first` on."""
         context = np.flatnonzero(np.ptp(batch.context, axis=0) > 0)
         candidates = batch.candidates[:1] if batch.candidates.strides[0] == 0 else batch.candidates
@@ -45,20 +65,20 @@ class _Columns:
         candidate = candidate[candidate >= first]
         return cls(context, candidate, (1 + len(context)) * (1 + len(candidate)) <= MAX_COLUMNS)
 
-    def contexts(self, batch: Batch, rows: Array) -> Array:
+    def contexts(self, batch: Chosen, rows: Array) -> Array:
         """[B, 1 + F'] f64, the ones first."""
         return _with_ones(batch.context[rows][:, self.context])
 
-    def candidates(self, batch: Batch, rows: Array) -> Array:
+    def candidates(self, batch: Chosen, rows: Array) -> Array:
         """[B, K, 1 + A'] f64, the ones first; [1, K, 1 + A'] if all rows share them."""
         rows = rows[:1] if batch.candidates.strides[0] == 0 else rows
         return _with_ones(batch.candidates[rows][:, :, self.candidate])
 
-    def taken(self, batch: Batch, rows: Array) -> Array:
+    def taken(self, batch: Chosen, rows: Array) -> Array:
         """[B, P] f64, the columns of the actions taken; the first is 1."""
         return self._product(self.contexts(batch, rows), batch.candidates[rows, batch.action[rows]][:, self.candidate])
 
-    def expected(self, batch: Batch, rows: Array, target: Array) -> Array:
+    def expected(self, batch: Chosen, rows: Array, target: Array) -> Array:
         """[B, P] f64, the mean of the columns over the target's actions."""
         context, candidates = self.contexts(batch, rows), self.candidates(batch, rows)[:, :, 1:]
         if len(candidates) == 1:
@@ -71,7 +91,7 @@ class _Columns:
             return np.concatenate([context, candidate[:, 1:]], axis=1)
         return (candidate[:, :, None] * context[:, None, :]).reshape(len(context), -1)
 
-    def all(self, batch: Batch, rows: Array, coefficients: Array) -> Array:
+    def all(self, batch: Chosen, rows: Array, coefficients: Array) -> Array:
         """[B, K] f64, the model asked for every candidate at once: z' Theta c, without the product columns."""
         context, candidates = self.contexts(batch, rows), self.candidates(batch, rows)
         wide = 1 + len(self.context)
@@ -123,6 +143,66 @@ def reward_model(
                 q[rows, m] = every[np.arange(len(rows)), batch.action[rows]]
                 v[rows, m] = np.einsum("nk,nk->n", target[rows], every)
     return q, v
+
+
+@dataclass(frozen=True, eq=False)
+class _Slot:
+    """A slot of ranked lists as Chosen: what stands above it is a part of the context."""
+
+    context: Array
+    candidates: Array
+    action: Array
+
+
+def slot_models(batch: Batch, outcomes: Array, chances: Array, fold: Array) -> tuple[Array, Array]:
+    """Mean of what a list brings from each slot on, of the item taken and over the target's items, by models that never
+    saw the row's unit.
+
+    From the last slot upwards: the outcome of the slot, plus what the model of the next slot says of the target given
+    what stands above it, by the ridge regression of `reward_model`; the columns of the items above, added up, are
+    further columns of the context. The whole chain of models is learned anew without each fold.
+
+    Args:
+        outcomes: [N, L, M] f64, 0 behind the last item.
+        chances: [N, L, K] f64, the target's probabilities in each slot, given the logged items above.
+        fold: [N] i64, see `reward_model`.
+    Returns:
+        q, v: [N, L, M] f64; 0 behind the last item.
+    Source: Kiyohara et al. 2022, arXiv:2202.01562, section 4 (the recursive model of Cascade-DR).
+    """
+    views = _slots_of(batch)
+    columns = [_Columns.of(view) for view in views]
+    q, v = np.zeros(outcomes.shape), np.zeros(outcomes.shape)
+    for g in range(int(fold.max()) + 1):
+        later = np.zeros((len(batch), outcomes.shape[2]))
+        for slot in reversed(range(len(views))):
+            view, there = views[slot], batch.action[:, slot] >= 0
+            said = np.where(there[:, None], outcomes[:, slot] + later, 0.0)
+            others = np.flatnonzero(there & (fold != g))
+            if not len(others):
+                continue
+            coefficients = ridge(Moments.of(view, said, columns[slot], others))
+            low, high = said[others].min(axis=0), said[others].max(axis=0)
+            later = np.zeros_like(later)
+            for rows in _chunks(np.flatnonzero(there)):
+                own = rows[fold[rows] == g]
+                for m in range(outcomes.shape[2]):
+                    every = np.clip(columns[slot].all(view, rows, coefficients[:, m]), low[m], high[m])  # [B, K]
+                    later[rows, m] = np.einsum("nk,nk->n", chances[rows, slot], every)
+                    q[own, slot, m] = every[fold[rows] == g, batch.action[own, slot]]
+                    v[own, slot, m] = later[own, m]
+    return q, v
+
+
+def _slots_of(batch: Batch) -> list[_Slot]:
+    rows = np.arange(len(batch))
+    above = np.zeros((len(batch), batch.candidates.shape[2]), dtype=np.float32)
+    found = []
+    for item in batch.action.T:
+        context = np.concatenate([batch.context, above], axis=1)
+        found.append(_Slot(context, batch.candidates, np.maximum(item, 0)))
+        above = above + batch.candidates[rows, np.maximum(item, 0)] * (item >= 0)[:, None]
+    return found
 
 
 def robust_model(
@@ -194,7 +274,7 @@ class Moments:
 
     @classmethod
     def of(
-        cls, batch: Batch, outcomes: Array, columns: _Columns, rows: Array, importance: Array | None = None
+        cls, batch: Chosen, outcomes: Array, columns: _Columns, rows: Array, importance: Array | None = None
     ) -> Moments:
         xx: Array | float = 0.0
         xy: Array | float = 0.0
