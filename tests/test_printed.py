@@ -122,6 +122,7 @@ COVERS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("interval", COVERS)
 def test_intervals_cover_as_they_say(interval):
     """500 logs of 600 decisions whose values are known: of the headline, the lift and every other that has one."""
