@@ -185,6 +185,8 @@ class Problem(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def _check_shaping(self) -> None:
         names = getattr(self.actions, "names", ())
+        if self.shaping and isinstance(self.actions, Numbers):
+            raise DataError("shaping is for actions that have ids, and these are numbers", field="shaping")
         for action, bonus in self.shaping.items():
             if not math.isfinite(bonus):
                 raise DataError(f"shaping of {action!r} is {bonus}, must be finite", field=f"shaping.{action}")

@@ -5,7 +5,7 @@ cancelled (`Kernels.corrected`).
 
 Interval: that of the same estimator three steps narrower (a factor of 2.8), widened to contain the value. There the
 bias is small against the error, which the bandwidth of the value does not promise: with it 95% covers 58 to 97% of logs
-of `worlds/dosing.py`, three steps narrower 93 to 98%. It assumes that the mean reward is smooth on the scale of the
+of `worlds/dosing.py`, three steps narrower 92 to 98%. It assumes that the mean reward is smooth on the scale of the
 narrower bandwidth; a log can not tell of a peak between its actions.
 """
 

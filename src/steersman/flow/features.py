@@ -213,15 +213,19 @@ def columns_of(parts: Sequence[timeline.Built], rows: np.ndarray) -> Callable[[n
     encoder = parts[0].encoder
 
     def of_part(built: timeline.Built, at: np.ndarray) -> np.ndarray:
-        taken = at[:, None], np.asarray(built.action[at])[:, None]
         context = encoder.encode_context(built.raw.context.take(at))
+        if encoder.numbers is not None:
+            return np.concatenate([context, np.asarray(built.action[at])], axis=1)
+        taken = at[:, None], np.asarray(built.action[at])[:, None]
         action = encoder.encode_candidates(built.raw.candidates.take(taken), built.raw.ids[taken])
         return np.concatenate([context, action[:, 0]], axis=1)
 
     def columns(some: np.ndarray) -> np.ndarray:
         at = rows[some]
         whose = np.searchsorted(ends, at, side="right")
-        out = np.empty((len(at), encoder.context_width + encoder.candidate_width), dtype=np.float32)
+        width = encoder.context_width + encoder.candidate_width
+        width += 0 if encoder.numbers is None else len(encoder.numbers.low)
+        out = np.empty((len(at), width), dtype=np.float32)
         for k in np.unique(whose).tolist():
             mine = np.flatnonzero(whose == k)
             out[mine] = of_part(parts[k], at[mine] - (ends[k] - len(parts[k])))
@@ -236,6 +240,8 @@ def blocks(encoder: Encoder) -> list[Block]:
     several = [Block("context", one.transform.name, one.at, one.missing_at + 1) for one in placed(encoder.context)]
     if encoder.actions:
         several.append(Block("action", "action", start, start + len(encoder.actions)))
+    if encoder.numbers is not None:
+        several.append(Block("action", "action", start, start + len(encoder.numbers.low)))
     candidate = placed(encoder.candidate, start + len(encoder.actions))
     return [*several, *(Block("candidate", one.transform.name, one.at, one.missing_at + 1) for one in candidate)]
 

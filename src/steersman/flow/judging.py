@@ -11,6 +11,7 @@ import numpy as np
 from steersman import evaluate, learn, timeline
 from steersman.config import Project
 from steersman.core.batch import Batch
+from steersman.core.density import Aims
 from steersman.core.errors import DataError
 from steersman.core.features import columns
 from steersman.core.policy import Policy
@@ -83,14 +84,16 @@ def report_on(
     settings = project.policy(name)
     batch, policy = _together(built, policy)
     batch = batch.take(rows)
-    target = policy.propensities(batch)
+    target = policy.aims(batch) if batch.numbers else policy.propensities(batch)
     found, terms = evaluate.evaluated(
         batch, target, settings.evaluate, seed, settings.problem.horizon, policy, np.asarray(built.at[rows])
     )
-    before, probabilities, unknown = _previous(project, name, digest, built, rows)
-    ids = None if batch.encoder.actions or batch.mask.size > MOST_IDS else built.raw.ids[rows]
-    shown = evaluate.shown(batch, target, settings.evaluate.level, previous=probabilities, ids=ids)
-    since = None if before is None else since_version(project, before, built.profiles, shown.shares)
+    before, probabilities, shown, since, unknown = None, None, None, None, tuple[Verdict, ...]()
+    if not isinstance(target, Aims):
+        before, probabilities, unknown = _previous(project, name, digest, built, rows)
+        ids = None if batch.encoder.actions or batch.mask.size > MOST_IDS else built.raw.ids[rows]
+        shown = evaluate.shown(batch, target, settings.evaluate.level, previous=probabilities, ids=ids)
+        since = None if before is None else since_version(project, before, built.profiles, shown.shares)
     report = Report(
         problem=name,
         policy=digest,
@@ -105,9 +108,9 @@ def report_on(
         distribution=found.distribution,
         refused=(*found.refused, *unknown),
         horizon=found.support.horizon,
-        weights=shown.weights,
-        calibration=shown.calibration,
-        shares=shown.shares,
+        weights=shown.weights if shown else None,
+        calibration=shown.calibration if shown else (),
+        shares=shown.shares if shown else (),
         previous="" if probabilities is None or before is None else f"{name}@{before.number}",
         data=batch.digest,
         since=built.since,
@@ -153,8 +156,8 @@ def _together(built: timeline.Built, policy: Policy) -> tuple[Batch, Policy]:
     batch, raw, encoder = built.batch, built.raw, policy.encoder
     if encoder.digest == batch.encoder.digest:
         return batch, policy
-    same_candidates = (encoder.candidate, encoder.actions) == (batch.encoder.candidate, batch.encoder.actions)
-    if not encoder.context and same_candidates:
+    same = all(getattr(encoder, what) == getattr(batch.encoder, what) for what in ("candidate", "actions", "numbers"))
+    if not encoder.context and same:
         blind = policy.scorer
         return batch, Policy(batch.encoder, lambda context, some: blind(context[:, :0], some), policy.explorer)
     context = encoder.encode_context(columns(raw.context, batch.encoder.context, encoder.context))

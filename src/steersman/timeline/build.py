@@ -11,16 +11,18 @@ from typing import NamedTuple
 import numpy as np
 
 from steersman.core import reward
+from steersman.core.decision import Numbers as Box
 from steersman.core.decision import One, Problem
 from steersman.core.errors import DataError
 from steersman.core.features import Encoder, Raw
 from steersman.core.profile import Profile
 from steersman.engine import Engine
 from steersman.engine.stream import Texts
-from steersman.timeline import assertions, choices, episodes, facts, fields, filters, sql
+from steersman.timeline import assertions, choices, episodes, facts, fields, filters, sql, vectors
 from steersman.timeline import before as before_window
 from steersman.timeline.before import Before
 from steersman.timeline.built import CONTEXT_NUMBERS, DECISION_IDS, Built, Counts, Files, Ids, RawRows
+from steersman.timeline.choices import Choices
 from steersman.timeline.episodes import NO_END, TERMINATED, TRUNCATED, Episodes, Rows
 from steersman.timeline.facts import Facts
 from steersman.timeline.fields import Field
@@ -65,7 +67,7 @@ def build(  # noqa: PLR0913 - a window is three numbers
     Raises:
         DataError: no decision enters, a row breaks a law or an assertion does not hold; it names the decision.
     """
-    names = _named_actions(problem)
+    names, box = _actions(problem)
     pen = Pen(into / f"{DECISION_IDS}.utf8.npy" if into else None)
     tables = sql.tables(engine, files, window_of(problem, since, until, as_of, settings), pen, before)
     ids = pen.texts()
@@ -73,15 +75,18 @@ def build(  # noqa: PLR0913 - a window is three numbers
     assertions.check(tables, settings.assertions)
     assertions.check_actions(tables, settings.actions)
     plan = plan_of(tables, problem, encoder, settings)
-    steps = tables.steps(sql.action_among(plan.same_ids))
+    steps = (
+        tables.steps(vectors.select(tables, box), np.float64) if box else tables.steps(sql.action_among(plan.same_ids))
+    )
     with ThreadPoolExecutor(1) as engine_ahead:  # the engine goes on while we sort
         listed = engine_ahead.submit(tables.units)
         outcomes = engine_ahead.submit(facts.ask, tables, problem, Asked.of(tables, steps, ids))
         units = listed.result()
         steps, decisions, line = _ordered(tables, units, steps, ids)
-        _check_steps(steps, decisions)
-        same = plan.same_ids is not None
-        choice = engine_ahead.submit(choices.gather, tables, plan.candidate, decisions, same=same)
+        if box:
+            steps["action"] = vectors.gather(steps, box, decisions)
+        _check_steps(steps, decisions, dense=box is not None)
+        choice = engine_ahead.submit(_offered, tables, plan, decisions)
         numbers = _numbers(tables, plan.context, into, engine_ahead)
         came = facts.gather(outcomes.result(), problem, decisions)
         offered = choice.result()
@@ -121,6 +126,12 @@ def build(  # noqa: PLR0913 - a window is three numbers
     )
 
 
+def _offered(tables: Tables, plan: Plan, decisions: Places) -> Choices:
+    if plan.encoder.numbers is not None:
+        return vectors.no_choices(len(decisions))
+    return choices.gather(tables, plan.candidate, decisions, same=plan.same_ids is not None)
+
+
 class Lengths(NamedTuple):
     """How long the episodes of a window are.
 
@@ -149,7 +160,7 @@ def lengths(  # noqa: PLR0913 - a window is three numbers
     """What `build` would cut, without its rows; see there for the arguments."""
     pen = Pen()
     tables = sql.tables(engine, files, window_of(problem, since, until, as_of, settings), pen, before)
-    ids, steps = pen.texts(), tables.steps("CAST(0 AS BIGINT)")
+    ids, steps = pen.texts(), tables.steps({"action": "CAST(0 AS BIGINT)"})
     heard = facts.ask_ends(tables, Asked.of(tables, steps, ids))
     _, decisions, line = _ordered(tables, tables.units(), steps, ids)
     came = facts.gather(heard, problem, decisions)
@@ -250,18 +261,25 @@ class Plan:
     profiles: tuple[Profile, ...]
 
 
-def _named_actions(problem: Problem) -> tuple[str, ...]:
-    if not isinstance(problem.actions, One):
-        raise DataError(
-            f"problem {problem.name}: actions of kind {type(problem.actions).__name__.lower()} can not be built yet",
-            hint='actions of kind "one" can',
-            field="actions",
-        )
-    return problem.actions.names
+def _actions(problem: Problem) -> tuple[tuple[str, ...], Box | None]:
+    """The named actions, and the bounds of numbers."""
+    match problem.actions:
+        case One(names=names):
+            return names, None
+        case Box() as box:
+            return (), box
+    raise DataError(
+        f"problem {problem.name}: actions of kind {type(problem.actions).__name__.lower()} can not be built yet",
+        hint='actions of kind "one" and "numbers" can',
+        field="actions",
+    )
 
 
 def plan_of(tables: Tables, problem: Problem, encoder: Encoder | None, settings: Settings) -> Plan:
     """The encoder: the one that is given, or one fitted on the decisions that enter."""
+    names, box = _actions(problem)
+    if box:
+        return _plan_of_numbers(tables, problem, encoder, settings, box)
     declared = fields.declared(encoder.candidate) if encoder else problem.candidate
     same = tables.same_candidates(fields.candidate_columns(tables, declared))
     context, candidate = Source(tables, "kept"), Source(tables, "offered", same is not None)
@@ -272,7 +290,7 @@ def plan_of(tables: Tables, problem: Problem, encoder: Encoder | None, settings:
         of_candidate, candidate_profiles = fields.fit(candidate, found[1], settings.candidate)
         profiles = (*context_profiles, *candidate_profiles)
         found = fields.read_as(found[0], of_context), fields.read_as(found[1], of_candidate)
-        encoder = Encoder(of_context, of_candidate, tuple(sorted(_named_actions(problem))))
+        encoder = Encoder(of_context, of_candidate, tuple(sorted(names)))
     else:
         found = fields.pick_for(context, encoder.context), fields.pick_for(candidate, encoder.candidate)
     if not encoder.candidate_width:
@@ -282,6 +300,20 @@ def plan_of(tables: Tables, problem: Problem, encoder: Encoder | None, settings:
             field="actions.names",
         )
     return Plan(encoder, *found, same, profiles)
+
+
+def _plan_of_numbers(tables: Tables, problem: Problem, encoder: Encoder | None, settings: Settings, box: Box) -> Plan:
+    """The same where actions are numbers: there are no candidates."""
+    context = Source(tables, "kept")
+    if encoder is not None:
+        if encoder.numbers != box:
+            raise DataError(
+                f"problem {problem.name} has the bounds {box}, the encoder {encoder.numbers}", field="actions"
+            )
+        return Plan(encoder, fields.pick_for(context, encoder.context), (), None, ())
+    found = fields.pick(context, problem.context)
+    of_context, profiles = fields.fit(context, found, settings.context)
+    return Plan(Encoder(of_context, numbers=box), fields.read_as(found, of_context), (), None, profiles)
 
 
 def census_of(tables: Tables) -> Census:
@@ -297,17 +329,18 @@ def census_of(tables: Tables) -> Census:
     return census
 
 
-def _check_steps(steps: Columns, decisions: Places) -> None:
+def _check_steps(steps: Columns, decisions: Places, *, dense: bool) -> None:
     propensity, n = steps["propensity"], len(steps["propensity"])
-    bad = np.flatnonzero(~((propensity > 0) & (propensity <= 1)))
+    bad = np.flatnonzero(~((propensity > 0) & (propensity <= (np.finfo(np.float64).max if dense else 1.0))))
     if bad.size:
+        law = "a density above 0" if dense else "in (0, 1]"
         raise DataError(
-            f"decision {decisions[bad[0]]}: propensity is {propensity[bad[0]]:g}, must be in (0, 1] "
+            f"decision {decisions[bad[0]]}: propensity is {propensity[bad[0]]:g}, must be {law} "
             f"({bad.size} such rows of {n})",
             hint="log the probability with which the action was taken: nothing may stand in for it",
             field="propensity",
         )
-    bad = np.flatnonzero(steps["action"] < 0)
+    bad = np.flatnonzero([] if dense else steps["action"] < 0)
     if bad.size:
         raise DataError(
             f"decision {decisions[bad[0]]}: action {decisions.action(bad[0])!r} is not among its candidates "

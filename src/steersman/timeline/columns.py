@@ -26,6 +26,8 @@ Kind = Literal[
 
 IDS = "candidates.id"
 ROW = "row"
+NUMBERS = "numbers"
+"""Column of a log whose actions are numbers; their `action` is null."""
 
 NEED: dict[str, dict[str, Kind]] = {
     "decisions": {
@@ -69,7 +71,7 @@ def selected(table: str, columns: Iterable[str]) -> str:
 
 def read(table: str, columns: Iterable[str]) -> list[str]:
     """The columns that a build reads."""
-    known = NEED[table].keys() | OPTIONAL[table].keys() | {ROW}
+    known = NEED[table].keys() | OPTIONAL[table].keys() | {ROW, NUMBERS}
     prefixes = ("context.", "candidates.", "metrics.")
     return sorted(column for column in columns if column in known or column.startswith(prefixes))
 

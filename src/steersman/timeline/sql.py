@@ -145,21 +145,23 @@ class Tables:
             entering = int(self.ask("SELECT COUNT(*) AS n FROM kept")["n"][0])
         return Census(int(logged["n"][0]), n - waited_for, waited_for - entering, entering)
 
-    def steps(self, action: str) -> Columns:
-        """The kept decisions in any order: row, unit (u64, hash of its name), at, step (-1: none), propensity, action,
-        estimated (bool).
+    def steps(self, action: Mapping[str, str], kind: type = np.int64) -> Columns:
+        """The kept decisions in any order: row, unit (u64, hash of its name), at, step (-1: none), propensity,
+        estimated (bool), action.
 
         Args:
-            action: SQL of the place of its action among its candidates, -1 if it is not one of them.
+            action: column -> SQL of what tells the action; kind: of its numbers.
         """
+        wanted = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in action.items())
         estimated = "CASE WHEN kept.estimated THEN 1 ELSE 0 END" if "estimated" in self.decisions else "0"
         columns = self.read(
             f"""SELECT kept.{ROW} AS {ROW}, {KEY.format("kept.unit")} AS unit, CAST(kept."at" AS BIGINT) AS "at",
             COALESCE(CAST(kept.step AS BIGINT), -1) AS step, {number("kept", "propensity")} AS propensity,
-            {action} AS action, CAST({estimated} AS UTINYINT) AS estimated FROM kept""",
+            {wanted}, CAST({estimated} AS UTINYINT) AS estimated FROM kept""",
             self.seen.rows,
             {ROW: np.int64, "unit": np.uint64, "at": np.int64, "step": np.int64, "propensity": np.float64}
-            | {"action": np.int64, "estimated": np.uint8},
+            | dict.fromkeys(action, kind)
+            | {"estimated": np.uint8},
         )
         return columns | {"estimated": columns["estimated"].view(bool)}
 
@@ -316,14 +318,14 @@ class Places:
         return found["value"][0]
 
 
-def action_among(ids: Sequence[str] | None) -> str:
-    """SQL of the place of an action among its candidates in the order of their ids; -1: it is none of them.
+def action_among(ids: Sequence[str] | None) -> dict[str, str]:
+    """`action` -> SQL of its place among its candidates in the order of their ids; -1: it is none of them.
 
     Args:
         ids: of the candidates of all decisions, ascending; None: they differ from decision to decision.
     """
     among = f"list_sort(kept.{identifier(IDS)})" if ids is None else f"[{', '.join(map(literal, ids))}]"
-    return f"COALESCE(CAST(list_position({among}, kept.action) AS BIGINT), 0) - 1"
+    return {"action": f"COALESCE(CAST(list_position({among}, kept.action) AS BIGINT), 0) - 1"}
 
 
 def offered(columns: Sequence[str], *, shared: bool) -> str:
