@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from served import LIGHT, LIGHT_ENCODER, SHOP, SHOP_ENCODER, net, version
-from steersman.core.decision import Candidate, Decision, Numbers, One, Problem, decoder, uniform_draw
+from steersman.core.decision import Candidate, Decision, One, Problem, Ranked, decoder, uniform_draw
 from steersman.core.errors import ConfigError, DataError, Error
 from steersman.core.features import Raw
 from steersman.core.policy import EpsilonGreedy, Softmax, Uniform, draw
@@ -129,9 +129,9 @@ def test_named_actions_are_all_offered_in_the_order_of_their_ids_unless_the_requ
         read_light(b'{"unit": "u", "candidates": []}', new_id)
 
 
-def test_numbers_as_actions_are_refused_where_they_can_not_be_served() -> None:
-    with pytest.raises(ConfigError, match="kind numbers cannot be served"):
-        reader(Problem(name="p", actions=Numbers((0.0,), (1.0,)), reward="r", wait_s=0.0))
+def test_ranked_lists_are_refused_where_they_can_not_be_served() -> None:
+    with pytest.raises(ConfigError, match="kind ranked cannot be served"):
+        reader(Problem(name="p", actions=Ranked(2), reward="r", wait_s=0.0))
 
 
 values = st.recursive(

@@ -18,6 +18,8 @@ from msgspec import Struct
 
 from steersman import config, learn, log, timeline
 from steersman.config import Project
+from steersman.core.decision import Numbers
+from steersman.core.density import UniformBox
 from steersman.core.errors import ConflictError, GateError, MissingExtra, NotFoundError
 from steersman.core.features import Encoder
 from steersman.core.policy import Policy, Uniform
@@ -260,12 +262,14 @@ def _page(report: Report, name: str) -> str:
 def publish_uniform(project: Project, name: str) -> Version:
     """Store the uniform-random policy: what a product without a version begins with, and explores most."""
     policy = project.policy(name)
-    encoder = Encoder(actions=tuple(sorted(getattr(policy.problem.actions, "names", ()))))
+    actions = policy.problem.actions
+    box = actions if isinstance(actions, Numbers) else None
+    encoder = Encoder(actions=tuple(sorted(getattr(actions, "names", ()))), numbers=box)
     warehouse = Warehouse(project.warehouse_url)
     draft = Draft(
         name=name,
         encoder=encoder,
-        explorer=Uniform(),
+        explorer=UniformBox() if box else Uniform(),
         parents=Parents(data="", config=places.digest_of(policy.problem), code=code_version()),
         seed=secrets.token_hex(16),
         made_at=now_us(),
@@ -324,7 +328,7 @@ def example_request(project: Project, name: str) -> str:
         "unit": "u1",
         "context": {field: values[kind] for field, kind in problem.context.items()},
     }
-    if not getattr(problem.actions, "names", ()):
+    if not isinstance(problem.actions, Numbers) and not problem.actions.names:
         request["candidates"] = [{"id": "a"}, {"id": "b"}]
     return msgspec.json.encode(request).decode()
 

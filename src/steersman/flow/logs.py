@@ -108,13 +108,13 @@ def replay_all(project: Project, decision_ids: Sequence[str]) -> list[Replayed]:
     return replayed
 
 
-def _replayed(decision: Decision, action: str, propensity: float) -> Replayed:
+def _replayed(decision: Decision, action: str | tuple[str | float, ...], propensity: float) -> Replayed:
     return Replayed(
         decision=decision.id,
         version=decision.version,
         logged_action=str(decision.action),
         logged_propensity=decision.propensity,
-        action=action,
+        action=str(action),
         propensity=propensity,
         identical=action == decision.action and propensity == decision.propensity,
     )

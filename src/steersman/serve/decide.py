@@ -17,6 +17,7 @@ from steersman.core.decision import (
     Decision,
     Ends,
     FieldType,
+    Numbers,
     One,
     Outcome,
     Problem,
@@ -26,10 +27,11 @@ from steersman.core.decision import (
     check_id,
     decoder,
     uniform_draw,
+    uniform_draws,
 )
 from steersman.core.errors import ConfigError, DataError, Error, did_you_mean
 from steersman.core.features import NO_TEXT, Encoder, Raw, random_raw
-from steersman.core.policy import over_candidates
+from steersman.core.policy import over_candidates, over_numbers
 from steersman.core.version import Version
 
 Array = np.ndarray
@@ -113,17 +115,20 @@ def reader(problem: Problem, max_candidates: int = MAX_CANDIDATES) -> Callable[[
     That function raises DataError for whatever does not fit the problem.
 
     Raises:
-        ConfigError: the problem's actions are not one out of named or given candidates.
+        ConfigError: the problem's actions are neither one out of named or given candidates nor numbers.
     """
-    if not isinstance(problem.actions, One):
+    if not isinstance(problem.actions, One | Numbers):
         kind = type(problem.actions).__name__.lower()
         raise ConfigError(
-            f"{problem.name}: actions of kind {kind} cannot be served", hint="serve kind one", field="actions.kind"
+            f"{problem.name}: actions of kind {kind} cannot be served",
+            hint="serve kind one or numbers",
+            field="actions.kind",
         )
     decode = decoder(_DecideBody)
     decode_numbers = msgspec.json.Decoder(_body_of_numbers(problem)).decode
-    everything = tuple(_Offered(name) for name in sorted(problem.actions.names))
-    names = frozenset(problem.actions.names)
+    names = frozenset(() if isinstance(problem.actions, Numbers) else problem.actions.names)
+    everything = tuple(_Offered(name) for name in sorted(names))
+    vector = isinstance(problem.actions, Numbers)
     fits_context = _checker(problem.context)
     fits_candidate = _checker(problem.candidate)
 
@@ -137,7 +142,11 @@ def reader(problem: Problem, max_candidates: int = MAX_CANDIDATES) -> Callable[[
             check_id("id", wire.id)
         if not fits_context(wire.context, typed):
             _check_fields(wire.context, problem.context, "context")
-        if wire.candidates is None and names:
+        if vector and wire.candidates is not None:
+            raise DataError(
+                "the actions are numbers: there are no candidates", hint="leave them out", field="candidates"
+            )
+        if vector or (wire.candidates is None and names):
             candidates = everything
         else:
             candidates = wire.candidates or ()
@@ -211,24 +220,36 @@ def decide(
     Raises:
         Error: a score is not finite: the version is broken, not the request.
     """
+    if version.encoder.numbers is not None:
+        actions, propensities = _choose_numbers(problem, version, [request.id for request in requests], scores)
+        return [
+            _decision(problem, version, request, action, propensity, now)
+            for request, action, propensity in zip(requests, actions, propensities, strict=True)
+        ]
     if scores.shape != mask.shape:
         raise Error(f"{version.name}/{version.number} gave scores {scores.shape} for candidates {mask.shape}")
     places, propensities = _choose(version, [request.id for request in requests], scores, mask)
     return [
-        Decision(
-            id=request.id,
-            problem=problem.name,
-            unit=request.unit,
-            at=now,
-            context=request.context,
-            candidates=request.candidates,
-            action=request.candidates[place].id,
-            propensity=propensity,
-            version=version.number,
-            step=request.step,
-        )
+        _decision(problem, version, request, request.candidates[place].id, propensity, now)
         for request, place, propensity in zip(requests, places, propensities, strict=True)
     ]
+
+
+def _decision(
+    problem: Problem, version: Version, request: Request, action: str | tuple[float, ...], propensity: float, now: int
+) -> Decision:
+    return Decision(
+        id=request.id,
+        problem=problem.name,
+        unit=request.unit,
+        at=now,
+        context=request.context,
+        candidates=request.candidates,
+        action=action,
+        propensity=propensity,
+        version=version.number,
+        step=request.step,
+    )
 
 
 def answer_to(decision: Decision) -> Answer:
@@ -243,6 +264,10 @@ def score_rows(score: Score, encoded: Encoded, together: bool) -> Array:
     """
     if together:
         return score(encoded.context, encoded.candidates, encoded.ids)
+    if not encoded.mask.shape[1]:  # numbers: as many scores as the explorer reads
+        rows = [slice(i, i + 1) for i in range(len(encoded.mask))]
+        alone = [score(encoded.context.take(row), encoded.candidates.take(row), encoded.ids[row]) for row in rows]
+        return np.concatenate(alone)
     scores = np.zeros(encoded.mask.shape, dtype=np.float32)
     for i, count in enumerate(encoded.mask.sum(axis=1).tolist()):
         row = slice(i, i + 1)
@@ -254,7 +279,9 @@ def score_rows(score: Score, encoded: Encoded, together: bool) -> Array:
     return scores
 
 
-def replay(decision: Decision, problem: Problem, version: Version, score: Score) -> tuple[str, float]:
+def replay(
+    decision: Decision, problem: Problem, version: Version, score: Score
+) -> tuple[str | tuple[str | float, ...], float]:
     """The action and propensity that this version gives for a logged decision: those of the log, bit for bit.
 
     Equal bits of a softmax need the same onnxruntime and numpy on the same type of processor.
@@ -276,7 +303,7 @@ def replay(decision: Decision, problem: Problem, version: Version, score: Score)
     encoded = encode(version.encoder, [request])
     scores = score(encoded.context, encoded.candidates, encoded.ids)
     [again] = decide(problem, version, [request], scores, encoded.mask, decision.at)
-    return str(again.action), again.propensity
+    return again.action, again.propensity
 
 
 def same_alone(encoder: Encoder, names: Sequence[str], score: Score, rows: int = 64) -> bool:
@@ -291,6 +318,7 @@ def same_alone(encoder: Encoder, names: Sequence[str], score: Score, rows: int =
     """
     random = np.random.default_rng(0)
     counts = np.full(rows, len(names)) if names else random.integers(1, 13, size=rows)
+    counts *= encoder.numbers is None
     width = int(counts.max())
     mask = np.arange(width) < counts[:, None]
     ids = np.full((rows, width), NO_TEXT, dtype=object)
@@ -303,7 +331,8 @@ def same_alone(encoder: Encoder, names: Sequence[str], score: Score, rows: int =
         for start in range(0, rows, size):
             some = slice(start, start + size)
             together = score(context.take(some), candidates.take(some), ids[some])
-            if np.where(mask[some], together, 0.0).tobytes() != alone[some].tobytes():
+            there = together if encoder.numbers else np.where(mask[some], together, 0.0)
+            if there.tobytes() != alone[some].tobytes():
                 return False
     return True
 
@@ -322,6 +351,24 @@ def _choose(version: Version, ids: Sequence[str], scores: Array, mask: Array) ->
         rows = np.flatnonzero(counts == width)
         place[rows], propensity[rows] = _draw(version, scores[rows, :width], mask[rows, :width], draws[rows])
     return place.tolist(), propensity.tolist()
+
+
+def _choose_numbers(
+    problem: Problem, version: Version, ids: Sequence[str], scores: Array
+) -> tuple[list[tuple[float, ...]], list[float]]:
+    """Action and density of each row's draw."""
+    box, which = version.encoder.numbers, f"{version.name}/{version.number}"
+    if box is None or box != problem.actions:
+        raise Error(f"{which} decides within {box}, the problem has {problem.actions}", hint="train and publish again")
+    uniforms = np.array([uniform_draws(version.seed, id, len(box.low) + 1) for id in ids])[:, None]
+    try:
+        explorer = over_numbers(version.explorer)
+        action = explorer.draw(scores, uniforms, box)[:, 0]
+        density = explorer.density(scores, action, box)
+    except Error as error:
+        hint = error.hint or "roll back to a version whose scores are finite"
+        raise Error(f"{which} can not decide: {error.message}", hint=hint) from error
+    return [tuple(row) for row in action.tolist()], density.tolist()
 
 
 def _draw(version: Version, scores: Array, mask: Array, draws: Array) -> tuple[Array, Array]:
