@@ -19,8 +19,13 @@ from steersman.core.policy import EpsilonGreedy, Policy, Softmax
 
 QUICK = {
     "dqn": {"hidden": [32], "steps": 500, "batch_size": 64, "learning_rate": 5e-3},
+    "linear": {},
+    "linucb": {"alpha": 0.1},
 }
 """Settings that learn the worlds below within a second."""
+
+CLOSED_FORM = {"linear", "linucb"}
+"""Learners without random numbers: every seed gives the same policy."""
 
 N, K = 1200, 4
 
@@ -40,7 +45,7 @@ def named() -> Batch:
 
 
 def featured() -> Batch:
-    """One to four candidates with a feature; the closer it comes to the wish, the better."""
+    """One to four candidates with a feature; the more of it the better for some wishes, the worse for others."""
     rng = np.random.default_rng(0)
     wish, size = rng.normal(size=N), rng.normal(size=(N, K)).astype(np.float32)
     mask = np.arange(K) < rng.integers(1, K + 1, size=(N, 1))
@@ -51,7 +56,7 @@ def featured() -> Batch:
         candidates=np.stack([size * mask, np.zeros((N, K), dtype=np.float32)], axis=2),
         mask=mask,
         action=action,
-        reward=1.0 - np.abs(wish - size[np.arange(N), action]),
+        reward=wish * size[np.arange(N), action],
     )
 
 
@@ -81,13 +86,11 @@ def batch(
     )
 
 
-def closeness(rows: Batch) -> np.ndarray:
+def worth(rows: Batch) -> np.ndarray:
     """[N, K] true reward of every candidate."""
     if rows.encoder.actions:
-        size = np.broadcast_to(np.array([-1.0, 1.0, 0.0]), rows.mask.shape)
-    else:
-        size = rows.candidates[:, :, 0]
-    return 1.0 - np.abs(rows.context[:, :1] - size)
+        return 1.0 - np.abs(rows.context[:, :1] - np.array([-1.0, 1.0, 0.0]))
+    return rows.context[:, :1] * rows.candidates[:, :, 0]
 
 
 WORLDS = {"named": named, "featured": featured}
@@ -120,7 +123,7 @@ def test_every_learner_is_under_contract():
 def test_it_learns_which_candidate_is_better(name, where):
     """At least nine tenths of the way from choosing at random to the best choice everywhere."""
     rows = world(where)
-    reward = np.where(rows.mask, closeness(rows), 0.0)
+    reward = np.where(rows.mask, worth(rows), 0.0)
     value = (learned(name, where).propensities(rows) * reward).sum(axis=1).mean()
     random = (reward.sum(axis=1) / rows.mask.sum(axis=1)).mean()
     best = np.where(rows.mask, reward, -np.inf).max(axis=1).mean()
@@ -132,7 +135,7 @@ def test_it_learns_which_candidate_is_better(name, where):
 def test_the_same_seed_gives_the_same_policy_bit_for_bit_and_another_seed_another(name, where):
     first = learn.to_onnx(learned(name, where))
     assert learn.to_onnx(fit(name, world(where))) == first
-    assert learn.to_onnx(fit(name, world(where), seed=1)) != first
+    assert (learn.to_onnx(fit(name, world(where), seed=1)) == first) == (name in CLOSED_FORM)
 
 
 @each_world

@@ -17,6 +17,8 @@ from steersman.core.policy import Policy
 
 LEARNERS: dict[str, str] = {
     "dqn": "steersman.learn.dqn:DQN",
+    "linear": "steersman.learn.bandit:Linear",
+    "linucb": "steersman.learn.bandit:LinUCB",
 }
 """Name -> "module:Config". The module is a Learner; its config is a frozen Struct."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import math
 import time
@@ -42,13 +43,14 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
     """What a net looks like, as data: enough to build it again.
 
     Attributes:
-        kind: `actions`: one output a named action; `features`: context and candidate go in together.
+        kind: `actions`: one output a named action; `features`: context and candidate go in together; the others are
+            linear, see `linear.py`: `bilinear`, and with a bonus `optimist`, or `own-optimist` for named actions.
         context: F, number of context columns.
         candidate: A, number of candidate columns, at least 1.
         hidden: width of each hidden layer, in [1, WIDEST]; empty: a linear net.
     """
 
-    kind: Literal["actions", "features"]
+    kind: Literal["actions", "features", "bilinear", "optimist", "own-optimist"]
     context: int
     candidate: int
     hidden: tuple[int, ...]
@@ -130,7 +132,21 @@ class FeatureNet(Net):
         return graph.op("Squeeze", graph.layers(first, self.layers), graph.constant([2]))
 
 
-NETS: dict[str, Callable[[Shape], Net]] = {"actions": ActionNet, "features": FeatureNet}
+NETS = {
+    "actions": "steersman.learn.nets:ActionNet",
+    "features": "steersman.learn.nets:FeatureNet",
+    "bilinear": "steersman.learn.linear:Bilinear",
+    "optimist": "steersman.learn.linear:Optimist",
+    "own-optimist": "steersman.learn.linear:Optimist",
+}
+"""Kind of a Shape -> "module:Net"."""
+
+
+def bare_net(shape: Shape) -> Net:
+    """The net of a shape, without weights."""
+    module, _, name = NETS[shape.kind].partition(":")
+    net: Net = getattr(importlib.import_module(module), name)(shape)
+    return net
 
 
 def _layers(widths: tuple[int, ...]) -> nn.Sequential:
@@ -238,7 +254,7 @@ def generator(seed: int) -> torch.Generator:
 
 def new_net(shape: Shape, source: torch.Generator) -> Net:
     """A net with freshly drawn weights, f32."""
-    net = NETS[shape.kind](shape)
+    net = bare_net(shape)
     net.start(source)
     return net
 
@@ -432,7 +448,7 @@ class TorchScorer:
         self.shape = shape
         self.unit = unit
         with torch.device("meta"):  # no memory yet: a damaged shape must not ask for all of it
-            self._net = NETS[shape.kind](shape)
+            self._net = bare_net(shape)
         _check_weights(weights, {name: tuple(want.shape) for name, want in self._net.state_dict().items()})
         state = {name: torch.from_numpy(array.astype(np.float64)) for name, array in weights.items()}
         self._net.load_state_dict(state, assign=True)
