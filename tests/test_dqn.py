@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from msgspec.structs import replace
 
 from steersman import learn
@@ -16,7 +17,7 @@ from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError, TrainingError
 from steersman.core.features import Encoder, Raw, continuous
 from steersman.core.policy import EpsilonGreedy, Policy
-from steersman.learn.dqn import DQN, double_q
+from steersman.learn.dqn import C51, CQL, DQN, FOLLOW, QRDQN, target_of
 from steersman.learn.nets import Minibatch
 from steersman.worlds import tabular
 
@@ -58,9 +59,9 @@ def test_settings_come_from_a_table_as_toml_gives_it():
 # the target
 
 
-def test_the_net_says_which_and_its_slow_copy_how_good_and_padding_is_never_picked():
+def three_rows() -> Minibatch:
     """Row 0: the net's best (place 2) is not the slow copy's. Row 1: place 2 is padding. Row 2: terminated."""
-    rows = Minibatch(
+    return Minibatch(
         context=torch.empty(3, 0),
         taken=torch.empty(3, 1, 3),
         reward=torch.tensor([1.0, 1.0, 10.0]),
@@ -68,9 +69,19 @@ def test_the_net_says_which_and_its_slow_copy_how_good_and_padding_is_never_pick
         next_context=torch.empty(3, 0),
         next_candidates=torch.eye(3)[None],
         next_mask=torch.tensor([[True, True, True], [True, True, False], [True, True, True]]),
+        next_taken=torch.tensor([1, 0, 2]),
+        candidates=torch.eye(3)[None],
+        mask=torch.ones(3, 3, dtype=torch.bool),
     )
-    target = double_q(by_action(3.0, 5.0, 1e9), by_action(100.0, 40.0, 20.0), rows)
-    assert target.tolist() == [1.0 + 0.5 * 20.0, 1.0 + 0.5 * 40.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("target", "then"), [("double", (20.0, 40.0)), ("max", (100.0, 100.0)), ("sarsa", (40.0, 100.0))]
+)
+def test_who_says_which_candidate_the_slow_copy_says_how_good_and_padding_is_never_picked(target, then):
+    net, slow = by_action(3.0, 5.0, 1e9), by_action(100.0, 40.0, 20.0)
+    found = target_of(net, slow, three_rows(), FOLLOW[target])
+    assert found.tolist() == [1.0 + 0.5 * then[0], 1.0 + 0.5 * then[1], 10.0]
 
 
 def by_action(*values: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -105,6 +116,19 @@ def log(
     )
 
 
+FAMILY = {
+    "double": QUICK,
+    "max": replace(QUICK, target="max"),
+    "dueling": replace(QUICK, dueling=True),
+    "cql without a penalty": CQL(**structs.asdict(QUICK), penalty=0.0),
+    "c51": C51(**structs.asdict(QUICK), lowest=-5.0, highest=12.0, atoms=35),
+    "qr-dqn": QRDQN(**structs.asdict(QUICK), atoms=11),
+}
+"""Learners that must all find the same values."""
+
+each_of_the_family = pytest.mark.parametrize("config", FAMILY.values(), ids=FAMILY)
+
+
 def q_of(batch: Batch, config: DQN) -> np.ndarray:
     """[S, 2] what DQN takes each action in each state for."""
     policy = learn.fit(batch, config, seed=0)
@@ -113,29 +137,81 @@ def q_of(batch: Batch, config: DQN) -> np.ndarray:
     return policy.scorer(context, np.broadcast_to(np.eye(2, dtype=np.float32), (states, 2, 2)))
 
 
-def test_a_terminal_reward_counts_once_and_is_discounted_by_the_steps_to_it():
+@each_of_the_family
+def test_a_terminal_reward_counts_once_and_is_discounted_by_the_steps_to_it(config):
     """Three steps that cost 1 each and then pay 10."""
     batch = log(np.tile(np.arange(4), 50), np.tile([-1.0, -1.0, -1.0, 10.0], 50), length=4, over=True)
     truth = [-1 + 0.9 * (-1 + 0.9 * (-1 + 0.9 * 10)), -1 + 0.9 * (-1 + 0.9 * 10), -1 + 0.9 * 10, 10.0]
     for n in (1, 5):
-        assert q_of(batch, replace(QUICK, n_step=n)) == pytest.approx(np.stack([truth, truth], 1), rel=0.02)
+        assert q_of(batch, replace(config, n_step=n)) == pytest.approx(np.stack([truth, truth], 1), rel=0.02)
 
 
+@each_of_the_family
 @pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("gaps", [[1, 1, 1, 1], [1, 3, 2, 1]])
-def test_an_episode_cut_short_is_worth_what_goes_on_unseen_and_time_gaps_discount(gaps, n):
+def test_an_episode_cut_short_is_worth_what_goes_on_unseen_and_time_gaps_discount(gaps, n, config):
     """A ring of four states that never ends, seen for seven steps at a time; a step from a state takes its gap."""
     reward, discount = np.array([1.0, 0.0, -2.0, 5.0]), 0.95 ** np.array(gaps)
     state = ((np.arange(200) % 4)[:, None] + np.arange(7)).ravel() % 4
     batch = log(state, reward[state], length=7, over=False, discount=discount[state])
-    config = replace(QUICK, n_step=n, steps=1200)
+    config = replace(config, n_step=n, steps=1200)
     around = np.roll(np.eye(4), 1, axis=1)
     truth = np.linalg.solve(np.eye(4) - 0.9 * discount[:, None] * around, reward)
     assert q_of(batch, config) == pytest.approx(np.stack([truth, truth], 1), rel=0.02)
 
 
 def test_with_one_step_the_best_policy_is_learned_from_a_random_walk():
-    """A corridor of five: right of its end pays 1 and is the end; left of its start is its start."""
+    batch, best = corridor()
+    truth = np.stack([0.9 * best[[0, 0, 1, 2, 3]], best], axis=1)
+    assert q_of(batch, replace(QUICK, n_step=1, steps=1500)) == pytest.approx(truth, rel=0.02)
+
+
+def test_sarsa_judges_the_walk_that_logged_and_not_the_best_one():
+    """The fixed point of the log itself: Q of a pair is the mean, over its rows, of reward + 0.9 Q of the next pair."""
+    batch, best = corridor()
+    pair = 2 * batch.context[:, :5].argmax(axis=1) + batch.action
+    moves, reward, visits = np.zeros((10, 10)), np.zeros(10), np.bincount(pair, minlength=10)
+    on = batch.next >= 0
+    np.add.at(moves, (pair[on], pair[batch.next[on]]), 1.0)
+    np.add.at(reward, pair, batch.reward)
+    truth = np.linalg.solve(np.diag(visits) - 0.9 * moves, reward).reshape(5, 2)
+    assert q_of(batch, replace(QUICK, n_step=1, steps=2500, target="sarsa")) == pytest.approx(truth, rel=0.02)
+    assert truth[0, 1] < 0.5 * best[0]
+
+
+def test_a_conservative_value_is_where_its_loss_is_flat():
+    """One context, two actions logged 3 to 1, penalty 0.5: 2 p (Q - r) + 0.5 (softmax(Q) - p) = 0, found by Newton."""
+    action = (np.arange(400) % 4 == 0).astype(int)
+    batch = log(np.zeros(400, dtype=int), np.where(action == 1, 0.5, 1.0), length=1, over=True, action=action)
+    config = CQL(**structs.asdict(replace(QUICK, steps=3000)), penalty=0.5)
+    p, reward, q = np.array([0.75, 0.25]), np.array([1.0, 0.5]), np.zeros(2)
+    for _ in range(100):
+        soft = np.exp(q) / np.exp(q).sum()
+        slope = np.diag(2 * p) + 0.5 * (np.diag(soft) - np.outer(soft, soft))
+        q -= np.linalg.solve(slope, 2 * p * (q - reward) + 0.5 * (soft - p))
+    assert q_of(batch, config)[0] == pytest.approx(q, abs=0.02)
+    assert q[1] < 0.5  # the action that was hardly logged is thought worse than it was
+
+
+def test_quantiles_and_probabilities_tell_the_distribution_and_not_only_its_mean():
+    """A reward of 0 three times out of four, else 4, and the episode is over."""
+    row = np.arange(800)
+    reward = np.where(row % 4 == 0, 4.0, 0.0)
+    batch = log(np.zeros(800, dtype=int), reward, length=1, over=True, action=row // 4 % 2)
+    for config in (
+        QRDQN(**structs.asdict(replace(QUICK, steps=2000)), atoms=8),
+        C51(**structs.asdict(replace(QUICK, steps=2000)), lowest=0.0, highest=4.0, atoms=5),
+    ):
+        scorer = learn.fit(batch, config, seed=0).scorer
+        atoms = scorer.atoms(batch.context[:1], batch.candidates[:1])[0, 0]
+        if isinstance(config, QRDQN):
+            assert np.sort(atoms) == pytest.approx([0.0] * 6 + [4.0] * 2, abs=0.15)
+        else:
+            assert atoms == pytest.approx([0.75, 0.0, 0.0, 0.0, 0.25], abs=0.02)
+
+
+def corridor() -> tuple[Batch, np.ndarray]:
+    """A corridor of five: right of its end pays 1 and is the end; left of its start is its start. [5] best values."""
     rng = np.random.default_rng(0)
     state, action, reward, over, here = [], [], [], [], 2
     for _ in range(2000):
@@ -156,9 +232,7 @@ def test_with_one_step_the_best_policy_is_learned_from_a_random_walk():
         next=np.where(ended, -1, row + 1),
         unit=np.concatenate([[0], np.cumsum(ended)[:-1]]),
     )
-    best = 0.9 ** np.arange(4, -1, -1.0)
-    truth = np.stack([0.9 * best[[0, 0, 1, 2, 3]], best], axis=1)
-    assert q_of(batch, replace(QUICK, n_step=1, steps=1500)) == pytest.approx(truth, rel=0.02)
+    return batch, 0.9 ** np.arange(4, -1, -1.0)
 
 
 def test_a_value_is_the_mean_not_the_median_where_sessions_end_at_random():

@@ -19,6 +19,9 @@ from steersman.core.policy import EpsilonGreedy, Policy, Softmax
 
 QUICK = {
     "dqn": {"hidden": [32], "steps": 500, "batch_size": 64, "learning_rate": 5e-3},
+    "cql": {"hidden": [32], "steps": 500, "batch_size": 64, "learning_rate": 5e-3, "dueling": True, "penalty": 0.1},
+    "c51": {"hidden": [32], "steps": 500, "batch_size": 64, "learning_rate": 5e-3, "lowest": -8.0, "highest": 8.0},
+    "qr-dqn": {"hidden": [32], "steps": 500, "batch_size": 64, "learning_rate": 5e-3, "atoms": 11, "dueling": True},
     "linear": {},
     "linucb": {"alpha": 0.1},
 }

@@ -17,6 +17,9 @@ from steersman.core.policy import Policy
 
 LEARNERS: dict[str, str] = {
     "dqn": "steersman.learn.dqn:DQN",
+    "cql": "steersman.learn.dqn:CQL",
+    "c51": "steersman.learn.dqn:C51",
+    "qr-dqn": "steersman.learn.dqn:QRDQN",
     "linear": "steersman.learn.bandit:Linear",
     "linucb": "steersman.learn.bandit:LinUCB",
 }

@@ -7,6 +7,7 @@ the training there is: rows may be more than memory holds.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from msgspec import Struct
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError, TrainingError
 from steersman.core.policy import EpsilonGreedy, Policy
-from steersman.learn import Progress, nets
+from steersman.learn import Look, Progress, nets
 
 Array = np.ndarray
 
@@ -116,7 +117,13 @@ class Moments:
         return self.gram + ridge * np.eye(self.gram.shape[1])
 
 
-def fit(batch: Batch, config: Linear | LinUCB, seed: int, progress: Progress | None = None) -> Policy:
+def fit(
+    batch: Batch,
+    config: Linear | LinUCB,
+    seed: int,
+    progress: Progress | None = None,
+    look: Look | None = None,
+) -> Policy:
     """Learn a linear bandit; the closed form has no random numbers, so the seed changes nothing.
 
     Each row counts as a decision of its own: what comes after it in its episode is not looked at.
@@ -124,22 +131,33 @@ def fit(batch: Batch, config: Linear | LinUCB, seed: int, progress: Progress | N
     Sources: Bietti, Agarwal and Langford 2021, arXiv:1802.04064, section 3.2, for the losses; Li, Chu, Langford and
     Schapire 2010, arXiv:1003.0146, algorithms 1 and 2, for the bonus.
     Raises:
-        DataError: actions are numbers, candidates have no columns, or the columns are too many.
+        DataError: actions are no single candidates, candidates have no columns, or the columns are too many.
     """
-    if batch.numbers:
-        raise DataError("bandits learn over candidates; the actions of this batch are numbers")
+    if batch.numbers or batch.ranked:
+        kind = "numbers" if batch.numbers else "ranked lists"
+        raise DataError(f"bandits learn over single candidates; the actions of this batch are {kind}")
     mean = float(batch.reward.mean())
-    moments = _moments(batch, _loss(batch, config, mean), mean, progress, config.ridge)
-    coefficients = moments.solve(config.ridge)
+    begun = time.perf_counter()
+    for done, sums in _sums(batch, _loss(batch, config, mean), mean):
+        if progress is not None or look is not None:
+            tell = nets.looking(progress, look, functools.partial(_policy, batch, config, sums, mean))
+            left = sums.variance(sums.solve(config.ridge))
+            if tell is not None:
+                tell(done, len(batch), {"loss": left, "steps/s": done / (time.perf_counter() - begun)})
+    return _policy(batch, config, sums, mean)
+
+
+def _policy(batch: Batch, config: Linear | LinUCB, sums: Moments, mean: float) -> Policy:
+    """What the sums of some rows say."""
+    coefficients = sums.solve(config.ridge)
     weight = _table(batch, coefficients, mean)
+    widths = (batch.encoder.context_width, batch.encoder.candidate_width, ())
     if isinstance(config, Linear):
-        shape = nets.Shape("bilinear", batch.encoder.context_width, batch.encoder.candidate_width, ())
-        return Policy(batch.encoder, nets.TorchScorer(shape, {"weight": weight}, 1.0), EpsilonGreedy(0.0))
-    own = _own(batch)
-    kind: Literal["own-optimist", "optimist"] = "own-optimist" if own else "optimist"
-    shape = nets.Shape(kind, batch.encoder.context_width, batch.encoder.candidate_width, ())
-    root = config.alpha * math.sqrt(moments.variance(coefficients)) * moments.roots(config.ridge)
-    weights = {"mean.weight": weight, "root": root if own else root[0]}
+        scorer = nets.TorchScorer(nets.Shape("bilinear", *widths), {"weight": weight}, 1.0)
+        return Policy(batch.encoder, scorer, EpsilonGreedy(0.0))
+    root = config.alpha * math.sqrt(sums.variance(coefficients)) * sums.roots(config.ridge)
+    shape = nets.Shape("own-optimist", *widths) if _own(batch) else nets.Shape("optimist", *widths)
+    weights = {"mean.weight": weight, "root": root if _own(batch) else root[0]}
     return Policy(batch.encoder, nets.TorchScorer(shape, weights, 1.0), EpsilonGreedy(0.0))
 
 
@@ -197,7 +215,8 @@ def _own(batch: Batch) -> bool:
     return bool(batch.encoder.actions) and not batch.encoder.candidate
 
 
-def _moments(batch: Batch, loss: Loss, mean: float, progress: Progress | None, ridge: float) -> Moments:
+def _sums(batch: Batch, loss: Loss, mean: float) -> Iterator[tuple[int, Moments]]:
+    """Rows done, and the sums over them, part by part."""
     own = _own(batch)
     rows, columns = 1 + batch.encoder.context_width, 1 + batch.encoder.candidate_width
     if columns == 1:
@@ -213,7 +232,6 @@ def _moments(batch: Batch, loss: Loss, mean: float, progress: Progress | None, r
             hint="use the learner dqn, whose net takes any number, or leave fields out",
         )
     gram, target, square, weight = np.zeros((blocks, size, size)), np.zeros((blocks, size)), 0.0, 0.0
-    begun = time.perf_counter()
     for part in _parts(len(batch)):
         row, place, weights, targets = loss(batch, part, batch.reward[part] - mean)
         square, weight = square + float(weights @ targets**2), weight + float(weights.sum())
@@ -221,12 +239,8 @@ def _moments(batch: Batch, loss: Loss, mean: float, progress: Progress | None, r
             scaled = phi * weights[mine, None]
             gram[block] += scaled.T @ phi
             target[block] += scaled.T @ targets[mine]
-        if progress is not None:
-            found = Moments(gram, target, square, weight)
-            left = found.variance(found.solve(ridge))
-            progress(part.stop, len(batch), {"loss": left, "steps/s": part.stop / (time.perf_counter() - begun)})
-    scale = len(batch) / weight if loss is mtr else 1.0  # a weighted row counts as one row on average
-    return Moments(scale * gram, scale * target, scale * square, scale * weight)
+        scale = part.stop / weight if loss is mtr else 1.0  # a weighted row counts as one row on average
+        yield part.stop, Moments(scale * gram, scale * target, scale * square, scale * weight)
 
 
 def _parts(n: int) -> Iterator[slice]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -21,14 +22,22 @@ SLACK = 3.0
 Loss = Callable[[Net, Net, Minibatch], tuple[Tensor, Tensor]]
 """(the net, its slow copy, rows) -> loss, and the values [B] of the candidates taken."""
 
-Target = Callable[[Net, Net, Minibatch], Tensor]
-"""(the net, its slow copy, rows) -> [B], what the candidates taken turned out to be worth."""
+Next = Callable[[Net, Net, Minibatch], Tensor]
+"""(the net, its slow copy, rows) -> [B] i64, place of the candidate of the next row that the return goes on with."""
+
+
+Variation = tuple[Loss, Mapping[str, Any]]
+"""A loss, and what the net of it has beside its layers: see `nets.shape_for`."""
 
 
 class DQN(Struct, frozen=True, forbid_unknown_fields=True):
-    """Double DQN with returns of n steps.
+    """Q learning with returns of n steps.
 
     Attributes:
+        target: what the return goes on with at the next row: `double`: the candidate that the net thinks best; `max`:
+            that its slow copy thinks best; `sarsa`: the one that was taken, so that the behavior policy is judged and
+            one step better than it is learned.
+        dueling: the net has outputs of their own for the value of the context and the advantages of candidates.
         hidden: width of each hidden layer of the net; empty: a linear net.
         discount: of one step, in [0, 1), times the problem's own. Below 1 the learner looks less far than the
             problem: a shorter horizon, a little bias, much less variance.
@@ -43,6 +52,8 @@ class DQN(Struct, frozen=True, forbid_unknown_fields=True):
         DataError: a number is out of range.
     """
 
+    target: Literal["double", "max", "sarsa"] = "double"
+    dueling: bool = False
     hidden: tuple[int, ...] = (64, 64)
     discount: float = 0.99
     n_step: int = 5
@@ -64,16 +75,81 @@ class DQN(Struct, frozen=True, forbid_unknown_fields=True):
         _require("polyak", self.polyak, 0 < self.polyak <= 1, "in (0, 1]")
 
 
-def fit(batch: Batch, config: DQN, seed: int, progress: Progress | None = None, look: Look | None = None) -> Policy:
-    """Learn with double DQN.
+class CQL(DQN, frozen=True, forbid_unknown_fields=True):
+    """Conservative Q learning: what was not logged is thought worse than it may be, so that it is not taken blindly.
 
-    Source: van Hasselt, Guez, Silver 2016, arXiv:1509.06461; Mnih et al. 2015.
+    Attributes:
+        penalty: of the soft maximum over candidates above the one taken, in units of squared largest |reward|, at
+            least 0.
     """
-    return learn_q(batch, config, one_value(double_q), seed, progress, look)
+
+    penalty: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require("penalty", self.penalty, 0 <= self.penalty < math.inf, "at least 0")
+
+
+class C51(DQN, frozen=True, forbid_unknown_fields=True):
+    """The distribution of returns, as probabilities of evenly spaced ones.
+
+    Attributes:
+        atoms: how many, at least 2.
+        lowest, highest: return, in units of reward; None: what the logged rewards allow over an endless episode. The
+            closer to what returns really are, the finer.
+    """
+
+    atoms: int = 51
+    lowest: float | None = None
+    highest: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require("atoms", self.atoms, 2 <= self.atoms <= nets.WIDEST, f"in [2, {nets.WIDEST}]")
+        if self.lowest is not None and self.highest is not None:
+            _require("lowest", self.lowest, self.lowest < self.highest, f"below highest, {self.highest:g}")
+
+
+class QRDQN(DQN, frozen=True, forbid_unknown_fields=True):
+    """The distribution of returns, as quantiles.
+
+    Attributes:
+        atoms: how many, at least 2.
+    """
+
+    atoms: int = 51
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require("atoms", self.atoms, 2 <= self.atoms <= nets.WIDEST, f"in [2, {nets.WIDEST}]")
+
+
+def fit(batch: Batch, config: DQN, seed: int, progress: Progress | None = None, look: Look | None = None) -> Policy:
+    """Learn with the loss that belongs to the config.
+
+    Source: Mnih et al. 2015; van Hasselt, Guez and Silver 2016, arXiv:1509.06461; Wang et al. 2016, arXiv:1511.06581,
+    eq. 9, for the dueling net.
+    """
+    loss, head = _variation(batch, config)
+    return learn_q(batch, config, (loss, head), seed, progress, look)
+
+
+def _variation(batch: Batch, config: DQN) -> Variation:
+    """The loss of a config, and what else its net has."""
+    follow = FOLLOW[config.target]
+    match config:
+        case CQL():
+            return conservative(follow, config.penalty), {}
+        case C51():
+            support = _support(batch, config)
+            return categorical(follow, support, config.atoms), {"atoms": config.atoms, "support": support}
+        case QRDQN():
+            return quantiles(follow, config.atoms), {"atoms": config.atoms}
+    return one_value(follow), {}
 
 
 def learn_q(
-    batch: Batch, config: DQN, loss_of: Loss, seed: int, progress: Progress | None, look: Look | None = None
+    batch: Batch, config: DQN, variation: Variation, seed: int, progress: Progress | None, look: Look | None = None
 ) -> Policy:
     """The trainer of the family.
 
@@ -81,16 +157,17 @@ def learn_q(
     in units of reward. Same batch, config and seed: same policy, bit for bit, on the same kind of CPU.
 
     Args:
-        loss_of: the variation.
+        variation: the loss, and what else its net has, see `nets.shape_for`.
     Returns:
         a policy that takes the best candidate; whoever serves it gives it its explorer.
     Raises:
         DataError: actions are numbers, candidates have no columns, or no row teaches anything.
         TrainingError: the training diverges.
     """
+    loss_of, head = variation
     unit = _unit(batch)
     returns = _returns(batch, config)
-    shape = nets.shape_for(batch.encoder, config.hidden)
+    shape = nets.shape_for(batch.encoder, config.hidden, dueling=config.dueling, **head)
     source = nets.generator(seed)
     rate = nets.cosine(config.learning_rate, config.final_learning_rate, config.steps)
     student = Student(nets.new_net(shape, source), rate, config.polyak)
@@ -109,34 +186,130 @@ def learn_q(
     return now()
 
 
-def one_value(target_of: Target) -> Loss:
-    """The loss of a net that gives one value a candidate: the squared difference from a target."""
+# what a return goes on with
+
+
+def double(net: Net, slow: Net, rows: Minibatch) -> Tensor:
+    """The candidate that the net thinks best; its slow copy then says how good. Padding is never picked.
+
+    One net for both would pick the candidate that it overrates most.
+    Source: van Hasselt, Guez and Silver 2016, arXiv:1509.06461, eq. 4.
+    """
+    return _best(net, rows)
+
+
+def largest(net: Net, slow: Net, rows: Minibatch) -> Tensor:
+    """The candidate that the slow copy thinks best. Source: Mnih et al. 2015, algorithm 1."""
+    return _best(slow, rows)
+
+
+def as_taken(net: Net, slow: Net, rows: Minibatch) -> Tensor:
+    """The candidate that was taken. Source: Sutton and Barto 2018, eq. 6.7."""
+    return rows.next_taken
+
+
+FOLLOW: dict[str, Next] = {"double": double, "max": largest, "sarsa": as_taken}
+
+
+def _best(net: Net, rows: Minibatch) -> Tensor:
+    scores = net(rows.next_context, rows.next_candidates).masked_fill(~rows.next_mask, -math.inf)  # [B, K]
+    return scores.argmax(dim=1)
+
+
+# losses
+
+
+def one_value(follow: Next) -> Loss:
+    """The loss of a net that gives one value a candidate: the squared difference from return + discount * next."""
 
     def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
         value = net(rows.context, rows.taken)[:, 0]
-        with nets.no_grad():
-            target = target_of(net, slow, rows)
-        return nets.squared(value, target), value
+        return nets.squared(value, target_of(net, slow, rows, follow)), value
 
     return loss
 
 
-def double_q(net: Net, slow: Net, rows: Minibatch) -> Tensor:
-    """[B] the return, then the value of the next row's best candidate: the net says which, its slow copy how good.
+def target_of(net: Net, slow: Net, rows: Minibatch, follow: Next) -> Tensor:
+    """[B] the return, then what the slow copy thinks of the next row's candidate."""
+    with nets.no_grad():
+        then = nets.pick(rows.next_candidates, follow(net, slow, rows))
+        return rows.reward + rows.discount * slow(rows.next_context, then)[:, 0]
 
-    One net for both would pick the candidate that it overrates most. Padding of the next row is never picked.
 
-    Source: van Hasselt, Guez, Silver 2016, arXiv:1509.06461, eq. 4.
+def conservative(follow: Next, penalty: float) -> Loss:
+    """`one_value`, plus how far the soft maximum over all candidates is above the one that was taken.
+
+    Source: Kumar, Zhou, Tucker and Levine 2020, arXiv:2006.04779, eq. 4, CQL(H).
     """
-    scores = net(rows.next_context, rows.next_candidates).masked_fill(~rows.next_mask, -math.inf)  # [B, K]
-    best = nets.pick(rows.next_candidates, scores.argmax(dim=1))
-    return rows.reward + rows.discount * slow(rows.next_context, best)[:, 0]
+
+    def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
+        value = net(rows.context, rows.taken)[:, 0]
+        scores = net(rows.context, rows.candidates).masked_fill(~rows.mask, -math.inf)
+        above = (scores.logsumexp(dim=1) - value).mean()
+        return nets.squared(value, target_of(net, slow, rows, follow)) + penalty * above, value
+
+    return loss
+
+
+def categorical(follow: Next, support: tuple[float, float], atoms: int) -> Loss:
+    """Cross entropy between the distribution of returns and that of the next row's, shifted, shrunk and projected.
+
+    Each shifted return hands its probability to its two neighbours among the atoms, by nearness; beyond the support it
+    goes to the end. A terminated row has its reward for sure.
+    Source: Bellemare, Dabney and Munos 2017, arXiv:1707.06887, eq. 7 and algorithm 1.
+    """
+    returns = nets.linspace(*support, atoms)
+    step = (support[1] - support[0]) / (atoms - 1)
+
+    def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
+        logits = net.atoms(rows.context, rows.taken)[:, 0]  # [B, Z]
+        with nets.no_grad():
+            then = nets.pick(rows.next_candidates, follow(net, slow, rows))
+            chance = slow.atoms(rows.next_context, then)[:, 0].softmax(dim=1)
+            moved = (rows.reward[:, None] + rows.discount[:, None] * returns).clamp(*support)
+            near = (1.0 - (moved[:, None, :] - returns[:, None]).abs() / step).clamp(min=0.0)  # [B, to, from]
+            target = (near * chance[:, None, :]).sum(dim=2)
+        log = logits.log_softmax(dim=1)
+        return -(target * log).sum(dim=1).mean(), (log.detach().exp() * returns).sum(dim=1)
+
+    return loss
+
+
+def quantiles(follow: Next, atoms: int) -> Loss:
+    """Each atom is drawn to a quantile of the next row's atoms, shifted and shrunk: quantile regression.
+
+    Source: Dabney, Rowland, Bellemare and Munos 2018, arXiv:1710.10044, eq. 8 and algorithm 1, without Huber's curve
+    around 0: with it atoms are no quantiles where returns differ by less than the largest reward.
+    """
+    share = (nets.linspace(0.0, 1.0, atoms + 1)[1:] - 0.5 / atoms)[:, None]  # [Z, 1]
+
+    def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
+        own = net.atoms(rows.context, rows.taken)[:, 0]  # [B, Z]
+        with nets.no_grad():
+            then = nets.pick(rows.next_candidates, follow(net, slow, rows))
+            theirs = rows.reward[:, None] + rows.discount[:, None] * slow.atoms(rows.next_context, then)[:, 0]
+        away = theirs[:, None, :] - own[:, :, None]  # [B, own, theirs]
+        pull = away * (share - (away.detach() < 0).to(away.dtype))
+        return pull.sum(dim=1).mean(), own.detach().mean(dim=1)
+
+    return loss
+
+
+def _support(batch: Batch, config: C51) -> tuple[float, float]:
+    """Lowest and highest return, in units of the training."""
+    unit = _unit(batch)
+    ahead = 1.0 - config.discount * float(batch.discount.max())
+    lowest = min(float(batch.reward.min()) / ahead, 0.0) if config.lowest is None else config.lowest
+    highest = max(float(batch.reward.max()) / ahead, 0.0) if config.highest is None else config.highest
+    _require("lowest", lowest, lowest < highest, f"below highest, {highest:g}")
+    return lowest / unit, highest / unit
 
 
 def _unit(batch: Batch) -> float:
     """The largest |reward|."""
-    if batch.numbers:
-        raise DataError("DQN learns over candidates; the actions of this batch are numbers")
+    if batch.numbers or batch.ranked:
+        kind = "numbers" if batch.numbers else "ranked lists"
+        raise DataError(f"DQN learns over single candidates; the actions of this batch are {kind}")
     unit = float(np.abs(batch.reward).max())
     if unit == 0:
         raise DataError(

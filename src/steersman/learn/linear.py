@@ -23,10 +23,7 @@ class Bilinear(Net):
         weight = self.weight.numpy()
         product = graph.op("MatMul", context, graph.constant(weight[1:]))
         per_column = graph.op("Unsqueeze", graph.op("Add", product, graph.constant(weight[0])), graph.constant([2]))
-        first, rest = (
-            graph.op("Slice", per_column, *map(graph.constant, ([start], [end], [1])))
-            for start, end in ((0, 1), (1, weight.shape[1]))
-        )
+        first, rest = graph.part(per_column, 1, 0, 1), graph.part(per_column, 1, 1, weight.shape[1])
         own = graph.op("MatMul", candidates, rest)  # [N, K, 1]
         return graph.op("Squeeze", graph.op("Add", own, first), graph.constant([2]))
 

@@ -28,6 +28,7 @@ from steersman.learn.returns import Returns
 Array = np.ndarray
 Tensor = torch.Tensor
 no_grad = torch.no_grad
+linspace = torch.linspace
 
 REPORT = 100
 """Steps from one report of progress, and one look at whether training diverges, to the next."""
@@ -48,12 +49,19 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
         context: F, number of context columns.
         candidate: A, number of candidate columns, at least 1.
         hidden: width of each hidden layer, in [1, WIDEST]; empty: a linear net.
+        dueling: the value of the context and the advantages of the candidates have outputs of their own, added up.
+        atoms: numbers that a candidate's distribution of returns is made of, in [1, WIDEST]; 1: its mean alone.
+        support: lowest and highest return: atoms are then logits of returns evenly spaced between them. None: atoms
+            are quantiles.
     """
 
     kind: Literal["actions", "features", "bilinear", "optimist", "own-optimist"]
     context: int
     candidate: int
     hidden: tuple[int, ...]
+    dueling: bool = False
+    atoms: int = 1
+    support: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.context < 0 or self.candidate < 1:
@@ -65,6 +73,10 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
         for width in self.hidden:
             if not 1 <= width <= WIDEST:
                 raise DataError(f"a hidden layer has the width {width}, must be in [1, {WIDEST}]", field="hidden")
+        if not 1 <= self.atoms <= WIDEST:
+            raise DataError(f"atoms is {self.atoms}, must be in [1, {WIDEST}]", field="atoms")
+        if self.support is not None and not (-math.inf < self.support[0] < self.support[1] < math.inf):
+            raise DataError(f"the support is {self.support}, must be [lowest, highest]", field="support")
 
 
 class Linear(nn.Linear):
@@ -79,6 +91,10 @@ class Net(nn.Module):
 
     def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
         """[B, F], [B, K, A] -> [B, K]. Candidates that all rows share come once, as [1, K, A]."""
+        raise NotImplementedError
+
+    def atoms(self, context: Tensor, candidates: Tensor) -> Tensor:
+        """The same, -> [B, K, Z]: what the distribution of each candidate's return is made of; see Shape."""
         raise NotImplementedError
 
     def export(self, graph: Graph, context: str, candidates: str) -> str:
@@ -99,17 +115,37 @@ class ActionNet(Net):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.layers = _layers((shape.context, *shape.hidden, shape.candidate))
+        self.shape = shape
+        outputs = (shape.candidate + shape.dueling) * shape.atoms
+        self.layers = _layers((shape.context, *shape.hidden, outputs))
 
     def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
-        value = self.layers(context)  # [B, A]
+        if self.shape.atoms > 1:
+            return mean_of_atoms(self.shape, self.atoms(context, candidates))
+        value = self._duel(self.layers(context)[:, :, None])[:, :, 0]  # [B, A]
         if len(candidates) == 1:
             return nn.functional.linear(value, candidates[0])
         return (value[:, None, :] * candidates).sum(dim=2)
 
+    def atoms(self, context: Tensor, candidates: Tensor) -> Tensor:
+        return candidates @ self._duel(self.layers(context).unflatten(1, (-1, self.shape.atoms)))
+
+    def _duel(self, outputs: Tensor) -> Tensor:
+        """[B, A + 1, Z] advantages and, last, the value -> [B, A, Z] values of actions."""
+        if not self.shape.dueling:
+            return outputs
+        advantage = outputs[:, :-1]
+        return outputs[:, -1:] + advantage - advantage.mean(dim=1, keepdim=True)
+
     def export(self, graph: Graph, context: str, candidates: str) -> str:
-        value = graph.op("Unsqueeze", graph.layers(context, self.layers), graph.constant([2]))  # [N, A, 1]
-        return graph.op("Squeeze", graph.op("MatMul", candidates, value), graph.constant([2]))
+        shape = self.shape
+        size = graph.constant([0, shape.candidate + shape.dueling, shape.atoms])
+        value = graph.op("Reshape", graph.layers(context, self.layers), size)  # [N, A, Z]
+        if shape.dueling:
+            advantage, mean = graph.part(value, 1, 0, shape.candidate), graph.constant([1])
+            centered = graph.op("Sub", advantage, graph.op("ReduceMean", advantage, mean, keepdims=1))
+            value = graph.op("Add", centered, graph.part(value, 1, shape.candidate, shape.candidate + 1))
+        return graph.mean_of_atoms(shape, graph.op("MatMul", candidates, value))
 
 
 class FeatureNet(Net):
@@ -117,19 +153,37 @@ class FeatureNet(Net):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        widths = (*shape.hidden, 1)
+        self.shape = shape
+        widths = (*shape.hidden, shape.atoms)
         self.context = Linear(shape.context, widths[0])
         self.candidate = Linear(shape.candidate, widths[0], bias=False)
         self.layers = nn.Sequential(nn.ReLU(), *_layers(widths)) if shape.hidden else nn.Sequential()
+        self.value = _layers((shape.context, *widths)) if shape.dueling else None
 
     def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
+        return mean_of_atoms(self.shape, self.atoms(context, candidates))
+
+    def atoms(self, context: Tensor, candidates: Tensor) -> Tensor:
         first = self.context(context)[:, None, :] + self.candidate(candidates)  # [B, K, H]
-        return self.layers(first)[:, :, 0]
+        own = self.layers(first)
+        return own if self.value is None else own + self.value(context)[:, None, :]
 
     def export(self, graph: Graph, context: str, candidates: str) -> str:
         row = graph.op("Unsqueeze", graph.linear(context, self.context), graph.constant([1]))  # [N, 1, H]
-        first = graph.op("Add", row, graph.linear(candidates, self.candidate))
-        return graph.op("Squeeze", graph.layers(first, self.layers), graph.constant([2]))
+        own = graph.layers(graph.op("Add", row, graph.linear(candidates, self.candidate)), self.layers)
+        if self.value is not None:
+            own = graph.op("Add", own, graph.op("Unsqueeze", graph.layers(context, self.value), graph.constant([1])))
+        return graph.mean_of_atoms(self.shape, own)
+
+
+def mean_of_atoms(shape: Shape, atoms: Tensor) -> Tensor:
+    """[B, K, Z] -> [B, K], the mean returns."""
+    if shape.atoms == 1:
+        return atoms[:, :, 0]
+    if shape.support is None:
+        return atoms.mean(dim=2)
+    returns = torch.linspace(*shape.support, shape.atoms, dtype=atoms.dtype)
+    return (atoms.softmax(dim=2) * returns).sum(dim=2)
 
 
 NETS = {
@@ -157,14 +211,21 @@ def _layers(widths: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def shape_for(encoder: Encoder, hidden: tuple[int, ...]) -> Shape:
-    """The net for candidates that are named actions and nothing else, or that have features.
+def shape_for(
+    encoder: Encoder,
+    hidden: tuple[int, ...],
+    *,
+    dueling: bool = False,
+    atoms: int = 1,
+    support: tuple[float, float] | None = None,
+) -> Shape:
+    """The net for candidates that are named actions and nothing else, or that have features; see Shape.
 
     Raises:
         DataError: the candidates have no columns, or a width is out of range.
     """
     kind: Literal["actions", "features"] = "features" if encoder.candidate else "actions"
-    return Shape(kind, encoder.context_width, encoder.candidate_width, hidden)
+    return Shape(kind, encoder.context_width, encoder.candidate_width, hidden, dueling, atoms, support)
 
 
 # rows to tensors
@@ -181,6 +242,9 @@ class Minibatch(NamedTuple):
         next_context: [B, F] f32.
         next_candidates: [B, K, A] f32, or [1, K, A] if all rows share them.
         next_mask: [B, K] bool.
+        next_taken: [B] i64, place of the candidate that was taken at the next row.
+        candidates: [B, K, A] f32, or [1, K, A], of the row itself.
+        mask: [B, K] bool, of the row itself.
     """
 
     context: Tensor
@@ -190,6 +254,9 @@ class Minibatch(NamedTuple):
     next_context: Tensor
     next_candidates: Tensor
     next_mask: Tensor
+    next_taken: Tensor
+    candidates: Tensor
+    mask: Tensor
 
 
 def gatherer(batch: Batch, returns: Returns, unit: float) -> Callable[[Array], Minibatch]:
@@ -214,6 +281,9 @@ def gatherer(batch: Batch, returns: Returns, unit: float) -> Callable[[Array], M
             _rows(batch.context, until),
             _rows(batch.candidates, until) if shared is None else shared,
             _rows(batch.mask, until),
+            _rows(batch.action, until),
+            _rows(batch.candidates, row) if shared is None else shared,
+            _rows(batch.mask, row),
         )
         return Minibatch(*map(torch.from_numpy, arrays))
 
@@ -476,6 +546,15 @@ class TorchScorer:
                 scores[part] = self._net(_float64(context[part]), given).numpy() * self.unit
         return scores
 
+    def atoms(self, context: Array, candidates: Array) -> Array:
+        """[N, F] f32, [N, K, A] f32 -> [N, K, Z] f32: the distribution of each candidate's return; see Shape.
+
+        Quantiles in units of reward, in no order; or probabilities of returns evenly spaced over the support.
+        """
+        with no_grad(), one_thread():
+            found = self._net.atoms(_float64(context), _float64(candidates))
+        return (found * self.unit if self.shape.support is None else found.softmax(dim=2)).numpy().astype(np.float32)
+
     def to_onnx(self) -> bytes:
         """ONNX with the inputs `context` [N, F] f32 and `candidates` [N, K, A] f32 and the output `scores` [N, K] f32.
 
@@ -527,6 +606,20 @@ class Graph:
         name = f"constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.array(value), name))
         return name
+
+    def part(self, tensor: str, axis: int, start: int, end: int) -> str:
+        """Add a slice [start, end) of an axis; the name of its output."""
+        return self.op("Slice", tensor, *map(self.constant, ([start], [end], [axis])))
+
+    def mean_of_atoms(self, shape: Shape, atoms: str) -> str:
+        """Add the nodes of `mean_of_atoms`; the name of the [N, K] result."""
+        last = self.constant([2])
+        if shape.atoms == 1:
+            return self.op("Squeeze", atoms, last)
+        if shape.support is None:
+            return self.op("ReduceMean", atoms, last, keepdims=0)
+        returns = self.constant(np.linspace(*shape.support, shape.atoms))
+        return self.op("ReduceSum", self.op("Mul", self.op("Softmax", atoms, axis=2), returns), last, keepdims=0)
 
     def linear(self, tensor: str, layer: nn.Linear) -> str:
         """Add a linear layer over the last axis; the name of its output."""
