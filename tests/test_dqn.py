@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from steersman import learn
 from steersman.core.batch import Batch
+from steersman.core.decision import Numbers
 from steersman.core.errors import ConfigError, DataError, TrainingError
 from steersman.core.features import Encoder, Raw, continuous
 from steersman.core.policy import EpsilonGreedy, Policy
@@ -322,7 +323,14 @@ def test_a_log_in_which_nobody_saw_what_came_next_teaches_nothing():
 
 def test_actions_that_are_numbers_are_refused():
     batch = log(np.zeros(4, dtype=int), np.ones(4), length=1, over=True)
-    numbers = dataclasses.replace(batch, action=np.zeros((4, 2), dtype=np.float32))
+    bounded = structs.replace(batch.encoder, actions=(), numbers=Numbers(low=(-1.0, -1.0), high=(1.0, 1.0)))
+    numbers = dataclasses.replace(
+        batch,
+        encoder=bounded,
+        candidates=np.empty((4, 0, 0), dtype=np.float32),
+        mask=np.empty((4, 0), dtype=bool),
+        action=np.zeros((4, 2), dtype=np.float32),
+    )
     with pytest.raises(DataError, match="actions of this batch are numbers"):
         learn.fit(numbers, QUICK, seed=0)
 
