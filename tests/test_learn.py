@@ -58,7 +58,7 @@ def test_the_room_can_be_entered_without_torch_and_says_what_to_install_when_a_l
         "try: learn.configure('dqn', {})\n"
         "except learn.MissingExtra as error: print(error)"
     )
-    assert said.splitlines() == ["dqn", 'torch is not installed (pip install "steersman[learn]")']
+    assert said.splitlines() == [" ".join(learn.LEARNERS), 'torch is not installed (pip install "steersman[learn]")']
 
 
 def test_importing_the_room_does_not_import_torch():
