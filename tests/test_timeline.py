@@ -556,9 +556,9 @@ def test_a_column_of_the_wrong_kind_is_refused(tables, tmp_path):
         build(tables, log(tmp_path, [decision("d1") | {"action": 1.0}]))
 
 
-@pytest.mark.parametrize("actions", [Ranked(slots=2), Numbers(low=(0.0,), high=(1.0,))])
-def test_other_kinds_of_actions_are_refused(tables, tmp_path, actions):
-    with pytest.raises(DataError, match="can not be built yet"):
+@pytest.mark.parametrize("actions", [Ranked(slots=2, names=("a", "b")), Numbers(low=(0.0,), high=(1.0,))])
+def test_a_log_of_single_actions_is_none_of_another_kind(tables, tmp_path, actions):
+    with pytest.raises(DataError, match=r"no decision of the log has (a ranked list|numbers) as its action"):
         build(tables, log(tmp_path, [decision("d1")]), problem(actions=actions))
 
 

@@ -38,7 +38,7 @@ class Slots:
         found = {"propensity": self.propensity, "reward": self.reward, "metrics": self.metrics}
         return found if self.first is None else {**found, "first": self.first}
 
-    def take(self, rows: Array) -> Slots:
+    def take(self, rows: Array | slice) -> Slots:
         """Those of some rows."""
         return Slots(**{name: array[rows] for name, array in self.arrays.items()})
 

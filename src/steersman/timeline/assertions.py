@@ -9,6 +9,7 @@ import numpy as np
 
 from steersman.core.errors import DataError, did_you_mean
 from steersman.engine import identifier
+from steersman.timeline.columns import LISTS
 from steersman.timeline.sql import Columns, Tables
 
 SHOWN = 5
@@ -49,12 +50,15 @@ def check_actions(tables: Tables, expected: Sequence[str]) -> None:
     """Raise DataError if a decision that enters took another action; it names the decision and the action.
 
     Args:
-        expected: ids of the actions that may occur; empty: any.
+        expected: ids of the actions, or of the items of lists, that may occur; empty: any.
     """
     if not expected:
         return
     marks = ", ".join("?" for _ in expected)
-    unexpected = f"FROM kept WHERE action IS NULL OR action NOT IN ({marks})"
+    taken = "kept"
+    if LISTS in tables.decisions:  # every item
+        taken = f"(SELECT id, unnest({LISTS}) AS action FROM kept) AS taken"
+    unexpected = f"FROM {taken} WHERE action IS NULL OR action NOT IN ({marks})"
     found = tables.ask(f"SELECT COUNT(*) AS n, COUNT(DISTINCT action) AS k {unexpected}", expected)
     n = int(found["n"][0])
     if not n:

@@ -12,13 +12,14 @@ import numpy as np
 
 from steersman.core import reward
 from steersman.core.decision import Numbers as Box
-from steersman.core.decision import One, Problem
+from steersman.core.decision import One, Problem, Ranked
 from steersman.core.errors import DataError
 from steersman.core.features import Encoder, Raw
 from steersman.core.profile import Profile
+from steersman.core.slots import Slots
 from steersman.engine import Engine
 from steersman.engine.stream import Texts
-from steersman.timeline import assertions, choices, episodes, facts, fields, filters, sql, vectors
+from steersman.timeline import assertions, choices, episodes, facts, fields, filters, ranked, sql, vectors
 from steersman.timeline import before as before_window
 from steersman.timeline.before import Before
 from steersman.timeline.built import CONTEXT_NUMBERS, DECISION_IDS, Built, Counts, Files, Ids, RawRows
@@ -75,9 +76,7 @@ def build(  # noqa: PLR0913 - a window is three numbers
     assertions.check(tables, settings.assertions)
     assertions.check_actions(tables, settings.actions)
     plan = plan_of(tables, problem, encoder, settings)
-    steps = (
-        tables.steps(vectors.select(tables, box), np.float64) if box else tables.steps(sql.action_among(plan.same_ids))
-    )
+    steps = _steps(tables, problem, plan)
     with ThreadPoolExecutor(1) as engine_ahead:  # the engine goes on while we sort
         listed = engine_ahead.submit(tables.units)
         outcomes = engine_ahead.submit(facts.ask, tables, problem, Asked.of(tables, steps, ids))
@@ -85,14 +84,15 @@ def build(  # noqa: PLR0913 - a window is three numbers
         steps, decisions, line = _ordered(tables, units, steps, ids)
         if box:
             steps["action"] = vectors.gather(steps, box, decisions)
+        if isinstance(problem.actions, Ranked):
+            steps |= ranked.gather(steps, problem.actions, decisions)
         _check_steps(steps, decisions, dense=box is not None)
         choice = engine_ahead.submit(_offered, tables, plan, decisions)
         numbers = _numbers(tables, plan.context, into, engine_ahead)
         came = facts.gather(outcomes.result(), problem, decisions)
         offered = choice.result()
         choices.check_names(offered, names, decisions)
-        rewards = facts.rewards(problem, came, decisions)
-        rewards = reward.shaped(rewards, steps["action"], offered.ids, problem.shaping, decisions)
+        worth = _worth(tables, problem, steps, came, offered, decisions)
         rows, ordered, early = line.cut(tables, problem, came)
         left = filters.leave_out(rows, ordered, settings, early, max_length)
         rows, ordered = left.rows, left.episodes
@@ -107,14 +107,15 @@ def build(  # noqa: PLR0913 - a window is three numbers
         mask=offered.mask,
         action=steps["action"][kept],
         propensity=steps["propensity"][kept],
-        reward=rewards[kept],
-        metrics=came.metrics[kept],
+        reward=worth.reward[kept],
+        metrics=worth.metrics[kept],
         discount=episodes.discounts(problem, ordered, rows.at),
         next=ordered.next,
         unit=rows.unit,
         limited=ordered.limited,
         begun=ordered.begun,
-        metric_names=came.names,
+        metric_names=worth.names,
+        slots=None if worth.slots is None else worth.slots.take(kept),
         at=rows.at,
         ids=Ids(decisions.rows[kept], ids.bounds[1:], ids.utf8),
         draws=units.draws[former[np.append(True, former[1:] != former[:-1])]],
@@ -130,6 +131,36 @@ def _offered(tables: Tables, plan: Plan, decisions: Places) -> Choices:
     if plan.encoder.numbers is not None:
         return vectors.no_choices(len(decisions))
     return choices.gather(tables, plan.candidate, decisions, same=plan.same_ids is not None)
+
+
+def _steps(tables: Tables, problem: Problem, plan: Plan) -> Columns:
+    """The decisions that enter, with the columns that tell what they did."""
+    match problem.actions:
+        case Box() as box:
+            return tables.steps(vectors.select(tables, box), np.float64)
+        case Ranked() as lists:
+            return tables.steps(ranked.select(tables, lists, plan.same_ids), np.float64)
+    return tables.steps(sql.action_among(plan.same_ids))
+
+
+class _Worth(NamedTuple):
+    """What the decisions were worth: as in the Batch."""
+
+    reward: np.ndarray
+    metrics: np.ndarray
+    names: tuple[str, ...]
+    slots: Slots | None
+
+
+def _worth(
+    tables: Tables, problem: Problem, steps: Columns, came: Facts, offered: Choices, decisions: Places
+) -> _Worth:
+    if came.items is not None:
+        slots, names = ranked.slots(tables, problem, steps, came.items, offered, decisions)
+        return _Worth(slots.reward.sum(axis=1), slots.metrics.sum(axis=1), names, slots)
+    rewards = facts.rewards(problem, came, decisions)
+    rewards = reward.shaped(rewards, steps["action"], offered.ids, problem.shaping, decisions)
+    return _Worth(rewards, came.metrics, came.names, None)
 
 
 class Lengths(NamedTuple):
@@ -264,15 +295,10 @@ class Plan:
 def _actions(problem: Problem) -> tuple[tuple[str, ...], Box | None]:
     """The named actions, and the bounds of numbers."""
     match problem.actions:
-        case One(names=names):
+        case One(names=names) | Ranked(names=names):
             return names, None
         case Box() as box:
             return (), box
-    raise DataError(
-        f"problem {problem.name}: actions of kind {type(problem.actions).__name__.lower()} can not be built yet",
-        hint='actions of kind "one" and "numbers" can',
-        field="actions",
-    )
 
 
 def plan_of(tables: Tables, problem: Problem, encoder: Encoder | None, settings: Settings) -> Plan:
@@ -340,7 +366,7 @@ def _check_steps(steps: Columns, decisions: Places, *, dense: bool) -> None:
             hint="log the probability with which the action was taken: nothing may stand in for it",
             field="propensity",
         )
-    bad = np.flatnonzero([] if dense else steps["action"] < 0)
+    bad = np.flatnonzero([] if steps["action"].ndim == 2 else steps["action"] < 0)
     if bad.size:
         raise DataError(
             f"decision {decisions[bad[0]]}: action {decisions.action(bad[0])!r} is not among its candidates "
@@ -389,6 +415,7 @@ def _counts(census: Census, came: Facts, left: LeftOut, estimated: np.ndarray) -
         estimated=int(estimated[left.places].sum()),
         outcomes=came.outcomes,
         late=came.late,
+        off_list=came.off_list,
         late_ends=int(rows.late_ends.sum()),
         dangling=came.dangling,
         duplicate_outcomes=came.duplicates,

@@ -17,6 +17,7 @@ from msgspec import Struct
 from steersman.core.batch import Batch
 from steersman.core.features import Encoder, Raw
 from steersman.core.profile import Profile
+from steersman.core.slots import Slots
 from steersman.engine.disk import replacing
 
 CONTEXT_NUMBERS = "context_numbers"
@@ -56,6 +57,7 @@ class Counts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         estimated: rows whose propensity is an estimate.
         outcomes: that count: of a row, in time.
         late: outcomes of a row that came after its wait, and are not used.
+        off_list: outcomes in time about an item that the ranked list did not have; they are not used.
         late_ends: rows whose episode was closed by an `ends` that came late.
         dangling: outcomes stamped within the window whose decision is not in the files. The log of outcomes is one
             for all problems and does not stop at a window, so the outcomes of other problems and of decisions before
@@ -89,6 +91,7 @@ class Counts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_length: int | None = None
     too_late: int = 0
     estimated: int = 0
+    off_list: int = 0
     begun: int = 0
 
 
@@ -196,6 +199,7 @@ class Built:
     profiles: tuple[Profile, ...] = ()
     directory: Path | None = None
     digests: Mapping[str, bytes] = field(default_factory=dict)
+    slots: Slots | None = None
 
     def __len__(self) -> int:
         return len(self.action)
@@ -208,6 +212,7 @@ class Built:
             context=self._encoded("context", (len(self), self.encoder.context_width), self._context),
             candidates=self._candidates(),
             metric_names=self.metric_names,
+            slots=self.slots,
             **{name: getattr(self, name) for name in STEPS},
         )
 
@@ -240,6 +245,8 @@ class Built:
         found |= coded_as("candidate_ids", self.raw.ids)
         found["draws"] = self.draws
         found["at"] = self.at
+        if self.slots is not None:
+            found |= {f"slots_{name}": array for name, array in self.slots.arrays.items()}
         return found
 
     def _candidates(self) -> np.ndarray:

@@ -28,6 +28,8 @@ IDS = "candidates.id"
 ROW = "row"
 NUMBERS = "numbers"
 """Column of a log whose actions are numbers; their `action` is null."""
+LISTS, CHANCES, FIRST, ITEM = "actions", "propensities", "first_propensities", "item"
+"""Columns of a log of ranked lists, the last one of its outcomes; their `action` is null."""
 
 NEED: dict[str, dict[str, Kind]] = {
     "decisions": {
@@ -71,7 +73,7 @@ def selected(table: str, columns: Iterable[str]) -> str:
 
 def read(table: str, columns: Iterable[str]) -> list[str]:
     """The columns that a build reads."""
-    known = NEED[table].keys() | OPTIONAL[table].keys() | {ROW, NUMBERS}
+    known = NEED[table].keys() | OPTIONAL[table].keys() | {ROW, NUMBERS, LISTS, CHANCES, FIRST, ITEM}
     prefixes = ("context.", "candidates.", "metrics.")
     return sorted(column for column in columns if column in known or column.startswith(prefixes))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steersman.core import reward
-from steersman.core.decision import Problem, Rule
+from steersman.core.decision import Problem, Ranked, Rule
 from steersman.core.errors import DataError, did_you_mean
 from steersman.timeline import heard
 from steersman.timeline.episodes import NO_END, TERMINATED, TRUNCATED
@@ -16,6 +16,21 @@ from steersman.timeline.heard import Asked, Heard
 from steersman.timeline.sql import LATE, ROW, UNKNOWN_END, Places, Tables
 
 _PREFIX = "metrics."
+
+
+@dataclass(frozen=True, eq=False)
+class ItemFacts:
+    """Outcomes that came in time of ranked lists.
+
+    Attributes:
+        row: [O] i64, place of the decision.
+        slot: [O] i64, of the item; as many as there are slots: the list as a whole.
+        columns: metric -> [O] f64, NaN: not told.
+    """
+
+    row: np.ndarray
+    slot: np.ndarray
+    columns: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +45,8 @@ class Facts:
         outcomes, late: how many outcomes came in time, and after it.
         duplicates, dangling: how many outcomes have an id that was seen before, and are of no decision at all.
         without: [N] bool, no outcome came in time.
+        items: of ranked lists, which have no metrics here; None: the actions are something else.
+        off_list: outcomes in time about an item that the list did not have.
     """
 
     names: tuple[str, ...]
@@ -41,6 +58,8 @@ class Facts:
     duplicates: int
     dangling: int
     without: np.ndarray
+    items: ItemFacts | None = None
+    off_list: int = 0
 
 
 def ask(tables: Tables, problem: Problem, asked: Asked) -> Heard:
@@ -55,7 +74,8 @@ def ask(tables: Tables, problem: Problem, asked: Asked) -> Heard:
             raise DataError(f"{column} is a {tables.outcomes[column]}, must be a number", field=column)
     if not tables.outcomes:
         return _nothing()
-    return heard.read(tables, logged, asked, ordered=_need_order(problem, logged))
+    slots = problem.actions.slots if isinstance(problem.actions, Ranked) else 0
+    return heard.read(tables, logged, asked, ordered=_need_order(problem, logged), slots=slots)
 
 
 def ask_ends(tables: Tables, asked: Asked) -> Heard:
@@ -87,11 +107,17 @@ def gather(heard: Heard, problem: Problem, decisions: Places) -> Facts:
             field="ends",
         )
     in_time = known & ~late
+    slot = found.pop("slot", np.zeros(0, np.int64))
     columns = {name.removeprefix(_PREFIX): found.pop(name)[in_time] for name in list(found)}
     of_row = _strongest(row, ends * in_time, n)
     late_ends = (_strongest(row, ends * (known & late), n) > 0) & (of_row == NO_END)
     row = row[in_time]
-    names, metrics = _metrics(row, columns, n, problem)
+    names: tuple[str, ...] = ()
+    metrics, items, off_list = np.empty((n, 0)), None, 0
+    if isinstance(problem.actions, Ranked):
+        items, off_list = _of_items(row, slot[in_time] if slot.size else slot, columns)
+    else:
+        names, metrics = _metrics(row, columns, n, problem)
     without = np.ones(n, dtype=bool)
     without[row] = False
     return Facts(
@@ -104,7 +130,16 @@ def gather(heard: Heard, problem: Problem, decisions: Places) -> Facts:
         heard.duplicates,
         heard.dangling,
         without,
+        items,
+        off_list,
     )
+
+
+def _of_items(row: np.ndarray, slot: np.ndarray, columns: Mapping[str, np.ndarray]) -> tuple[ItemFacts, int]:
+    """The facts about lists and their items, and how many were about other items."""
+    there = slot >= 0
+    of = {name: column[there] for name, column in columns.items()}
+    return ItemFacts(row[there] if there.size else row[:0], slot[there], of), int((~there).sum())
 
 
 def _need_order(problem: Problem, columns: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ from steersman.engine import identifier
 from steersman.engine.stream import Columns as Streamed
 from steersman.engine.stream import Texts
 from steersman.timeline import keys, once, sql
-from steersman.timeline.columns import ROW, Columns
+from steersman.timeline.columns import ITEM, LISTS, ROW, Columns
 from steersman.timeline.episodes import NO_END, TERMINATED, TRUNCATED
 from steersman.timeline.sql import INSIDE, LATE, UNKNOWN_END, Tables
 from steersman.timeline.texts import Pen, alike
@@ -54,7 +54,8 @@ class Heard(NamedTuple):
     """What `read` finds.
 
     Attributes:
-        columns: row of the decision (-1: of none that enters, or told again), told, metrics; of every outcome.
+        columns: row of the decision (-1: of none that enters, or told again), told, metrics, of ranked lists `slot`;
+            of every outcome.
         duplicates: further outcomes until as_of with an id that was seen before.
         dangling: outcomes stamped within the window whose decision is not in the files.
     """
@@ -64,7 +65,7 @@ class Heard(NamedTuple):
     dangling: int
 
 
-def read(tables: Tables, metrics: Sequence[str], asked: Asked, *, ordered: bool) -> Heard:
+def read(tables: Tables, metrics: Sequence[str], asked: Asked, *, ordered: bool, slots: int = 0) -> Heard:
     """Read the outcomes.
 
     `told` is how one ends the episode, plus LATE if it came after the wait, plus INSIDE if it is stamped within the
@@ -73,6 +74,8 @@ def read(tables: Tables, metrics: Sequence[str], asked: Asked, *, ordered: bool)
     Args:
         metrics: columns of the outcomes.
         ordered: by `at` of the outcome, then by its id; else in no order, which is cheaper.
+        slots: of ranked lists; `slot` is then that of the item which the outcome is about, from 0; `slots` if it is
+            about the list as a whole, -1 if the list has no such item.
     Raises:
         DataError: an outcome has no id, no decision or no instant.
     """
@@ -86,6 +89,8 @@ def read(tables: Tables, metrics: Sequence[str], asked: Asked, *, ordered: bool)
     found.match()
     if not found.proven:
         found.tell(_joined_by_text(tables, asked, n))
+    if slots:
+        found.slot = _slots(tables, n, slots)
     unheard = found.at > tables.window.as_of
     further = _further(tables, found)
     dropped = int((~unheard[further]).sum())
@@ -93,6 +98,8 @@ def read(tables: Tables, metrics: Sequence[str], asked: Asked, *, ordered: bool)
     found.leave_out(np.flatnonzero(unheard))
     strangers = np.flatnonzero((found.row < 0) & ((found.told & INSIDE) > 0))
     columns: Columns = {ROW: found.row, "told": found.told, **found.metrics}
+    if found.slot is not None:
+        columns["slot"] = found.slot
     if ordered:
         turn = _by_turn(tables, found)
         columns = {name: column[turn] for name, column in columns.items()}
@@ -118,6 +125,7 @@ class _Reader:
         told: [n] u8, see `read`.
         row: [n] i64, of its decision, -1: of none that enters.
         metrics: name -> [n] f64.
+        slot: [n] i64, see `read`; None: not asked for.
         proven: whether outcome and decision have the same id wherever they have the same hash.
     """
 
@@ -126,6 +134,7 @@ class _Reader:
         self.key, self.of = np.empty(n, np.uint64), np.empty(n, np.uint64)
         self.at, self.told, self.row = np.empty(n, np.int64), np.empty(n, np.uint8), np.empty(n, np.int64)
         self.metrics = {name: np.empty(n) for name in metrics}
+        self.slot: np.ndarray | None = None
         self.proven = self._index.unique
         self._filled = self._matched = 0
         self._decisions = Pen()
@@ -186,6 +195,21 @@ def _joined_by_text(tables: Tables, asked: Asked, n: int) -> np.ndarray:
     return place
 
 
+def _slots(tables: Tables, n: int, slots: int) -> np.ndarray:
+    """[n] i64, for each outcome the slot of its item in the list of its decision; see `read`."""
+    slot = np.full(n, slots)
+    if ITEM not in tables.outcomes:
+        return slot
+    found = tables.read(
+        f"""SELECT outcomes.{ROW} AS outcome,
+        COALESCE(CAST(list_position(kept.{LISTS}, outcomes.{ITEM}) AS BIGINT), 0) - 1 AS slot
+        FROM outcomes JOIN kept ON outcomes.decision = kept.id WHERE outcomes.{ITEM} IS NOT NULL""",
+        n, {"outcome": np.int64, "slot": np.int64},
+    )  # fmt: skip
+    slot[found["outcome"]] = found["slot"]
+    return slot
+
+
 def _further(tables: Tables, found: _Reader) -> np.ndarray:
     """[M] i64, the outcomes whose id stands at another one that is the first: the first by `at`.
 
@@ -220,6 +244,8 @@ def _firsts(tables: Tables, found: _Reader, rows: np.ndarray, key: np.ndarray) -
         found.told,
         *(column.view(np.int64) for column in found.metrics.values()),
     ]
+    if found.slot is not None:
+        said.append(found.slot)
     if "activates" in tables.outcomes or not all(np.array_equal(column[rows], column[first]) for column in said):
         return None
     return np.unique(first)

@@ -14,6 +14,7 @@ import numpy as np
 from steersman import engine as engines
 from steersman.core.decision import NO_TEXT, Problem
 from steersman.core.features import NO_ID, Encoder, Raw
+from steersman.core.slots import Slots
 from steersman.engine import Engine
 from steersman.timeline import assertions, sql
 from steersman.timeline.before import led
@@ -158,6 +159,7 @@ def joined(parts: Sequence[Built]) -> Built:
         limited=np.concatenate([part.limited for part in parts]),
         begun=np.concatenate([part.begun for part in parts]),
         metric_names=names,
+        slots=_slots(parts, names, width),
         at=np.concatenate([part.at for part in parts]),
         ids=_ids([part.ids for part in parts]),
         draws=np.concatenate([part.draws for part in parts]),
@@ -175,6 +177,25 @@ def _ids(parts: Sequence[Ids]) -> Ids:
         np.concatenate([ids.codes + before for ids, before in zip(parts, texts, strict=False)]),
         np.concatenate([ids.ends + before for ids, before in zip(parts, size, strict=False)]),
         np.concatenate([ids.utf8 for ids in parts]),
+    )
+
+
+def _slots(parts: Sequence[Built], names: Sequence[str], width: int) -> Slots | None:
+    every = [part.slots for part in parts if part.slots is not None]
+    if not every:
+        return None
+    metrics = []
+    for part, slots in zip(parts, every, strict=True):
+        wide = np.where((part.action >= 0)[:, :, None], np.full((*part.action.shape, len(names)), np.nan), 0.0)
+        for j, name in enumerate(part.metric_names):
+            wide[:, :, names.index(name)] = slots.metrics[:, :, j]
+        metrics.append(wide)
+    first = [slots.first for slots in every if slots.first is not None]
+    return Slots(
+        np.concatenate([slots.propensity for slots in every]),
+        np.concatenate([slots.reward for slots in every]),
+        np.concatenate(metrics),
+        np.concatenate([_wider(one, width, 0.0) for one in first]) if len(first) == len(every) else None,
     )
 
 

@@ -324,8 +324,13 @@ def action_among(ids: Sequence[str] | None) -> dict[str, str]:
     Args:
         ids: of the candidates of all decisions, ascending; None: they differ from decision to decision.
     """
+    return {"action": place_among(ids, "kept.action")}
+
+
+def place_among(ids: Sequence[str] | None, action: str) -> str:
+    """SQL of the place of an action (SQL of an id) among the candidates; see `action_among`."""
     among = f"list_sort(kept.{identifier(IDS)})" if ids is None else f"[{', '.join(map(literal, ids))}]"
-    return {"action": f"COALESCE(CAST(list_position({among}, kept.action) AS BIGINT), 0) - 1"}
+    return f"COALESCE(CAST(list_position({among}, {action}) AS BIGINT), 0) - 1"
 
 
 def offered(columns: Sequence[str], *, shared: bool) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,12 @@ from steersman.core.decision import decoder
 from steersman.core.errors import DataError, NotFoundError
 from steersman.core.features import Encoder, Raw
 from steersman.core.profile import Profile
+from steersman.core.slots import Slots
 from steersman.engine.disk import appearing
 from steersman.timeline.built import DECISION_IDS, STEPS, Built, Counts, Ids, RawRows, texts_of, write_header
 from steersman.timeline.shards import joined
 
-_FORMAT = 5
+_FORMAT = 6
 _INDEX = "build.json"
 
 
@@ -153,6 +155,7 @@ def _read(directory: Path, index: _Index) -> Built:
         encoder=index.encoder,
         raw=RawRows(_raw(directory, "context", n), _raw(directory, "candidate", n), ids_of_candidates),
         **steps,
+        slots=_slots(directory),
         metric_names=index.metric_names,
         at=_map(directory, "at"),
         ids=Ids(*(_map(directory, f"{DECISION_IDS}.{part}") for part in ("codes", "ends", "utf8"))),
@@ -163,6 +166,11 @@ def _read(directory: Path, index: _Index) -> Built:
         profiles=index.profiles,
         directory=directory,
     )
+
+
+def _slots(directory: Path) -> Slots | None:
+    names = [field.name for field in fields(Slots) if _file(directory, f"slots_{field.name}").exists()]
+    return Slots(**{name: _map(directory, f"slots_{name}") for name in names}) if names else None
 
 
 def _raw(directory: Path, name: str, n: int) -> Raw:
