@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steersman import config, demo, flow
-from steersman.core.decision import json_schemas
+from steersman.core.decision import One, json_schemas
 from steersman.core.errors import ConfigError, DiskError, Error, GateError, SupportError
 from steersman.core.report import Distribution, Estimate, Report
 from steersman.flow import comparing, features
@@ -292,8 +292,10 @@ def _log(options: argparse.Namespace) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
-    built = flow.build(config.load(options.project), options.name, since=options.since, until=options.until)
+    project = config.load(options.project)
+    built = flow.build(project, options.name, since=options.since, until=options.until)
     counts = built.counts
+    learns = isinstance(project.policy(options.name).problem.actions, One)  # no learner knows other actions
     _show(
         options,
         built,
@@ -305,8 +307,13 @@ def _build(options: argparse.Namespace) -> None:
         f"{counts.deferred:,} never activated   {counts.too_long + counts.too_late:,} left out on demand",
         f"joined  {counts.outcomes:,} outcomes   {counts.late:,} late   "
         f"{counts.dangling:,} of no decision of this problem   {counts.without_outcome:,} decisions without outcome",
+        *(
+            [f"unused  {counts.off_list:,} outcomes about items that their list did not have"]
+            if counts.off_list
+            else []
+        ),
         *([f"guessed {counts.estimated:,} propensities are estimates, not logged"] if counts.estimated else []),
-        f"next    steersman train {options.name}",
+        f"next    steersman train {options.name}" if learns else f"next    steersman evaluate {options.name}@champion",
     )
 
 

@@ -17,7 +17,7 @@ from steersman.core.errors import ConfigError, DataError
 from steersman.core.policy import Policy
 from steersman.core.ranking import Lists
 from steersman.evaluate.assembly import metrics_of, told
-from steersman.evaluate.beside import Shown, shown
+from steersman.evaluate.beside import Shown, shown, weights_of
 from steersman.evaluate.diagnostics import diagnose
 from steersman.evaluate.disagreement import disagreement
 from steersman.evaluate.distribution import distribution
@@ -52,6 +52,7 @@ __all__ = [
     "evaluated",
     "judge",
     "shown",
+    "weights_of",
 ]
 
 Array = np.ndarray

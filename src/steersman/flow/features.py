@@ -203,7 +203,8 @@ def with_importance(found: Features, *, level: float, seed: int) -> Features:
 
 
 def columns_of(parts: Sequence[timeline.Built], rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of places in `rows` that gives the columns of the context and of the action taken, [B, F + A] f32.
+    """A function of places in `rows` that gives the columns of the context and of the action taken, [B, F + A] f32;
+    of a ranked list the mean over its items.
 
     Args:
         parts: of a build, all with one encoder.
@@ -216,9 +217,12 @@ def columns_of(parts: Sequence[timeline.Built], rows: np.ndarray) -> Callable[[n
         context = encoder.encode_context(built.raw.context.take(at))
         if encoder.numbers is not None:
             return np.concatenate([context, np.asarray(built.action[at])], axis=1)
-        taken = at[:, None], np.asarray(built.action[at])[:, None]
-        action = encoder.encode_candidates(built.raw.candidates.take(taken), built.raw.ids[taken])
-        return np.concatenate([context, action[:, 0]], axis=1)
+        items = np.asarray(built.action[at]).reshape(len(at), -1)  # of a single action one
+        taken = at[:, None], np.maximum(items, 0)
+        columns = encoder.encode_candidates(built.raw.candidates.take(taken), built.raw.ids[taken])
+        there = (items >= 0)[:, :, None]
+        action = np.where(there, columns, 0.0).sum(axis=1) / there.sum(axis=1)
+        return np.concatenate([context, action], axis=1)
 
     def columns(some: np.ndarray) -> np.ndarray:
         at = rows[some]

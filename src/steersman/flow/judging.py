@@ -15,6 +15,7 @@ from steersman.core.density import Aims
 from steersman.core.errors import DataError
 from steersman.core.features import columns
 from steersman.core.policy import Policy
+from steersman.core.ranking import Lists
 from steersman.core.report import Report, Verdict
 from steersman.core.version import Version
 from steersman.flow import places, watching
@@ -84,15 +85,20 @@ def report_on(
     settings = project.policy(name)
     batch, policy = _together(built, policy)
     batch = batch.take(rows)
-    target = policy.aims(batch) if batch.numbers else policy.propensities(batch)
+    target = _target(policy, batch)
     found, terms = evaluate.evaluated(
         batch, target, settings.evaluate, seed, settings.problem.horizon, policy, np.asarray(built.at[rows])
     )
     before, probabilities, shown, since, unknown = None, None, None, None, tuple[Verdict, ...]()
-    if not isinstance(target, Aims):
+    spread = None
+    if isinstance(target, Lists):
+        weight = target.propensities(batch.action).prod(axis=1) / batch.propensity
+        spread = evaluate.weights_of(batch, weight, settings.evaluate.level)
+    elif not isinstance(target, Aims):
         before, probabilities, unknown = _previous(project, name, digest, built, rows)
         ids = None if batch.encoder.actions or batch.mask.size > MOST_IDS else built.raw.ids[rows]
         shown = evaluate.shown(batch, target, settings.evaluate.level, previous=probabilities, ids=ids)
+        spread = shown.weights
         since = None if before is None else since_version(project, before, built.profiles, shown.shares)
     report = Report(
         problem=name,
@@ -108,7 +114,7 @@ def report_on(
         distribution=found.distribution,
         refused=(*found.refused, *unknown),
         horizon=found.support.horizon,
-        weights=shown.weights if shown else None,
+        weights=spread,
         calibration=shown.calibration if shown else (),
         shares=shown.shares if shown else (),
         previous="" if probabilities is None or before is None else f"{name}@{before.number}",
@@ -120,6 +126,13 @@ def report_on(
         seed=seed,
     )
     return report, terms
+
+
+def _target(policy: Policy, batch: Batch) -> np.ndarray | Aims | Lists:
+    """What the policy would do on every row of the batch."""
+    if batch.ranked:
+        return policy.lists(batch)
+    return policy.aims(batch) if batch.numbers else policy.propensities(batch)
 
 
 def _previous(
