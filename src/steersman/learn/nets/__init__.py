@@ -1,0 +1,53 @@
+"""Nets, the one training step, and the scorer that exports itself. Torch enters the building here, nowhere else."""
+
+from steersman.learn.nets.modules import NETS, Net, Tensor
+from steersman.learn.nets.scorer import PAIRS, TorchScorer, scorer_of
+from steersman.learn.nets.shape import WIDEST, Shape, shape_for
+from steersman.learn.nets.training import (
+    REPORT,
+    Array,
+    Minibatch,
+    Student,
+    Watch,
+    cosine,
+    gatherer,
+    generator,
+    linspace,
+    looking,
+    minibatches,
+    new_net,
+    no_grad,
+    one_thread,
+    pick,
+    squared,
+    train,
+)
+
+__all__ = [
+    "NETS",
+    "PAIRS",
+    "REPORT",
+    "WIDEST",
+    "Array",
+    "Minibatch",
+    "Net",
+    "Shape",
+    "Student",
+    "Tensor",
+    "TorchScorer",
+    "Watch",
+    "cosine",
+    "gatherer",
+    "generator",
+    "linspace",
+    "looking",
+    "minibatches",
+    "new_net",
+    "no_grad",
+    "one_thread",
+    "pick",
+    "scorer_of",
+    "shape_for",
+    "squared",
+    "train",
+]

@@ -1,0 +1,208 @@
+"""Nets: scores of candidates, as torch modules that add their own nodes to a graph."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from steersman.learn.nets.graph import Graph
+from steersman.learn.nets.shape import Shape
+
+Tensor = torch.Tensor
+
+
+class Linear(nn.Linear):
+    """A layer that is born without weights: torch would draw them from the generator that everybody shares."""
+
+    def reset_parameters(self) -> None:
+        """Leave the weights as they are; `start` draws them."""
+
+
+class Net(nn.Module):
+    """Scores of candidates. Born without weights: `start` draws them, `load_state_dict` brings them."""
+
+    def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
+        """[B, F], [B, K, A] -> [B, K]. Candidates that all rows share come once, as [1, K, A]."""
+        raise NotImplementedError
+
+    def atoms(self, context: Tensor, candidates: Tensor) -> Tensor:
+        """The same, -> [B, K, Z]: what the distribution of each candidate's return is made of; see Shape."""
+        raise NotImplementedError
+
+    def export(self, graph: Graph, context: str, candidates: str) -> str:
+        """Add the nodes of `forward` to a graph, on the tensors of those names; the name of the [N, K] result."""
+        raise NotImplementedError
+
+    def start(self, generator: torch.Generator) -> None:
+        """Draw every weight uniformly within 1 / sqrt(inputs of its layer)."""
+        for layer in self.modules():
+            if isinstance(layer, Linear):
+                bound = 1.0 / math.sqrt(max(layer.in_features, 1))
+                for weight in layer.parameters(recurse=False):
+                    nn.init.uniform_(weight, -bound, bound, generator=generator)
+
+
+class ActionNet(Net):
+    """One output for each named action; a candidate's one-hot picks its own, so actions are known by name."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        outputs = (shape.candidate + shape.dueling) * shape.atoms
+        self.layers = _layers((shape.context, *shape.hidden, outputs))
+
+    def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
+        if self.shape.atoms > 1:
+            return mean_of_atoms(self.shape, self.atoms(context, candidates))
+        value = self._duel(self.layers(context)[:, :, None])[:, :, 0]  # [B, A]
+        if len(candidates) == 1:
+            return nn.functional.linear(value, candidates[0])
+        return (value[:, None, :] * candidates).sum(dim=2)
+
+    def atoms(self, context: Tensor, candidates: Tensor) -> Tensor:
+        return candidates @ self._duel(self.layers(context).unflatten(1, (-1, self.shape.atoms)))
+
+    def _duel(self, outputs: Tensor) -> Tensor:
+        """[B, A + 1, Z] advantages and, last, the value -> [B, A, Z] values of actions."""
+        if not self.shape.dueling:
+            return outputs
+        advantage = outputs[:, :-1]
+        return outputs[:, -1:] + advantage - advantage.mean(dim=1, keepdim=True)
+
+    def export(self, graph: Graph, context: str, candidates: str) -> str:
+        shape = self.shape
+        size = graph.constant([0, shape.candidate + shape.dueling, shape.atoms])
+        value = graph.op("Reshape", graph.layers(context, self.layers), size)  # [N, A, Z]
+        if shape.dueling:
+            advantage, mean = graph.part(value, 1, 0, shape.candidate), graph.constant([1])
+            centered = graph.op("Sub", advantage, graph.op("ReduceMean", advantage, mean, keepdims=1))
+            value = graph.op("Add", centered, graph.part(value, 1, shape.candidate, shape.candidate + 1))
+        return graph.mean_of_atoms(shape, graph.op("MatMul", candidates, value))
+
+
+class FeatureNet(Net):
+    """One net over context and candidate together; its first layer is split, so that a context is multiplied once."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        widths = (*shape.hidden, shape.atoms)
+        self.context = Linear(shape.context, widths[0])
+        self.candidate = Linear(shape.candidate, widths[0], bias=False)
+        self.layers = nn.Sequential(nn.ReLU(), *_layers(widths)) if shape.hidden else nn.Sequential()
+        self.value = _layers((shape.context, *widths)) if shape.dueling else None
+
+    def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
+        return mean_of_atoms(self.shape, self.atoms(context, candidates))
+
+    def atoms(self, context: Tensor, candidates: Tensor) -> Tensor:
+        first = self.context(context)[:, None, :] + self.candidate(candidates)  # [B, K, H]
+        own = self.layers(first)
+        return own if self.value is None else own + self.value(context)[:, None, :]
+
+    def export(self, graph: Graph, context: str, candidates: str) -> str:
+        row = graph.op("Unsqueeze", graph.linear(context, self.context), graph.constant([1]))  # [N, 1, H]
+        own = graph.layers(graph.op("Add", row, graph.linear(candidates, self.candidate)), self.layers)
+        if self.value is not None:
+            own = graph.op("Add", own, graph.op("Unsqueeze", graph.layers(context, self.value), graph.constant([1])))
+        return graph.mean_of_atoms(self.shape, own)
+
+
+def mean_of_atoms(shape: Shape, atoms: Tensor) -> Tensor:
+    """[B, K, Z] -> [B, K], the mean returns."""
+    if shape.atoms == 1:
+        return atoms[:, :, 0]
+    if shape.support is None:
+        return atoms.mean(dim=2)
+    returns = torch.linspace(*shape.support, shape.atoms, dtype=atoms.dtype)
+    return (atoms.softmax(dim=2) * returns).sum(dim=2)
+
+
+class Bilinear(Net):
+    """[1, context]' W [1, candidate]: for named actions a row of coefficients each, else all products of both."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1 + shape.context, 1 + shape.candidate))
+
+    def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
+        per_column = context @ self.weight[1:] + self.weight[0]  # [B, 1 + A]
+        return per_column[:, :1] + (per_column[:, None, 1:] * candidates).sum(dim=2)
+
+    def export(self, graph: Graph, context: str, candidates: str) -> str:
+        weight = self.weight.numpy()
+        product = graph.op("MatMul", context, graph.constant(weight[1:]))
+        per_column = graph.op("Unsqueeze", graph.op("Add", product, graph.constant(weight[0])), graph.constant([2]))
+        first, rest = graph.part(per_column, 1, 0, 1), graph.part(per_column, 1, 1, weight.shape[1])
+        own = graph.op("MatMul", candidates, rest)  # [N, K, 1]
+        return graph.op("Squeeze", graph.op("Add", own, first), graph.constant([2]))
+
+
+class Optimist(Net):
+    """A `Bilinear`, plus the length of phi' R: what is not known yet counts in favour of a candidate.
+
+    phi is [1, context] x [1, candidate], all products. Where named actions have coefficients each of their own, R is
+    one block an action, and a candidate's one-hot picks its own.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.mean = Bilinear(shape)
+        rows, columns = 1 + shape.context, 1 + shape.candidate
+        own = (shape.candidate, rows, rows) if shape.kind == "own-optimist" else (rows * columns, rows * columns)
+        self.root = nn.Parameter(torch.empty(own))
+
+    def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
+        ones = torch.ones(len(context), 1, dtype=context.dtype)
+        row = torch.cat([ones, context], dim=1)  # [B, 1 + F]
+        if self.root.ndim == 3:
+            square = torch.einsum("bf,afg->bag", row, self.root).square().sum(dim=2)  # [B, A]
+            unknown = (square[:, None] * candidates).sum(dim=2)
+        else:
+            shape = (len(candidates), candidates.shape[1], 1)
+            column = torch.cat([torch.ones(shape, dtype=candidates.dtype), candidates], dim=2)  # [B, K, 1 + A]
+            phi = (row[:, None, :, None] * column[:, :, None, :]).flatten(2)  # [B, K, P]
+            unknown = (phi @ self.root).square().sum(dim=2)
+        return self.mean(context, candidates) + unknown.sqrt()
+
+    def export(self, graph: Graph, context: str, candidates: str) -> str:
+        row = graph.op("Pad", context, graph.constant([0, 1, 0, 0]), graph.constant(1.0))  # [N, 1 + F]
+        root = self.root.numpy()
+        if root.ndim == 3:
+            each = graph.op("MatMul", graph.op("Unsqueeze", row, graph.constant([1, 2])), graph.constant(root))
+            square = graph.op("ReduceSumSquare", each, graph.constant([2, 3]), keepdims=0)  # [N, A]
+            unknown = graph.op("MatMul", candidates, graph.op("Unsqueeze", square, graph.constant([2])))
+            unknown = graph.op("Squeeze", unknown, graph.constant([2]))
+        else:
+            column = graph.op("Pad", candidates, graph.constant([0, 0, 1, 0, 0, 0]), graph.constant(1.0))
+            pairs = graph.op(
+                "Mul",
+                graph.op("Unsqueeze", row, graph.constant([1, 3])),
+                graph.op("Unsqueeze", column, graph.constant([2])),
+            )  # [N, K, 1 + F, 1 + A]
+            phi = graph.op("Reshape", pairs, graph.constant([0, 0, len(root)]))
+            product = graph.op("MatMul", phi, graph.constant(root))
+            unknown = graph.op("ReduceSumSquare", product, graph.constant([2]), keepdims=0)
+        return graph.op("Add", self.mean.export(graph, context, candidates), graph.op("Sqrt", unknown))
+
+
+NETS: dict[str, Callable[[Shape], Net]] = {
+    "actions": ActionNet,
+    "features": FeatureNet,
+    "bilinear": Bilinear,
+    "optimist": Optimist,
+    "own-optimist": Optimist,
+}
+"""Kind of a Shape -> its net, without weights."""
+
+
+def _layers(widths: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers of those widths with ReLU between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

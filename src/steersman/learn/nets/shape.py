@@ -1,0 +1,70 @@
+"""Shape: what a net looks like, as data: enough to build it again, and safe to read from a file."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from msgspec import Struct
+
+from steersman.core.errors import DataError
+from steersman.core.features import Encoder
+
+WIDEST = 2**16
+"""Width of the widest layer: a damaged file must not ask for more memory than there is."""
+
+
+class Shape(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a net looks like, as data: enough to build it again.
+
+    Attributes:
+        kind: `actions`: one output a named action; `features`: context and candidate go in together; the others are
+            linear, see `linear.py`: `bilinear`, and with a bonus `optimist`, or `own-optimist` for named actions.
+        context: F, number of context columns.
+        candidate: A, number of candidate columns, at least 1.
+        hidden: width of each hidden layer, in [1, WIDEST]; empty: a linear net.
+        dueling: the value of the context and the advantages of the candidates have outputs of their own, added up.
+        atoms: numbers that a candidate's distribution of returns is made of, in [1, WIDEST]; 1: its mean alone.
+        support: lowest and highest return: atoms are then logits of returns evenly spaced between them. None: atoms
+            are quantiles.
+    """
+
+    kind: Literal["actions", "features", "bilinear", "optimist", "own-optimist"]
+    context: int
+    candidate: int
+    hidden: tuple[int, ...]
+    dueling: bool = False
+    atoms: int = 1
+    support: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.context < 0 or self.candidate < 1:
+            raise DataError(
+                f"the net has {self.context} context and {self.candidate} candidate columns; without a candidate's "
+                f"column it can not tell one candidate from another",
+                hint="name the actions of the problem, or give the candidates features",
+            )
+        for width in self.hidden:
+            if not 1 <= width <= WIDEST:
+                raise DataError(f"a hidden layer has the width {width}, must be in [1, {WIDEST}]", field="hidden")
+        if not 1 <= self.atoms <= WIDEST:
+            raise DataError(f"atoms is {self.atoms}, must be in [1, {WIDEST}]", field="atoms")
+        if self.support is not None and not (-math.inf < self.support[0] < self.support[1] < math.inf):
+            raise DataError(f"the support is {self.support}, must be [lowest, highest]", field="support")
+
+
+def shape_for(
+    encoder: Encoder,
+    hidden: tuple[int, ...],
+    *,
+    dueling: bool = False,
+    atoms: int = 1,
+    support: tuple[float, float] | None = None,
+) -> Shape:
+    """The net for candidates that are named actions and nothing else, or that have features; see Shape.
+
+    Raises:
+        DataError: the candidates have no columns, or a width is out of range.
+    """
+    kind: Literal["actions", "features"] = "features" if encoder.candidate else "actions"
+    return Shape(kind, encoder.context_width, encoder.candidate_width, hidden, dueling, atoms, support)
