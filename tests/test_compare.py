@@ -82,6 +82,13 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> config.Project:
     return made
 
 
+def test_a_stored_version_that_learned_is_judged_on_units_that_no_training_saw(shop: config.Project) -> None:
+    built = timeline.load(Path(flow.latest_candidate(shop, "offer").build))
+    _, _, rows = timeline.parts(built.unit, built.draws, 0.2, 0.3)
+    assert flow.judge(shop, "offer", "2").decisions == len(rows) < len(built.batch)
+    assert flow.judge(shop, "offer", "champion").decisions == len(built.batch)  # uniform: it learned nothing
+
+
 def test_versions_are_judged_on_the_test_units_of_the_last_build(shop: config.Project) -> None:
     found = comparing.compare(shop, "offer", ["champion", "2", None])
     assert [one.name for one in found.versions] == ["offer@1 (champion)", "offer@2", "offer (candidate)"]

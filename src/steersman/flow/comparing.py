@@ -14,7 +14,7 @@ from steersman.core.errors import DataError, Error
 from steersman.core.policy import Policy
 from steersman.core.report import Estimate, Report, Verdict
 from steersman.flow import places
-from steersman.flow.judging import report_on, stored_policy
+from steersman.flow.judging import report_on, stored_policy, test_rows
 from steersman.flow.page import day, interval
 
 
@@ -70,8 +70,7 @@ def compare(project: Project, name: str, versions: Sequence[str | None], *, seed
         stored = tuple(Compared(name=one, report=report, published=_headline(report)) for one, _, _, report in asked)
         return Comparison(problem=name, same_rows=False, versions=stored, refused=(why,))
     built = timeline.load(places.latest(project, "builds", name, hint=f"steersman build {name}"))
-    settings = project.policy(name)
-    _, _, rows = timeline.parts(built.unit, built.draws, settings.learn.validation, settings.learn.holdout)
+    rows, level = test_rows(project, name, built), project.policy(name).evaluate.level
     sides: list[Compared] = []
     refused: list[Verdict] = []
     first: tuple[str, evaluate.Terms] | None = None
@@ -91,7 +90,7 @@ def compare(project: Project, name: str, versions: Sequence[str | None], *, seed
             refused.append(_refusal(which, reason, f'name one in [problem.{name}.evaluate] headline = "..."'))
         else:
             said = f"{which} - {sides[0].name}"
-            found = evaluate.difference(terms, first[1], estimator=said, level=settings.evaluate.level)
+            found = evaluate.difference(terms, first[1], estimator=said, level=level)
             side = msgspec.structs.replace(side, difference=found)
         sides.append(side)
     return Comparison(problem=name, same_rows=True, versions=tuple(sides), refused=tuple(refused))

@@ -32,30 +32,42 @@ def judge(project: Project, name: str, version: str | None = None, *, seed: int 
     """Estimate a policy's value and the baseline's from the log alone, and ask the gates.
 
     Args:
-        version: number or alias of a stored version; None: the last candidate. A candidate is judged on the
-            units that its training never saw, a stored version on every row of the last build.
+        version: number or alias of a stored version; None: the last candidate. A policy that has learned is judged on
+            the test units, which no training of this project sees; one that learned nothing on every row of the build.
     """
     if version is not None:
         stored, policy = stored_policy(project, name, version)
-        return judge_policy(project, name, policy, stored.digest, seed=seed)
+        return judge_policy(project, name, policy, stored.digest, seed=seed, learned=bool(stored.parents.data))
     candidate = latest_candidate(project, name)
     place = Path(candidate.directory)
     built = timeline.load(Path(candidate.build))
-    shares = project.policy(name).learn
-    _, _, rows = timeline.parts(built.unit, built.draws, shares.validation, shares.holdout)
+    rows = test_rows(project, name, built)
     report, _ = report_on(project, name, learn.load(place / "policy"), candidate.policy, built, rows, seed)
     report = msgspec.structs.replace(report, learning=watching.read(place))
     places.write(place / "report.json", report)
     return report
 
 
-def judge_policy(project: Project, name: str, policy: Policy, digest: str, *, seed: int = 0) -> Report:
-    """The same for any policy, on every row of the last build; the report lies beside the build."""
+def judge_policy(
+    project: Project, name: str, policy: Policy, digest: str, *, seed: int = 0, learned: bool = False
+) -> Report:
+    """The same for any policy, on the last build; the report lies beside the build.
+
+    Args:
+        learned: from this log: only the test units are looked at. Else every row is.
+    """
     directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
     built = timeline.load(directory)
-    report, _ = report_on(project, name, policy, digest, built, np.arange(len(built.batch)), seed)
+    rows = test_rows(project, name, built) if learned else np.arange(len(built.batch))
+    report, _ = report_on(project, name, policy, digest, built, rows, seed)
     places.write(directory.parent / f"report-{digest[:12]}.json", report)
     return report
+
+
+def test_rows(project: Project, name: str, built: timeline.Built) -> np.ndarray:
+    """Rows of the test units: a unit is in that part by its name, in every build."""
+    shares = project.policy(name).learn
+    return timeline.parts(built.unit, built.draws, shares.validation, shares.holdout)[2]
 
 
 def draw(project: Project, name: str, version: str | None, report: Report, into: Path | None = None) -> Path:
