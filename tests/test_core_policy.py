@@ -13,7 +13,7 @@ from steersman.core.decision import Numbers
 from steersman.core.density import Gaussian, Point, UniformBox
 from steersman.core.errors import DataError
 from steersman.core.features import Continuous, Encoder
-from steersman.core.policy import EpsilonGreedy, Policy, Softmax, Uniform, constant_scorer, draw
+from steersman.core.policy import EpsilonGreedy, Policy, Softmax, SquareCB, Uniform, constant_scorer, draw
 from steersman.worlds import tabular
 
 LAST_BELOW_ONE = 1.0 - 2.0**-53
@@ -200,3 +200,11 @@ def test_a_policy_says_for_which_actions_it_is():
         Policy(encoder, constant_scorer, Softmax(1.0)).aims(batch)
     with pytest.raises(DataError, match="another encoder"):
         Policy(Encoder(numbers=BOX), constant_scorer, UniformBox()).aims(batch)
+
+
+def test_squarecb_weighs_by_the_inverse_of_the_gap_and_gives_the_best_what_is_left():
+    scores, mask = np.array([[1.0, 0.5, -1.0, 9.9]], dtype=np.float32), np.array([[True, True, True, False]])
+    found = SquareCB(4.0).probabilities(scores, mask)[0]
+    assert found == pytest.approx([1 - 1 / 5 - 1 / 11, 1 / 5, 1 / 11, 0.0], abs=1e-15)
+    with pytest.raises(DataError, match="gamma is -1, must be at least 0"):
+        SquareCB(-1.0)

@@ -13,7 +13,7 @@ from steersman.core.batch import Batch
 from steersman.core.decision import Candidate, Decision, Outcome, Problem
 from steersman.core.errors import Error
 from steersman.core.features import Encoder
-from steersman.core.policy import EpsilonGreedy, Policy, Softmax, Uniform
+from steersman.core.policy import EpsilonGreedy, Policy, Softmax, SquareCB, Uniform
 from steersman.core.report import Estimate, Report, Verdict
 from steersman.core.version import Rollout, Version
 
@@ -31,6 +31,7 @@ __all__ = [
     "Report",
     "Rollout",
     "Softmax",
+    "SquareCB",
     "Uniform",
     "Verdict",
     "Version",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steersman.core.errors import DataError
-from steersman.core.policy import CandidatesExplorer, EpsilonGreedy, Explorer, Softmax, Uniform
+from steersman.core.policy import CandidatesExplorer, EpsilonGreedy, Explorer, Softmax, SquareCB, Uniform
 
 EXPLORERS = [
     Uniform(),
@@ -21,6 +21,9 @@ EXPLORERS = [
     Softmax(1e6),
     Softmax(1.0, floor=0.1),
     Softmax(0.5, floor=1.0),
+    SquareCB(0.0),
+    SquareCB(2.0),
+    SquareCB(1e6),
 ]
 every_explorer = pytest.mark.parametrize("explorer", EXPLORERS, ids=str)
 every_explorer_that_reads_scores = pytest.mark.parametrize(

@@ -89,7 +89,37 @@ class Softmax(Struct, frozen=True, forbid_unknown_fields=True, tag="softmax", ta
         return (1.0 - self.floor) * exploit + self.floor * explore
 
 
-CandidatesExplorer = Uniform | EpsilonGreedy | Softmax
+class SquareCB(Struct, frozen=True, forbid_unknown_fields=True, tag="squarecb", tag_field="kind"):
+    """Inverse gap weighting: a candidate is explored the less, the further its score is below the best.
+
+    One of K candidates whose score is d below the best has the probability 1 / (K + gamma d); the best has what is
+    left. Ties for best split it evenly.
+
+    Attributes:
+        gamma: per unit of score, at least 0: 0 is uniform, and the larger it is the greedier. A regret bound wants it
+            to grow as the root of the decisions that were learned from.
+    Source: Abe and Long 1999; Foster and Rakhlin 2020, arXiv:2002.04926, algorithm 1.
+    """
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma < np.inf:
+            raise DataError(f"gamma is {self.gamma:g}, must be at least 0", field="gamma")
+
+    def probabilities(self, scores: Array, mask: Array) -> Array:
+        """[N, K] f64."""
+        check_scores(scores, mask)
+        valid = np.where(mask, scores.astype(np.float64), -np.inf)
+        gap = np.where(mask, valid.max(axis=1, keepdims=True) - valid, 0.0)
+        best = mask & (gap == 0)
+        size = mask.sum(axis=1, keepdims=True)
+        others = np.where(mask & ~best, 1.0 / (size + self.gamma * gap), 0.0)
+        left = 1.0 - np.cumsum(others, axis=1)[:, -1:]  # in order: padding can not change the bits
+        return np.where(best, left / best.sum(axis=1, keepdims=True), others)
+
+
+CandidatesExplorer = Uniform | EpsilonGreedy | Softmax | SquareCB
 Explorer = CandidatesExplorer | UniformBox | Gaussian | Squashed | Point
 
 
