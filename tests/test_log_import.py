@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from steersman import engine as engines
 from steersman import log
-from steersman.core.decision import Candidate, Decision, Numbers, One, Outcome, Problem
+from steersman.core.decision import Candidate, Decision, Numbers, One, Outcome, Problem, Ranked
 from steersman.core.errors import DataError, Error
 from steersman.engine import Engine
 from steersman.log import mapped
@@ -233,7 +233,7 @@ def test_a_mapping_must_fit_the_problem(tmp_path: Path, pen: log.Pen, engine: En
         run(pen, engine, source, mapping(context={"wher": "position"}), problem=problem(context={"where": "text"}))
     with pytest.raises(DataError, match="no candidates"):
         run(pen, engine, source, mapping(), problem=problem(actions=One()))
-    with pytest.raises(DataError, match="one action"):
+    with pytest.raises(DataError, match="are numbers: its log can not be mapped"):
         run(pen, engine, source, mapping(), problem=problem(actions=Numbers((0.0,), (1.0,))))
 
 
@@ -444,3 +444,74 @@ def test_a_log_that_can_not_be_written_fails_the_import(tmp_path: Path, engine: 
     with pytest.raises(Error, match="closed"):
         run(pen, engine, put(tmp_path, CSV), mapping())
     assert segments(tmp_path / "log") == []
+
+
+PAGE = problem(actions=Ranked(2, names=("a", "b", "c")))
+OF_LISTS = {
+    "id": "id", "at": "t", "action": "items", "propensity": "", "propensities": "chances", "context": {},
+    "metrics": {"click": "clicks", "order": "bought"},
+}  # fmt: skip
+
+
+def test_a_ranked_list_is_mapped_from_lists_one_element_an_item(tmp_path: Path, pen: log.Pen, engine: Engine) -> None:
+    rows = [
+        {"id": "d1", "t": 7, "items": ["b", "a"], "chances": [0.5, 0.25], "clicks": [1, None], "bought": 2.5},
+        {"id": "d2", "t": 8, "items": ["c"], "chances": [0.5], "clicks": None, "bought": None},
+    ]
+    source = put(tmp_path, "\n".join(map(json.dumps, rows)), "lists.jsonl")
+    done = run(pen, engine, source, mapping(**OF_LISTS), problem=PAGE)
+    assert (done.rows, done.decisions, done.outcomes, done.rejected) == (2, 2, 2, 0)
+    one, of_list, of_item, two = nouns(pen.directory)
+    assert (one.action, one.propensities, one.propensity) == (("b", "a"), (0.5, 0.25), 0.125)
+    assert [candidate.id for candidate in one.candidates] == ["a", "b", "c"]
+    assert (of_list.decision, of_list.item, of_list.metrics, of_list.at) == ("d1", None, {"order": 2.5}, 7)
+    assert (of_item.decision, of_item.item, of_item.metrics, of_item.at) == ("d1", "b", {"click": 1.0}, 7)
+    assert of_item.id != of_list.id
+    assert (two.action, two.propensities, two.propensity) == (("c",), (0.5,), 0.5)
+
+
+def test_a_table_of_texts_is_split_into_lists_by_the_mapping(tmp_path: Path, pen: log.Pen, engine: Engine) -> None:
+    source = put(tmp_path, "id,t,items,p,first\nd1,7,b|a,0.5|0.25,0.25|0.5|0.25\n")
+    how = OF_LISTS | {
+        "action": "string_split(items, '|')", "propensities": "CAST(string_split(p, '|') AS DOUBLE[])",
+        "first_propensities": "CAST(string_split(first, '|') AS DOUBLE[])", "metrics": {},
+    }  # fmt: skip
+    assert run(pen, engine, source, mapping(**how), problem=PAGE).decisions == 1
+    [decision] = nouns(pen.directory)
+    assert (decision.action, decision.first_propensities) == (("b", "a"), (0.25, 0.5, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"chances": [0.5]}, "1 propensities for a list of 2 items"),
+        ({"chances": None}, "propensities are missing"),
+        ({"chances": [0.5, 1.5]}, "must be in (0, 1]"),
+        ({"chances": [0.5, None]}, "propensities are missing"),
+        ({"items": ["b", "d"]}, "is not among its 3 candidates"),
+        ({"items": ["b", "b"]}, "stands twice"),
+        ({"items": ["b", None]}, "an id is missing"),
+        ({"items": []}, "an empty list"),
+        ({"clicks": [1.0]}, "metrics.click has 1 numbers for 2 items"),
+    ],
+)
+def test_a_list_that_is_none_is_refused_with_its_reason(tmp_path: Path, pen: log.Pen, engine: Engine, changed, reason):
+    good = {"id": "d1", "t": 7, "items": ["b", "a"], "chances": [0.5, 0.25], "clicks": [1, 0], "bought": 2.5}
+    rows = [good, good | {"id": "d2"} | changed]
+    source = put(tmp_path, "\n".join(map(json.dumps, rows)), "lists.jsonl")
+    done = run(pen, engine, source, mapping(**OF_LISTS), problem=PAGE, max_reject_share=0.5)
+    assert (done.decisions, done.rejected) == (1, 1)
+    assert reason in rejected(source)[0]["reason"]
+
+
+def test_a_mapping_of_lists_must_have_their_propensities(tmp_path: Path, pen: log.Pen, engine: Engine) -> None:
+    source = put(tmp_path, CSV)
+    with pytest.raises(DataError, match="the mapping has no propensities"):
+        run(pen, engine, source, mapping(), problem=PAGE)
+    with pytest.raises(DataError, match="must be a list of ids"):
+        run(pen, engine, source, mapping(propensities="[0.5, 0.5]"), problem=PAGE)
+    with pytest.raises(DataError, match="has no ranked lists"):
+        run(pen, engine, source, mapping(propensities="[0.5, 0.5]"))
+    given = log.Source(path=source, mapping=mapping(propensities="[0.5]"), propensities="uniform")
+    with pytest.raises(DataError, match="can not be estimated, nor declared"):
+        log.import_log(pen, engine, given, PAGE, rejects=tmp_path / "no.jsonl")

@@ -113,6 +113,38 @@ def test_a_policy_that_scores_candidates_is_judged_by_the_lists_it_shows(tmp_pat
     assert report.passed
 
 
+MAPPING = """
+id = "id"
+at = "t"
+unit = "who"
+action = "items"
+propensities = "chances"
+first_propensities = "first"
+context = { state = "state" }
+metrics = { clicks = "clicked" }
+"""
+
+
+def test_a_table_of_lists_is_mapped_to_the_same_batch(tmp_path):
+    own = flow.build(written(tmp_path / "own"), "page")
+    state, lists, propensity, clicks = WORLD.draw(N, 1)
+    first, names = tabular.softmax(WORLD.behavior)[state], np.array(tabular.names("a", ITEMS))
+    rows = [
+        {
+            "id": f"d{i}", "who": f"u{i}", "t": i * S, "state": f"s{state[i]}", "items": names[lists[i]].tolist(),
+            "chances": propensity[i].tolist(), "first": first[i].tolist(), "clicked": clicks[i].tolist(),
+        }
+        for i in range(N)
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "mapping.toml").write_text(MAPPING)
+    made = product.project(tmp_path / "mapped", TOML)
+    done = flow.import_log(made, "page", flow.read_source(tmp_path / "rows.jsonl", tmp_path / "mapping.toml"), 0.0)
+    assert (done.decisions, done.outcomes, done.rejected) == (N, 3 * N, 0)
+    again = flow.build(made, "page")
+    assert again.digest == own.digest
+
+
 def test_fields_of_lists_say_what_they_explain_of_the_reward(tmp_path, capsys):
     made = written(tmp_path)
     flow.build(made, "page")

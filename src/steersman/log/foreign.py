@@ -27,8 +27,9 @@ class Mapping(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     Attributes:
         at: when it was decided: microseconds since 1970 as an integer, or a SQL date or timestamp (UTC if it
             names no zone).
-        action: id of the candidate taken.
-        propensity: probability with which it was taken, in (0, 1]. There is no default.
+        action: id of the candidate taken; a list of ids for ranked lists.
+        propensity: probability with which it was taken, in (0, 1]. There is no default; of a ranked list it is the
+            product of its `propensities`.
         id: of the decision; empty: derived from the source's name, the line, `at` and the action, so that the
             same file imported twice counts once. The rows of a query have no order of their own: they need it.
         unit: whose episode it is; empty: each decision is a unit of its own.
@@ -36,11 +37,15 @@ class Mapping(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         version: number of the policy version that decided.
         candidates: list of ids, or of structs with an id and features; empty: the problem's named actions.
         context: field -> column or expression.
-        metrics: metric -> column or expression; a row with no metric and no `ends` has no outcome.
+        metrics: metric -> column or expression; a row with no metric and no `ends` has no outcome. Of a ranked list
+            it may be a list of numbers, one an item: each becomes an outcome of its own, null: not told.
         ends: `terminated` or `truncated` on the last decision of an episode.
         deferred: whether the decision was only offered: it counts once something activates it.
         activates: whether the row's outcome says that a deferred decision was carried out.
         outcome_at: when the outcome happened; empty: `at`.
+        propensities: of ranked lists: a list of numbers, the probability of each item given the items above it.
+        first_propensities: of ranked lists: a list of numbers, the probability of each candidate to stand in the first
+            slot; empty: not told.
     """
 
     at: str
@@ -57,6 +62,8 @@ class Mapping(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     deferred: str = ""
     activates: str = ""
     outcome_at: str = ""
+    propensities: str = ""
+    first_propensities: str = ""
 
 
 class Source(Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from steersman.core.decision import Candidate, Decision, FieldType, One, Outcome, Problem, Value
+from steersman.core.decision import Candidate, Decision, FieldType, Numbers, Outcome, Problem, Ranked, Value
 from steersman.core.errors import DataError, did_you_mean
 from steersman.engine import Engine, identifier
 from steersman.log.foreign import Job, Judged, Mapping, Propensities, settle
@@ -32,6 +32,9 @@ _ROLES = {
     "list": "a list",
     "time": "a time",
     "candidates": "a list of ids, or of structs with an id",
+    "ids": "a list of ids",
+    "numbers": "a list of numbers",
+    "slots": "a number, or a list of numbers, one an item",
 }
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 _NUMBERS = (*_INTEGERS, "UBIGINT", "HUGEINT", "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN")
@@ -82,16 +85,21 @@ def _check_id(mapping: Mapping, table: Table) -> None:
 
 
 def _check_mapping(mapping: Mapping, problem: Problem, propensities: Propensities) -> None:
-    if not mapping.propensity and propensities == "logged":
+    if isinstance(problem.actions, Ranked):
+        _check_lists(mapping, propensities)
+    elif mapping.propensities or mapping.first_propensities:
+        raise DataError(f"problem {problem.name} has no ranked lists, and their items no propensities",
+                        hint="map propensity", field="propensities")  # fmt: skip
+    elif not mapping.propensity and propensities == "logged":
         raise DataError(
             "the mapping has no propensity: without it nothing can be estimated from this log",
             hint="map the probability with which the action was taken (--propensity uniform: one of K candidates, each "
             "as likely); if nobody knows it: --propensity estimate",
             field="propensity",
         )
-    if not isinstance(problem.actions, One):
+    if isinstance(problem.actions, Numbers):
         raise DataError(
-            f"problem {problem.name} does not choose one action: its log can not be mapped from a table",
+            f"the actions of problem {problem.name} are numbers: its log can not be mapped from a table",
             hint="import it as JSON lines of Decisions and Outcomes",
         )
     if not mapping.candidates and not problem.actions.names:
@@ -114,18 +122,36 @@ def _check_mapping(mapping: Mapping, problem: Problem, propensities: Propensitie
                 )
 
 
+def _check_lists(mapping: Mapping, propensities: Propensities) -> None:
+    if propensities != "logged":
+        raise DataError(
+            "the propensities of ranked lists can not be estimated, nor declared to be uniform",
+            hint="map propensities; of a uniform policy that of an item is 1 / the number of candidates that remain",
+            field="propensity",
+        )
+    if not mapping.propensities:
+        raise DataError(
+            "the mapping has no propensities: without them nothing can be estimated from a log of ranked lists",
+            hint="map a list of numbers, the probability of each item given the items above it",
+            field="propensities",
+        )
+
+
 def _text_columns(mapping: Mapping, problem: Problem) -> set[str]:
-    texts = {mapping.id, mapping.unit, mapping.action, mapping.ends}
+    texts = {mapping.id, mapping.unit, mapping.ends}
+    texts |= set() if isinstance(problem.actions, Ranked) else {mapping.action}
     return texts | {sql for name, sql in mapping.context.items() if problem.context.get(name) == "text"}
 
 
 def _select(engine: Engine, table: Table, mapping: Mapping, problem: Problem) -> dict[str, str]:
     """Column of the mapped table -> SQL, with the casts that its place asks for."""
-    place = partial(_place, engine, table)
+    place, ranked = partial(_place, engine, table), isinstance(problem.actions, Ranked)
     select = {"at": place("at", mapping.at, "time")}
     for name, role in (
-        ("action", "text"),
+        ("action", "ids" if ranked else "text"),
         ("propensity", "number"),
+        ("propensities", "numbers"),
+        ("first_propensities", "numbers"),
         ("id", "text"),
         ("unit", "text"),
         ("step", "integer"),
@@ -141,7 +167,7 @@ def _select(engine: Engine, table: Table, mapping: Mapping, problem: Problem) ->
     for name, sql in mapping.context.items():
         select[f"context.{name}"] = place(f"context.{name}", sql, problem.context.get(name, "auto"))
     for name, sql in mapping.metrics.items():
-        select[f"metrics.{name}"] = place(f"metrics.{name}", sql, "number")
+        select[f"metrics.{name}"] = place(f"metrics.{name}", sql, "slots" if ranked else "number")
     return select
 
 
@@ -156,7 +182,8 @@ def _place(engine: Engine, table: Table, field: str, text: str, role: str) -> st
     except DataError as error:
         hint = did_you_mean(text, table.types) if text.isidentifier() else "a column or a SQL expression over columns"
         raise DataError(f"mapping of {field}: {error.message}", hint=hint, field=field) from None
-    cast = _cast(sql, kind, role)
+    of_slots = "numbers" if kind.endswith("[]") else "number"
+    cast = _cast(sql, kind, of_slots if role == "slots" else role)
     if cast is None:
         raise DataError(
             f"mapping of {field}: {text!r} is {kind}, must be {_ROLES[role]}",
@@ -188,9 +215,9 @@ def _cast(sql: str, kind: str, role: str) -> str | None:
             return f"epoch_us(TRY_CAST({sql} AS TIMESTAMPTZ))"
         case "candidates" if is_list and kind.startswith("STRUCT"):
             return sql
-        case "candidates" if is_list:
+        case "candidates" | "ids" if is_list and not kind.startswith("STRUCT"):
             return f"CAST({sql} AS VARCHAR[])"
-        case "list" if is_list and kind[:-2].startswith(_NUMBERS):
+        case "list" | "numbers" if is_list and kind[:-2].startswith(_NUMBERS):
             return f"CAST({sql} AS DOUBLE[])"
         case "list" if is_list and kind[:-2].startswith(_TEXTS):
             return f"CAST({sql} AS VARCHAR[])"
@@ -219,6 +246,7 @@ class _Nouns:
         self._problem = problem
         self._source = source
         self._propensities = propensities
+        self._ranked = isinstance(problem.actions, Ranked)
         self._context = [(f"context.{name}", name, problem.context.get(name, "auto")) for name in mapping.context]
         self._metrics = [(f"metrics.{name}", name) for name in mapping.metrics]
         names = () if mapping.candidates else getattr(problem.actions, "names", ())
@@ -228,9 +256,14 @@ class _Nouns:
         """Raises DataError if the row breaks a law."""
         at = _required(row, "at")
         action = _required(row, "action")
+        items = _items(action) if self._ranked else ()
+        action = items or action
         own = hashlib.blake2b(f"{self._source}\0{line}\0{at}\0{action}".encode(), digest_size=12).hexdigest()
         decision_id = _required(row, "id") if "id" in row else own
-        logged = _number(row, "propensity") if "propensity" in row else None
+        chances = _numbers(row, "propensities")
+        if self._ranked and (not chances or any(map(math.isnan, chances))):
+            raise DataError("propensities are missing, and nothing may stand in for them", field="propensities")
+        logged = _number(row, "propensity") if "propensity" in row else math.prod(chances) if chances else None
         propensity, estimated = settle(logged, self._propensities, "propensity")
         decision = Decision(
             id=decision_id,
@@ -241,14 +274,16 @@ class _Nouns:
             candidates=self._named or _candidates(row["candidates"]),
             action=action,
             propensity=propensity,
+            propensities=chances,
+            first_propensities=_numbers(row, "first_propensities"),
             version=_integer(row, "version") or 0,
             step=_integer(row, "step"),
             deferred=_flag(row, "deferred"),
             estimated=estimated,
         )
         outcome = self._outcome(row, decision)
-        records = ((DECISION, _encode(decision)),)
-        return records if outcome is None else (*records, (OUTCOME, _encode(outcome)))
+        outcomes = (*([] if outcome is None else [outcome]), *self._of_items(row, decision, items))
+        return ((DECISION, _encode(decision)), *((OUTCOME, _encode(one)) for one in outcomes))
 
     def _fields(self, row: dict[str, Any]) -> dict[str, Value]:
         context: dict[str, Value] = {}
@@ -259,7 +294,8 @@ class _Nouns:
         return context
 
     def _outcome(self, row: dict[str, Any], decision: Decision) -> Outcome | None:
-        metrics = {name: number for column, name in self._metrics if (number := _number(row, column)) == number}
+        single = [(column, name) for column, name in self._metrics if not isinstance(row[column], np.ndarray)]
+        metrics = {name: number for column, name in single if (number := _number(row, column)) == number}
         ends = row.get("ends") or None
         if ends not in (None, *ENDS):
             raise DataError(f"ends is {ends!r}, must be {' or '.join(ENDS)}", field="ends")
@@ -269,6 +305,35 @@ class _Nouns:
         at = _required(row, "outcome_at") if "outcome_at" in row else decision.at
         outcome_id = hashlib.blake2b(f"outcome\0{decision.id}".encode(), digest_size=12).hexdigest()
         return Outcome(id=outcome_id, decision=decision.id, at=at, metrics=metrics, ends=ends, activates=activates)
+
+    def _of_items(self, row: dict[str, Any], decision: Decision, items: tuple[str, ...]) -> Iterator[Outcome]:
+        """Those of the items of a ranked list."""
+        told: list[dict[str, float]] = [{} for _ in items]
+        for column, name in self._metrics:
+            values = row[column].tolist() if isinstance(row[column], np.ndarray) else []
+            if values and len(values) != len(items):
+                raise DataError(f"{column} has {len(values)} numbers for {len(items)} items", field=column)
+            for slot, value in enumerate(values):
+                if not math.isnan(value):
+                    told[slot][name] = value
+        at = _required(row, "outcome_at") if any(told) and "outcome_at" in row else decision.at
+        for slot, (item, metrics) in enumerate(zip(items, told, strict=True)):
+            if metrics:
+                id = hashlib.blake2b(f"outcome\0{decision.id}\0{slot}".encode(), digest_size=12).hexdigest()
+                yield Outcome(id=id, decision=decision.id, at=at, metrics=metrics, item=item)
+
+
+def _items(values: np.ndarray) -> tuple[str, ...]:
+    """The ids of a ranked list."""
+    items = tuple(values.tolist())
+    if not items or None in items:
+        raise DataError("action is an empty list, or an id is missing in it", field="action")
+    return items
+
+
+def _numbers(row: dict[str, Any], name: str) -> tuple[float, ...]:
+    """Empty where they are missing."""
+    return () if row.get(name) is None else tuple(row[name].tolist())
 
 
 def _required(row: dict[str, Any], name: str) -> Any:
