@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from steersman import engine as engines
 from steersman import log
-from steersman.core.decision import Candidate, Decision, Numbers, One, Outcome, Problem, Ranked
+from steersman.core.decision import Candidate, Decision, One, Outcome, Problem, Ranked
 from steersman.core.errors import DataError, Error
 from steersman.engine import Engine
 from steersman.log import mapped
@@ -233,8 +233,6 @@ def test_a_mapping_must_fit_the_problem(tmp_path: Path, pen: log.Pen, engine: En
         run(pen, engine, source, mapping(context={"wher": "position"}), problem=problem(context={"where": "text"}))
     with pytest.raises(DataError, match="no candidates"):
         run(pen, engine, source, mapping(), problem=problem(actions=One()))
-    with pytest.raises(DataError, match="are numbers: its log can not be mapped"):
-        run(pen, engine, source, mapping(), problem=problem(actions=Numbers((0.0,), (1.0,))))
 
 
 def test_an_unknown_key_of_a_mapping_is_refused() -> None:

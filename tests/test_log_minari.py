@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -208,10 +208,72 @@ def test_actions_that_are_numbers_are_refused_with_the_dataset(minari: Any, pen:
         observation_space=spaces.Box(0, 1, (1,), dtype=np.float64),
         action_space=spaces.Box(0, 1, (1,), dtype=np.float64),
     )  # fmt: skip
-    for what in (named(), problem(actions=Numbers(low=(0.0,), high=(1.0,)))):
-        with pytest.raises(DataError, match="the actions are Box, only Discrete") as error:
-            run(pen, engine, uniform(path), what)
-        assert "density" in error.value.hint
+    with pytest.raises(DataError, match="the actions are Box, the problem chooses one") as error:
+        run(pen, engine, uniform(path), named())
+    assert '"numbers"' in error.value.hint
+    with pytest.raises(DataError, match=r"has the bounds \[0.0\] to \[2.0\], the dataset has \[0.0\] to \[1.0\]"):
+        run(pen, engine, uniform(path), problem(actions=Numbers(low=(0.0,), high=(2.0,))))
+
+
+PUSHES = Numbers(low=(-0.1, 0.0), high=(0.1, 2.0))
+
+
+def pushed(minari: Any, name: str, draw: Callable[[np.random.Generator, np.ndarray], np.ndarray]) -> Any:
+    """A dataset of a Box with the bounds of PUSHES, whose actions are drawn for an observation, and what was put in."""
+    from gymnasium import spaces
+
+    space = spaces.Box(np.float32(PUSHES.low), np.float32(PUSHES.high))
+    rng = np.random.default_rng(1)
+    buffers = []
+    for episode in range(60):
+        seen = rng.uniform(-1, 1, (11, 1))
+        actions = np.stack([draw(rng, one) for one in seen[:10]]).astype(np.float32)
+        actions = actions.clip(space.low, space.high)
+        buffers.append(buffer(minari, episode, seen, actions, [1.0] * 10, [False] * 9 + [True], [False] * 10))
+    return written(
+        minari, name, buffers, observation_space=spaces.Box(-1, 1, (1,), dtype=np.float64), action_space=space
+    ), buffers
+
+
+def even(rng: np.random.Generator, seen: np.ndarray) -> np.ndarray:
+    return rng.uniform(PUSHES.low, PUSHES.high)
+
+
+def test_numbers_of_a_uniform_policy_have_the_density_of_their_bounds(
+    minari: Any, pen: log.Pen, engine: Engine
+) -> None:
+    path, buffers = pushed(minari, "pushes/random-v0", even)
+    counts = run(pen, engine, uniform(path), problem(actions=PUSHES))
+    assert (counts.decisions, counts.behavior.method, counts.behavior.decisions) == (600, "uniform", 600)
+    assert counts.behavior.loss_uniform == pytest.approx(np.log(10))
+    decisions = nouns(pen)[::2]
+    assert {one.propensity for one in decisions} == {1 / (0.2 * 2.0)}
+    assert not any(one.estimated or one.candidates for one in decisions)
+    assert np.array_equal([one.action for one in decisions], np.concatenate([one.actions for one in buffers]))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng, seen: rng.normal([0.0, 1.0], [0.05, 0.5]),
+        lambda rng, seen: np.array([rng.uniform(-0.1, 0.1), 1.0 + seen[0] * rng.uniform(0, 1)]),  # each alone is even
+    ],
+    ids=["centred", "of the context"],
+)
+def test_numbers_that_were_not_uniform_are_refused(minari: Any, pen: log.Pen, engine: Engine, draw: Any) -> None:
+    path, _ = pushed(minari, f"pushes/other{id(draw)}-v0", draw)
+    with pytest.raises(DataError, match="not taken uniformly"):
+        run(pen, engine, uniform(path), problem(actions=PUSHES))
+    assert nouns(pen) == []
+
+
+def test_the_density_of_numbers_is_neither_made_up_nor_estimated(minari: Any, pen: log.Pen, engine: Engine) -> None:
+    path, _ = pushed(minari, "pushes/unknown-v0", even)
+    for propensities, says in (("estimate", "not estimated from a log"), ("logged", "propensity is missing")):
+        with pytest.raises(DataError, match=says) as error:
+            run(pen, engine, log.Source(path=path, form="minari", propensities=propensities), problem(actions=PUSHES))
+        assert "--propensity uniform" in str(error.value)
+        assert "--propensity estimate" not in str(error.value)
 
 
 def test_a_step_that_breaks_a_law_is_refused_by_its_number(

@@ -159,6 +159,12 @@ class Policy:
             raise DataError("the encoder has no bounds: the policy does not decide over numbers", field="actions")
         return Aims(over_numbers(self.explorer), self._scores(batch), self.encoder.numbers)
 
+    def target(self, batch: Batch) -> Array | Aims | Lists:
+        """What it would do on every row: `aims` of numbers, `lists` of ranked lists, `propensities` of candidates."""
+        if batch.ranked:
+            return self.lists(batch)
+        return self.aims(batch) if batch.numbers else self.propensities(batch)
+
     def _scores(self, batch: Batch) -> Array:
         if batch.encoder.digest != self.encoder.digest:
             raise DataError(

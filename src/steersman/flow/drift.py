@@ -18,18 +18,20 @@ from steersman.flow.places import Candidate
 
 
 def since_version(
-    project: Project, stored: Version, profiles: tuple[Profile, ...], shares: tuple[ActionShare, ...]
+    project: Project, stored: Version, profiles: tuple[Profile, ...], shares: tuple[ActionShare, ...] | None
 ) -> Previous:
     """Of the fields' profiles, and of the actions' shares, both of the policy that is judged.
 
     Args:
         stored: the version that decides now.
-        shares: with those of that version, where it could be asked.
+        shares: with those of that version, where it could be asked; None: the actions are not one candidate each.
     """
     version = f"{stored.name}@{stored.number}"
     unknown, moved, fields = "", None, None
     gone: tuple[str, ...] = ()
-    if shares and all(one.previous is not None for one in shares):
+    if shares is None:
+        unknown = "its actions are not one candidate each, so that they have no shares of the decisions"
+    elif shares and all(one.previous is not None for one in shares):
         moved = 0.5 * sum(abs(one.target.value - one.previous.value) for one in shares if one.previous is not None)
     else:
         unknown = "it can not be asked about these decisions"

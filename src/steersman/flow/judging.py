@@ -97,21 +97,20 @@ def report_on(
     settings = project.policy(name)
     batch, policy = _together(built, policy)
     batch = batch.take(rows)
-    target = _target(policy, batch)
+    target = policy.target(batch)
     found, terms = evaluate.evaluated(
         batch, target, settings.evaluate, seed, settings.problem.horizon, policy, np.asarray(built.at[rows])
     )
-    before, probabilities, shown, since, unknown = None, None, None, None, tuple[Verdict, ...]()
-    spread = None
+    before, probabilities, unknown = _previous(project, name, digest, built, rows)
+    shown, spread = None, None
     if isinstance(target, Lists):
         weight = target.propensities(batch.action).prod(axis=1) / batch.propensity
         spread = evaluate.weights_of(batch, weight, settings.evaluate.level)
     elif not isinstance(target, Aims):
-        before, probabilities, unknown = _previous(project, name, digest, built, rows)
         ids = None if batch.encoder.actions or batch.mask.size > MOST_IDS else built.raw.ids[rows]
         shown = evaluate.shown(batch, target, settings.evaluate.level, previous=probabilities, ids=ids)
         spread = shown.weights
-        since = None if before is None else since_version(project, before, built.profiles, shown.shares)
+    since = None if before is None else since_version(project, before, built.profiles, shown.shares if shown else None)
     report = Report(
         problem=name,
         policy=digest,
@@ -140,13 +139,6 @@ def report_on(
     return report, terms
 
 
-def _target(policy: Policy, batch: Batch) -> np.ndarray | Aims | Lists:
-    """What the policy would do on every row of the batch."""
-    if batch.ranked:
-        return policy.lists(batch)
-    return policy.aims(batch) if batch.numbers else policy.propensities(batch)
-
-
 def _previous(
     project: Project, name: str, digest: str, built: timeline.Built, rows: np.ndarray
 ) -> tuple[Version | None, np.ndarray | None, tuple[Verdict, ...]]:
@@ -161,6 +153,8 @@ def _previous(
     stored, policy = stored_policy(project, name, str(number))
     if stored.digest == digest:
         return None, None, ()
+    if built.batch.numbers or built.batch.ranked:  # no candidates that one could have a share of
+        return stored, None, ()
     try:
         batch, policy = _together(built, policy)
         return stored, policy.propensities(batch.take(rows)), ()

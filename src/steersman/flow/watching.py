@@ -14,8 +14,10 @@ import numpy as np
 from steersman import evaluate
 from steersman.config import PolicyConfig
 from steersman.core.batch import Batch
+from steersman.core.density import Aims
 from steersman.core.errors import Error, MissingExtra
 from steersman.core.policy import Policy
+from steersman.core.ranking import Lists
 from steersman.core.report import Estimate, Learned
 
 LEARNING = "learning.json"
@@ -32,6 +34,9 @@ MOST_ROWS = 20_000
 
 AFFORDABLE = {True: ("ips", "snips", "dr"), False: ("pdis",)}
 """Estimators that are asked while training, of single decisions and of sequences; the headline's always is."""
+
+WITHOUT_CHANCE = ("kernel-snips", "kernel-dr")
+"""The same of single decisions, where actions are numbers and the policy has no density."""
 
 
 class Scalars(Protocol):
@@ -97,13 +102,18 @@ def _estimates(batch: Batch, policy: Policy, config: PolicyConfig, seed: int) ->
     """Of the policy as it would be served, the headline's first; or why there is none."""
     served = Policy(policy.encoder, policy.scorer, config.learn.explorer)
     given = config.evaluate
-    asked = evaluate.Settings(estimators=AFFORDABLE[_alone(batch)], headline=given.headline, level=given.level)
     try:
-        found = evaluate.evaluate(batch, served.propensities(batch), asked, seed, config.problem.horizon, served)
+        target = served.target(batch)
+        asked = evaluate.Settings(estimators=_affordable(batch, target), headline=given.headline, level=given.level)
+        found = evaluate.evaluate(batch, target, asked, seed, config.problem.horizon, served)
     except Error as error:  # a net that has hardly learned may do what the log never did; training goes on
         return (), error.message
     rest = tuple(one for one in found.estimates if one != found.headline)
     return (found.headline, *rest), ""
+
+
+def _affordable(batch: Batch, target: np.ndarray | Aims | Lists) -> tuple[str, ...]:
+    return WITHOUT_CHANCE if isinstance(target, Aims) and not target.dense else AFFORDABLE[_alone(batch)]
 
 
 def _alone(batch: Batch) -> bool:

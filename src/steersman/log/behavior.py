@@ -28,9 +28,10 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from steersman.core.decision import Decision, decoder
+from steersman.core.decision import Decision, Numbers, decoder
+from steersman.core.density import volume
 from steersman.core.errors import DataError
-from steersman.log import choice
+from steersman.log import choice, vectors
 from steersman.log.choice import Row
 from steersman.log.foreign import Propensities
 from steersman.log.segment import DECISION
@@ -57,6 +58,8 @@ _decode = decoder(Decision)
 class Behavior(Struct, frozen=True):
     """Where the propensities come from that the source did not have. Losses are cross-fitted, in nats a decision.
 
+    Of actions that are numbers each number is a decision of its own, among the parts of its bounds (`vectors`).
+
     Attributes:
         method: `logistic` or `frequencies` (estimates, and marked as such), or `uniform` (declared).
         decisions: that got their propensity so.
@@ -65,7 +68,7 @@ class Behavior(Struct, frozen=True):
         gain, low, high: loss_frequencies - loss_logistic with its interval at `level`, by units. The ridge was chosen
             among RIDGES by the same loss, which flatters the gain a little.
         ridge: of the model.
-        smallest: propensity.
+        smallest: propensity; for numbers the density.
     """
 
     method: Literal["logistic", "frequencies", "uniform"]
@@ -84,27 +87,31 @@ class Behavior(Struct, frozen=True):
 
 
 def settle_all(
-    records: Callable[[], Records], propensities: Propensities, append: Callable[[Iterable[tuple[bytes, bytes]]], None]
+    records: Callable[[], Records],
+    propensities: Propensities,
+    box: Numbers | None,
+    append: Callable[[Iterable[tuple[bytes, bytes]]], None],
 ) -> Behavior | None:
     """Give every decision that is marked as estimated its propensity, and hand all records on in their order.
 
     Args:
         records: the records from the first one on, as often as it is called.
         propensities: `estimate` or `uniform`.
+        box: bounds of actions that are numbers, `uniform` only; None: they are candidates.
         append: takes the records; it is called once, after all that can go wrong with the estimate.
     Returns:
         what was done; None if no propensity was missing.
     Raises:
         DataError: too few units, or the policy was not uniform.
     """
-    rows, waiting = _sample(records())
+    rows, waiting = _sample(records(), box)
     if not waiting:
         append(records())
         return None
     _check_units(rows)
     fitted = _fit(rows)
     method = _method(fitted, propensities)
-    settled = _Settled(fitted, method)
+    settled = _Settled(fitted, method, box)
     append(settled.records(records()))
     return Behavior(
         method=method,
@@ -121,7 +128,7 @@ def settle_all(
     )
 
 
-def _sample(records: Records) -> tuple[list[Row], int]:
+def _sample(records: Records, box: Numbers | None) -> tuple[list[Row], int]:
     """Decisions that wait for their propensity, and how many do: all, or those of some of the units if they are many.
 
     Of many units so many stay that a pass is affordable; which ones goes by their hash alone.
@@ -132,10 +139,10 @@ def _sample(records: Records) -> tuple[list[Row], int]:
     names: dict[tuple[str, ...], tuple[str, ...]] = {}
     for kind, body in records:
         if kind == DECISION and (decision := _decode(body)).estimated:
-            row = _row(decision, names)
+            some = [_row(decision, names)] if box is None else _rows_of_numbers(decision, box)
             waiting += 1
-            if row.hash < limit:
-                rows.append(row)
+            if some[0].hash < limit:
+                rows += some
             if len(rows) > MAX_ROWS:
                 limit //= 2
                 rows = [row for row in rows if row.hash < limit]
@@ -160,15 +167,28 @@ def _row(decision: Decision, names: dict[tuple[str, ...], tuple[str, ...]]) -> R
     ids = tuple(candidate.id for candidate in decision.candidates)
     ids = names.setdefault(ids, ids)
     features = tuple(candidate.features for candidate in decision.candidates)
-    digest = hashlib.blake2b(decision.unit.encode(), digest_size=8).digest()
     return Row(
         unit=decision.unit,
-        hash=int.from_bytes(digest),
+        hash=_hash(decision.unit),
         context=decision.context,
         ids=ids,
         features=features if any(features) else (),
         taken=ids.index(str(decision.action)),
     )
+
+
+def _rows_of_numbers(decision: Decision, box: Numbers) -> list[Row]:
+    """A row a number of the action: in which part of its bounds it lies."""
+    shared = (decision.unit, _hash(decision.unit), decision.context)
+    action = tuple(map(float, decision.action))
+    return [
+        Row(*shared, tuple(f"{number}.{part}" for part in range(vectors.PARTS)), (), taken)
+        for number, taken in enumerate(vectors.parts(action, box))
+    ]
+
+
+def _hash(unit: str) -> int:
+    return int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=8).digest())
 
 
 def _folds(rows: Sequence[Row]) -> Array:
@@ -312,11 +332,12 @@ def _method(fitted: _Fitted, propensities: Propensities) -> Literal["logistic", 
 class _Settled:
     """The records with their propensities; afterwards it knows how many it gave and the smallest."""
 
-    def __init__(self, fitted: _Fitted, method: str) -> None:
+    def __init__(self, fitted: _Fitted, method: str, box: Numbers | None) -> None:
         self._fitted = fitted
         self._method = method
+        self._box = box
         self.decisions = 0
-        self.smallest = 1.0
+        self.smallest = math.inf
 
     def records(self, records: Records) -> Records:
         """The same records, a chunk in memory at a time."""
@@ -331,7 +352,7 @@ class _Settled:
 
     def _settle(self, waiting: Sequence[tuple[bytes, bytes | Decision]]) -> Records:
         decisions = [body for _, body in waiting if isinstance(body, Decision)]
-        chances = iter(self._propensities([_row(decision, {}) for decision in decisions]) if decisions else ())
+        chances = iter(self._propensities(decisions) if decisions else ())
         for kind, body in waiting:
             if isinstance(body, bytes):
                 yield kind, body
@@ -342,7 +363,10 @@ class _Settled:
             estimated = self._method != "uniform"
             yield kind, _encode(msgspec.structs.replace(body, propensity=propensity, estimated=estimated))
 
-    def _propensities(self, rows: Sequence[Row]) -> list[float]:
+    def _propensities(self, decisions: Sequence[Decision]) -> list[float]:
+        if self._box is not None:
+            return [1.0 / volume(self._box)] * len(decisions)
+        rows = [_row(decision, {}) for decision in decisions]
         if self._method == "uniform":
             return [1.0 / len(row.ids) for row in rows]
         logistic, frequencies = self._fitted.chances(rows)

@@ -17,8 +17,12 @@ Propensities = Literal["logged", "estimate", "uniform"]
 """Where the propensity of a row without one comes from.
 
 `logged`: from nowhere, the row is refused. `estimate`: from a model of the behavior policy, and the decision says so
-for ever. `uniform`: whoever imports declares that every candidate was as likely as the others.
+for ever. `uniform`: whoever imports declares that every candidate was as likely as the others; of actions that are
+numbers, that their density was the same everywhere within the bounds.
 """
+
+
+ESTIMATE = "if nobody knows it: --propensity estimate"
 
 
 class Mapping(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -27,15 +31,16 @@ class Mapping(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     Attributes:
         at: when it was decided: microseconds since 1970 as an integer, or a SQL date or timestamp (UTC if it
             names no zone).
-        action: id of the candidate taken; a list of ids for ranked lists.
-        propensity: probability with which it was taken, in (0, 1]. There is no default; of a ranked list it is the
-            product of its `propensities`.
+        action: id of the candidate taken; a list of ids for ranked lists; for numbers a list of them, or one number.
+        propensity: probability with which it was taken, in (0, 1]; for numbers its density, above 0. There is no
+            default; of a ranked list it is the product of its `propensities`.
         id: of the decision; empty: derived from the source's name, the line, `at` and the action, so that the
             same file imported twice counts once. The rows of a query have no order of their own: they need it.
         unit: whose episode it is; empty: each decision is a unit of its own.
         step: place in the unit's episode.
         version: number of the policy version that decided.
-        candidates: list of ids, or of structs with an id and features; empty: the problem's named actions.
+        candidates: list of ids, or of structs with an id and features; empty: the problem's named actions. For
+            numbers there are none.
         context: field -> column or expression.
         metrics: metric -> column or expression; a row with no metric and no `ends` has no outcome. Of a ranked list
             it may be a list of numbers, one an item: each becomes an outcome of its own, null: not told.
@@ -145,10 +150,9 @@ def settle(logged: float | None, propensities: Propensities, field: str, hint: s
     if logged is not None and not math.isnan(logged):
         return logged, False
     if propensities == "logged":
-        more = "if nobody knows it: --propensity estimate"
         raise DataError(
             f"{field} is missing, and a default would be wrong without notice",
-            hint=f"{hint}; {more}" if hint else more,
+            hint=hint or ESTIMATE,
             field=field,
         )
     return 1.0, True

@@ -41,7 +41,7 @@ from msgspec import Struct
 from steersman.core.decision import FIELD, Candidate, Decision, Ends, Problem, Value, decoder
 from steersman.core.errors import DataError, did_you_mean
 from steersman.engine import Engine, identifier
-from steersman.log.foreign import Job, Judged, Propensities, settle
+from steersman.log.foreign import ESTIMATE, Job, Judged, Propensities, settle
 from steersman.log.lines import (
     Records,
     add_field,
@@ -153,7 +153,9 @@ def _convert(row: Any) -> _Step:
 def _records(step: _Step, *, problem: Problem, names: tuple[str, ...], propensities: Propensities) -> Records:
     if step.action is None or step.action in ("", {}):
         raise DataError("no action was taken: a state alone is no decision", field="action")
-    propensity, estimated = settle(step.action_probability, propensities, "action_probability", PROPENSITY_HINT)
+    propensity, estimated = settle(
+        step.action_probability, propensities, "action_probability", f"{PROPENSITY_HINT}; {ESTIMATE}"
+    )
     at = _instant(step.ds, step.sequence_number)
     taken = _candidate(step.action, names)
     decision = Decision(

@@ -13,10 +13,11 @@ from typing import IO
 import msgspec
 from msgspec import Struct
 
-from steersman.core.decision import Decision, Outcome, Problem, check_fields, decoder
+from steersman.core.decision import Decision, Numbers, Outcome, Problem, check_fields, decoder
 from steersman.core.errors import ConfigError, DataError, did_you_mean
 from steersman.engine import Engine
 from steersman.engine.disk import replacing
+from steersman.log import vectors
 from steersman.log.behavior import Behavior, settle_all
 from steersman.log.dsjson import dsjson_rows
 from steersman.log.foreign import Job, Judged, Source
@@ -107,6 +108,7 @@ def import_log(
         Error: the log can not be written; run it again when it can.
     """
     check_source(source)
+    box = vectors.box_of(problem, source.propensities)
     with tempfile.TemporaryDirectory(prefix="steersman-import-") as folder, tempfile.TemporaryFile() as stage:
         job = Job(engine, source, problem, Path(folder))
         limit = pen.max_body_bytes - (ROOM if source.propensities != "logged" else 0)
@@ -119,7 +121,7 @@ def import_log(
         if source.propensities == "logged":
             _append(pen, _staged(stage))
             return counts
-        behavior = settle_all(lambda: _staged(stage), source.propensities, lambda records: _append(pen, records))
+        behavior = settle_all(lambda: _staged(stage), source.propensities, box, lambda records: _append(pen, records))
         return msgspec.structs.replace(counts, behavior=behavior)
 
 
@@ -233,6 +235,8 @@ def _own_records(row: bytes, *, problem: Problem) -> Records:
     decision = _decode_decision(row)
     if decision.problem != problem.name:
         raise DataError(f"the decision is of problem {decision.problem!r}, not {problem.name}", field="problem")
+    if isinstance(problem.actions, Numbers):
+        vectors.check(vectors.read(decision.action), problem.actions)
     check_fields(decision.context, problem.context, "context")
     for i, candidate in enumerate(decision.candidates):
         check_fields(candidate.features, problem.candidate, f"candidates[{i}].features")

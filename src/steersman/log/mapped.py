@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from steersman.core.decision import Candidate, Decision, FieldType, Numbers, Outcome, Problem, Ranked, Value
+from steersman.core.decision import Candidate, Decision, FieldType, Numbers, One, Outcome, Problem, Ranked, Value
 from steersman.core.errors import DataError, did_you_mean
 from steersman.engine import Engine, identifier
-from steersman.log.foreign import Job, Judged, Mapping, Propensities, settle
+from steersman.log import vectors
+from steersman.log.foreign import ESTIMATE, Job, Judged, Mapping, Propensities, settle
 from steersman.log.segment import DECISION, OUTCOME
 from steersman.log.sources import VIEW, Table, open_query, open_table
 
@@ -31,11 +32,13 @@ _ROLES = {
     "flag": "true or false, or 0 or 1",
     "list": "a list",
     "time": "a time",
+    "vector": "a list of numbers, or a number",
     "candidates": "a list of ids, or of structs with an id",
     "ids": "a list of ids",
     "numbers": "a list of numbers",
     "slots": "a number, or a list of numbers, one an item",
 }
+_ACTION_ROLES = {One: "text", Ranked: "ids", Numbers: "vector"}
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 _NUMBERS = (*_INTEGERS, "UBIGINT", "HUGEINT", "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN")
 _TEXTS = ("VARCHAR", "ENUM", "UUID")
@@ -51,7 +54,8 @@ def mapped_rows(job: Job, mapping: Mapping) -> Iterator[Judged]:
         DataError: the source is no table, or the mapping names what it does not have; said at the first row.
     """
     engine, source, problem, scratch = job.engine, job.source, job.problem, job.scratch
-    _check_mapping(mapping, problem, source.propensities)
+    box = vectors.box_of(problem, source.propensities)
+    _check_mapping(mapping, problem, source.propensities, box)
     texts = _text_columns(mapping, problem)
     if source.sql:
         table = open_query(engine, source.sql, source.path, scratch, texts)
@@ -84,7 +88,11 @@ def _check_id(mapping: Mapping, table: Table) -> None:
         )
 
 
-def _check_mapping(mapping: Mapping, problem: Problem, propensities: Propensities) -> None:
+def _check_mapping(mapping: Mapping, problem: Problem, propensities: Propensities, box: Numbers | None) -> None:
+    unlogged = (
+        "map the probability with which the action was taken (--propensity uniform: one of K candidates, each "
+        f"as likely); {ESTIMATE}"
+    )
     if isinstance(problem.actions, Ranked):
         _check_lists(mapping, propensities)
     elif mapping.propensities or mapping.first_propensities:
@@ -93,21 +101,10 @@ def _check_mapping(mapping: Mapping, problem: Problem, propensities: Propensitie
     elif not mapping.propensity and propensities == "logged":
         raise DataError(
             "the mapping has no propensity: without it nothing can be estimated from this log",
-            hint="map the probability with which the action was taken (--propensity uniform: one of K candidates, each "
-            "as likely); if nobody knows it: --propensity estimate",
+            hint=vectors.NO_ESTIMATE if box else unlogged,
             field="propensity",
         )
-    if isinstance(problem.actions, Numbers):
-        raise DataError(
-            f"the actions of problem {problem.name} are numbers: its log can not be mapped from a table",
-            hint="import it as JSON lines of Decisions and Outcomes",
-        )
-    if not mapping.candidates and not problem.actions.names:
-        raise DataError(
-            f"the mapping has no candidates and problem {problem.name} no named actions",
-            hint="give actions.names in the problem, or map candidates to a list of ids",
-            field="candidates",
-        )
+    _check_actions(mapping, problem)
 
     for group, known in (("context", problem.context), ("metrics", {})):
         names = list(getattr(mapping, group))
@@ -137,9 +134,26 @@ def _check_lists(mapping: Mapping, propensities: Propensities) -> None:
         )
 
 
+def _check_actions(mapping: Mapping, problem: Problem) -> None:
+    actions = problem.actions
+    if isinstance(actions, Numbers):
+        if mapping.candidates:
+            raise DataError(
+                f"the actions of {problem.name} are numbers: there are no candidates to map",
+                hint="leave candidates out of the mapping",
+                field="candidates",
+            )
+    elif not mapping.candidates and not actions.names:
+        raise DataError(
+            f"the mapping has no candidates and problem {problem.name} no named actions",
+            hint="give actions.names in the problem, or map candidates to a list of ids",
+            field="candidates",
+        )
+
+
 def _text_columns(mapping: Mapping, problem: Problem) -> set[str]:
     texts = {mapping.id, mapping.unit, mapping.ends}
-    texts |= set() if isinstance(problem.actions, Ranked) else {mapping.action}
+    texts |= {mapping.action} if isinstance(problem.actions, One) else set()
     return texts | {sql for name, sql in mapping.context.items() if problem.context.get(name) == "text"}
 
 
@@ -148,7 +162,7 @@ def _select(engine: Engine, table: Table, mapping: Mapping, problem: Problem) ->
     place, ranked = partial(_place, engine, table), isinstance(problem.actions, Ranked)
     select = {"at": place("at", mapping.at, "time")}
     for name, role in (
-        ("action", "ids" if ranked else "text"),
+        ("action", _ACTION_ROLES[type(problem.actions)]),
         ("propensity", "number"),
         ("propensities", "numbers"),
         ("first_propensities", "numbers"),
@@ -182,8 +196,7 @@ def _place(engine: Engine, table: Table, field: str, text: str, role: str) -> st
     except DataError as error:
         hint = did_you_mean(text, table.types) if text.isidentifier() else "a column or a SQL expression over columns"
         raise DataError(f"mapping of {field}: {error.message}", hint=hint, field=field) from None
-    of_slots = "numbers" if kind.endswith("[]") else "number"
-    cast = _cast(sql, kind, of_slots if role == "slots" else role)
+    cast = _cast(sql, kind, _one_of(role, kind))
     if cast is None:
         raise DataError(
             f"mapping of {field}: {text!r} is {kind}, must be {_ROLES[role]}",
@@ -193,12 +206,22 @@ def _place(engine: Engine, table: Table, field: str, text: str, role: str) -> st
     return cast
 
 
+def _one_of(role: str, kind: str) -> str:
+    """The role that a place of several takes for a column of this kind; empty: it takes none."""
+    is_list = kind.endswith("[]")
+    match role:
+        case "auto":
+            one = "number" if kind.startswith(_NUMBERS) else "text"
+            return "list" if is_list else "" if kind == "JSON" else one
+        case "vector" | "slots":
+            return "numbers" if is_list else "number"
+    return role
+
+
 def _cast(sql: str, kind: str, role: str) -> str | None:
     is_list = kind.endswith("[]")
     number, text = not is_list and kind.startswith(_NUMBERS), not is_list and kind.startswith(_TEXTS)
     match role:
-        case "auto":
-            return _cast(sql, kind, "number" if number else "list" if is_list else "text") if kind != "JSON" else None
         case "text" | "flag" if number or text:
             return f"CAST({sql} AS VARCHAR)"
         case "number" if number:
@@ -244,6 +267,7 @@ class _Nouns:
 
     def __init__(self, mapping: Mapping, problem: Problem, source: str, propensities: Propensities) -> None:
         self._problem = problem
+        self._box = problem.actions if isinstance(problem.actions, Numbers) else None
         self._source = source
         self._propensities = propensities
         self._ranked = isinstance(problem.actions, Ranked)
@@ -257,6 +281,8 @@ class _Nouns:
         at = _required(row, "at")
         action = _required(row, "action")
         items = _items(action) if self._ranked else ()
+        if self._box is not None:
+            vectors.check(action := vectors.read(action), self._box)
         action = items or action
         own = hashlib.blake2b(f"{self._source}\0{line}\0{at}\0{action}".encode(), digest_size=12).hexdigest()
         decision_id = _required(row, "id") if "id" in row else own
@@ -264,14 +290,15 @@ class _Nouns:
         if self._ranked and (not chances or any(map(math.isnan, chances))):
             raise DataError("propensities are missing, and nothing may stand in for them", field="propensities")
         logged = _number(row, "propensity") if "propensity" in row else math.prod(chances) if chances else None
-        propensity, estimated = settle(logged, self._propensities, "propensity")
+        hint = "" if self._box is None else vectors.NO_ESTIMATE
+        propensity, estimated = settle(logged, self._propensities, "propensity", hint)
         decision = Decision(
             id=decision_id,
             problem=self._problem.name,
             unit=_required(row, "unit") if "unit" in row else decision_id,
             at=at,
             context=self._fields(row),
-            candidates=self._named or _candidates(row["candidates"]),
+            candidates=self._candidates(row),
             action=action,
             propensity=propensity,
             propensities=chances,
@@ -284,6 +311,9 @@ class _Nouns:
         outcome = self._outcome(row, decision)
         outcomes = (*([] if outcome is None else [outcome]), *self._of_items(row, decision, items))
         return ((DECISION, _encode(decision)), *((OUTCOME, _encode(one)) for one in outcomes))
+
+    def _candidates(self, row: dict[str, Any]) -> tuple[Candidate, ...]:
+        return self._named if self._named or self._box else _candidates(row["candidates"])
 
     def _fields(self, row: dict[str, Any]) -> dict[str, Value]:
         context: dict[str, Value] = {}

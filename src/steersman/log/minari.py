@@ -5,13 +5,15 @@
                                      Tuple; at the top of a Dict its keys alone. Discrete values and texts are texts
                                      (numbers, if the problem declares the field so), all others numbers; NaN is missing
     action (Discrete)                its number as text: a problem with named actions has the names "0", "1", ...
+    action (Box)                     its numbers, in the order of the array
     reward                           metric `reward` of the outcome
     terminated, truncated            how the outcome ends the episode; both: it terminated
 
 A dataset has no propensities and no clock. The propensities are estimated, or declared to be uniform, or the rows are
 refused. `at` is the number of the row in seconds after 1970: it orders, and says nothing of when it happened.
 
-Other actions than Discrete are refused as a whole: their propensity would be a density that nobody logged.
+Other actions than Discrete, and a Box where the problem's actions are numbers within the same bounds, are refused as a
+whole. The density of numbers is declared, not estimated: what `action_space.sample()` did is uniform.
 
 The files are read as data with h5py alone. The `minari` package would make the environment that the metadata names
 when they lack a space, which runs code that a dataset chose.
@@ -32,15 +34,17 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from steersman.core.decision import Candidate, Decision, Ends, Problem, Value
+from steersman.core.decision import Candidate, Decision, Ends, Numbers, Problem, Value
 from steersman.core.errors import DataError, MissingExtra
+from steersman.log import vectors
 from steersman.log.fields import MAX_FIELDS
-from steersman.log.foreign import Job, Judged, settle
+from steersman.log.foreign import ESTIMATE, Job, Judged, settle
 from steersman.log.lines import Records, add_field, check_noun, digest, named_actions, outcome_of, records_of
 
 METADATA = "metadata.json"
 DATA = "main_data.hdf5"
 SECOND = 1_000_000
+PROPENSITY_HINT = "a Minari dataset has none; of a random policy: --propensity uniform"
 
 T = TypeVar("T")
 
@@ -52,6 +56,8 @@ class _Space(Struct, frozen=True):
 
     type: str
     shape: tuple[int, ...] = ()
+    low: Any = ()
+    high: Any = ()
     n: int | tuple[int, ...] = 0
     start: int | tuple[int, ...] = 0
     nvec: tuple[int, ...] = ()
@@ -96,7 +102,9 @@ def minari_rows(job: Job) -> Iterator[Judged]:
     """
     directory = job.path if (job.path / METADATA).exists() else job.path / "data"
     metadata = _metadata(directory)
-    actions = _actions(_space(metadata.action_space))
+    box = vectors.box_of(job.problem, job.source.propensities)
+    space = _space(metadata.action_space)
+    actions = _actions(space) if box is None else _check_box(space, box, job.problem.name)
     columns = list(_columns(_space(metadata.observation_space), "", "observations"))
     if len(columns) > MAX_FIELDS:
         raise DataError(
@@ -148,11 +156,31 @@ def _read(text: str, kind: type[T]) -> T:
 def _actions(space: _Space) -> tuple[str, ...]:
     if space.type != "Discrete" or not isinstance(space.n, int) or not isinstance(space.start, int):
         raise DataError(
-            f"the actions are {space.type}, only Discrete ones can be imported",
-            hint="the propensity of numbers is a density, and the dataset has none",
+            f"the actions are {space.type}, the problem chooses one of its candidates: these must be Discrete",
+            hint='of a Box with bounds: actions = { kind = "numbers", low = [...], high = [...] } in the problem',
             field="action_space",
         )
     return tuple(str(space.start + i) for i in range(space.n))
+
+
+def _check_box(space: _Space, box: Numbers, name: str) -> tuple[str, ...]:
+    """No names; raises DataError unless the actions are a Box with the bounds of the problem, in 32 bits."""
+    if space.type != "Box":
+        raise DataError(
+            f"the actions are {space.type}, those of problem {name} are numbers: they must be a Box",
+            hint='of Discrete ones: actions = { kind = "one" } in the problem',
+            field="action_space",
+        )
+    given = [np.ravel(np.array(bound, dtype=np.float32)) for bound in (space.low, space.high)]
+    wanted = [np.array(bound, dtype=np.float32) for bound in (box.low, box.high)]
+    if not all(map(np.array_equal, given, wanted)):
+        low, high = (bound.tolist()[:9] for bound in given)
+        raise DataError(
+            f"problem {name} has the bounds {list(box.low)} to {list(box.high)}, the dataset has {low} to {high}",
+            hint="declare the dataset's bounds in the problem; a Box without bounds can not be imported",
+            field="actions",
+        )
+    return ()
 
 
 def _columns(space: _Space, name: str, path: str) -> Iterator[_Column]:
@@ -221,6 +249,12 @@ def _episode(file: Any, number: int, columns: list[_Column]) -> Iterator[dict[st
         }
 
 
+def _numbers(action: Any, box: Numbers) -> tuple[float, ...]:
+    numbers = vectors.read(np.ravel(action))
+    vectors.check(numbers, box)
+    return numbers
+
+
 class _Steps:
     """The records of a step."""
 
@@ -230,7 +264,8 @@ class _Steps:
         self._dataset = dataset
         declared = job.problem.context
         self._texts = {one.name for one in columns if one.named and declared.get(one.name) != "number"}
-        self._names = named_actions(job.problem, "a Minari dataset")
+        self._box = job.problem.actions if isinstance(job.problem.actions, Numbers) else None
+        self._names = () if self._box else named_actions(job.problem, "a Minari dataset")
         if self._names and set(self._names) != set(actions):
             raise DataError(
                 f"problem {job.problem.name} has the actions {', '.join(self._names[:9])}, the dataset has "
@@ -246,8 +281,9 @@ class _Steps:
             None,
             self._propensities,
             "propensity",
-            "a Minari dataset has none; of a random policy: --propensity uniform",
+            f"{PROPENSITY_HINT}; {ESTIMATE}" if self._box is None else PROPENSITY_HINT,
         )
+        action = str(row["action"]) if self._box is None else _numbers(row["action"], self._box)
         decision = Decision(
             id=digest("minari", self._problem.name, self._dataset, episode, row),
             problem=self._problem.name,
@@ -255,7 +291,7 @@ class _Steps:
             at=line * SECOND,
             context=self._context(row["observation"]),
             candidates=self._candidates,
-            action=str(row["action"]),
+            action=action,
             propensity=propensity,
             step=row["step"],
             estimated=estimated,
