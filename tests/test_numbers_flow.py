@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import product
+from dosing_project import LATER, TOML, WORLD, S, imported
 from steersman import flow, log, timeline
 from steersman.config import Project
 from steersman.core.decision import Decision, Numbers, Problem, uniform_draws
@@ -21,34 +22,6 @@ from steersman.core.version import Parents, Version
 from steersman.models.graph import Graph
 from steersman.models.warehouse import Warehouse
 from steersman.serve import decide
-from steersman.worlds.dosing import Dosing
-
-TOML = """
-[problem.dose]
-actions = { kind = "numbers", low = [-1.0], high = [3.0] }
-reward = "gain"
-wait_s = 0
-context = { x = "number" }
-"""
-S = 1_000_000
-WORLD = Dosing()
-LATER = 10_000 * S
-
-
-def imported(directory: Path, n: int = 1500) -> Project:
-    """A project with a log of the world's behavior policy."""
-    made = product.project(directory, TOML)
-    batch = WORLD.sample(n, WORLD.policy(Gaussian(0.3, 0.2)), 1)
-    lines = []
-    for i in range(n):
-        at = {"id": f"d{i}", "problem": "dose", "unit": f"u{i}", "at": i * S}
-        action = {"action": batch.action[i].astype(float).tolist(), "propensity": float(batch.propensity[i])}
-        lines.append(at | {"context": {"x": float(batch.context[i, 0])}} | action)
-        lines.append({"id": f"o{i}", "decision": f"d{i}", "at": i * S, "metrics": {"gain": float(batch.reward[i])}})
-    source = directory / "log.jsonl"
-    source.write_text("\n".join(map(json.dumps, lines)))
-    flow.import_log(made, "dose", flow.read_source(source), 0.0)
-    return made
 
 
 def served(made: Project, count: int) -> list[Decision]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steersman import config, demo, flow
-from steersman.core.decision import One, json_schemas
+from steersman.core.decision import Numbers, One, json_schemas
 from steersman.core.errors import ConfigError, DiskError, Error, GateError, SupportError
 from steersman.core.report import Distribution, Estimate, Report
 from steersman.flow import comparing, features
@@ -68,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
     init = verb("init", _init, "Write a commented steersman.toml that runs, and version 1: the uniform policy.")
     init.add_argument("directory", type=Path, nargs="?", default=Path())
     init.add_argument("--name", default="timing", help="of the first problem")
+    init.add_argument(
+        "--low", type=float, nargs="+", metavar="X", help="its actions are numbers: the low bound of each"
+    )
+    init.add_argument("--high", type=float, nargs="+", metavar="X", help="the high bounds of the same")
     _demo_options(verb("demo", _demo, "Run a closed loop on a world whose truth is known."))
     serve = verb("serve", _serve, "Serve decisions over HTTP and log each before its answer leaves.")
     serve.add_argument("--port", type=int, help="instead of the port in steersman.toml; 0 takes a free one")
@@ -206,7 +210,9 @@ def _show(options: argparse.Namespace, value: Any, *lines: str) -> None:
 
 
 def _init(options: argparse.Namespace) -> None:
-    project = flow.init(options.directory, options.name)
+    bounds = options.low, options.high
+    box = Numbers(*(tuple(bound or ()) for bound in bounds)) if any(bounds) else None
+    project = flow.init(options.directory, options.name, box)
     path = project.root / config.FILE
     _show(
         options,

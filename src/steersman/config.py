@@ -258,9 +258,18 @@ def _known(table: Any, known: Any, where: str) -> None:
             raise ConfigError(f"unknown key {dotted}", hint=did_you_mean(key, known), field=dotted)
 
 
-def template(name: str) -> str:
-    """The text of a commented steersman.toml that runs: one problem with two named actions."""
-    return _TEMPLATE.replace("NAME", name)
+def template(name: str, box: Numbers | None = None) -> str:
+    """The text of a commented steersman.toml that runs: one problem, with two named actions or with numbers."""
+    text = _TEMPLATE
+    if box is not None:
+        bounds = f"low = {list(box.low)}, high = {list(box.high)}"
+        numbers = {"actions": f'actions = {{ kind = "numbers", {bounds} }}   # one low and one high bound a number'}
+        numbers |= {"learner": "# no learner is for numbers yet: version 1 decides evenly over the bounds"}
+        for line in text.splitlines():
+            key = line.removeprefix("# ").partition(" = ")[0]
+            if key in ("actions", "learner", "explorer", "shaping"):
+                text = text.replace(line + "\n", f"{numbers[key]}\n" if key in numbers else "")
+    return text.replace("NAME", name)
 
 
 _TEMPLATE = """\

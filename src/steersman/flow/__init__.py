@@ -302,16 +302,19 @@ def rollback(project: Project, name: str, alias: str = CHAMPION) -> int:
 # the project, and looking back
 
 
-def init(directory: Path, name: str) -> Project:
+def init(directory: Path, name: str, box: Numbers | None = None) -> Project:
     """Write a commented steersman.toml that runs, and store version 1 of its policy: uniform-random.
 
+    Args:
+        name: of the first problem.
+        box: bounds of its actions, if these are numbers.
     Raises:
         ConflictError: there is a steersman.toml already; it is left alone.
     """
     path = directory / config.FILE
     if path.exists():
         raise ConflictError(f"{path} is there already", hint="edit it, or name another directory")
-    text = config.template(name)
+    text = config.template(name, box)
     config.parse(tomllib.loads(text), directory)  # a bad name is refused before anything is written
     directory.mkdir(parents=True, exist_ok=True)
     places.write_bytes(path, text.encode())

@@ -90,13 +90,13 @@ class EncodedScorer:
         self._inputs = [node.name for node in self._session.get_inputs()]
 
     def __call__(self, context: Array, candidates: Array) -> Array:
-        """[N, F] f32, [N, K, A] f32 -> [N, K] f32, a chunk at a time."""
-        scores = np.empty(candidates.shape[:2], dtype=np.float32)
-        for start in range(0, len(scores), CHUNK):
+        """[N, F] f32, [N, K, A] f32 -> [N, K] f32; for numbers, K = 0, -> [N, S] f32. A chunk at a time."""
+        scores = [np.empty((0, candidates.shape[1]), dtype=np.float32)]
+        for start in range(0, len(candidates), CHUNK):
             rows = slice(start, start + CHUNK)
             chunk = {ENCODED_CONTEXT: context[rows], ENCODED_CANDIDATES: candidates[rows]}
-            scores[rows] = _run(self._session, {name: chunk[name] for name in self._inputs})
-        return scores
+            scores.append(_run(self._session, {name: chunk[name] for name in self._inputs}))
+        return np.concatenate(scores[1:] or scores)
 
 
 def open_session(data: bytes) -> onnxruntime.InferenceSession:
