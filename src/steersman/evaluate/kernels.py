@@ -85,12 +85,19 @@ def _boundary_kernel(z: Array, low: Array, high: Array) -> Array:
     Args:
         z, low, high: [...] in bandwidths; low <= 0 <= high.
     """
-    low, high = np.maximum(low, -1.0), np.minimum(high, 1.0)
-    kernel = np.where(np.abs(z) < 1.0, 0.75 * (1.0 - z * z), 0.0)
-    a0, a1, a2 = (_moment(high, j) - _moment(low, j) for j in range(3))
-    return kernel * (a2 - a1 * z) / (a0 * a2 - a1 * a1)
+    found = 0.75 * np.maximum(1.0 - z * z, 0.0)
+    cut = (found > 0.0) & ((low > -1.0) | (high < 1.0))  # elsewhere the line is 1
+    z, low, high = z[cut], np.maximum(low[cut], -1.0), np.minimum(high[cut], 1.0)
+    a0, a1, a2 = (above - below for above, below in zip(_moments(high), _moments(low), strict=True))
+    found[cut] *= (a2 - a1 * z) / (a0 * a2 - a1 * a1)
+    return found
 
 
-def _moment(z: Array, j: int) -> Array:
-    """Integral of z^j 0.75 (1 - z^2) up to z."""
-    return 0.75 * z ** (j + 1) * (1.0 / (j + 1) - z * z / (j + 3))
+def _moments(z: Array) -> tuple[Array, Array, Array]:
+    """Integrals of z^j 0.75 (1 - z^2) up to z, for j = 0, 1, 2. By products: a power costs ten times as much."""
+    square = z * z
+    return (
+        0.75 * z * (1.0 - square / 3.0),
+        0.75 * square * (1.0 / 2.0 - square / 4.0),
+        0.75 * z * square * (1.0 / 3.0 - square / 5.0),
+    )
