@@ -28,6 +28,7 @@ def terms(batch, table, settings=SNIPS):
     return evaluated(batch, tabular.rows(batch, table), settings, 0)[1]
 
 
+@pytest.mark.slow
 def test_the_difference_covers_the_truth_and_is_far_narrower_than_two_intervals() -> None:
     """200 logs of 1,000 decisions; two targets that differ a little, so that most of their errors are the same."""
     other = 0.8 * WORLD.target + 0.2 * WORLD.behavior

@@ -26,7 +26,10 @@ def shifted(by: float) -> tabular.Bandit:
     return replace(WORLD, mean=WORLD.mean + by)
 
 
-@pytest.mark.parametrize("by", [0.0, 5.0, -5.0])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("by", [pytest.param(0.0, marks=SLOW), pytest.param(5.0, marks=SLOW), -5.0])
 def test_ratios_of_gains_and_of_costs_cover_the_true_ratio(by: float):
     """200 logs of 1,000 decisions; the mean reward is about 0.5, 5.5 and -4.5."""
     world = shifted(by)

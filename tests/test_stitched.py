@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from steersman.core.batch import Batch
+from steersman.core.decision import Numbers
 from steersman.core.errors import DataError, SupportError
 from steersman.core.features import LIMIT, Category, Continuous, Encoder
 from steersman.evaluate.intervals import student_t
@@ -480,7 +482,19 @@ def test_candidates_that_differ_are_refused():
     with pytest.raises(SupportError, match="differ from row to row"):
         mfmc(replace(batch, mask=mask), always(1), horizon=12, seed=1)
     with pytest.raises(SupportError, match="numbers"):
-        mfmc(replace(batch, action=np.zeros((len(batch), 1), dtype=np.float32)), always(1), horizon=12, seed=1)
+        mfmc(with_numbers(batch), always(1), horizon=12, seed=1)
+
+
+def with_numbers(batch: Batch) -> Batch:
+    """The same contexts and rewards; the action is a number."""
+    n = len(batch)
+    return replace(
+        batch,
+        encoder=structs.replace(batch.encoder, actions=(), candidate=(), numbers=Numbers(low=(-1.0,), high=(1.0,))),
+        candidates=np.empty((n, 0, 0), dtype=np.float32),
+        mask=np.empty((n, 0), dtype=bool),
+        action=np.zeros((n, 1), dtype=np.float32),
+    )
 
 
 def test_what_can_not_be_stitched_says_why():
