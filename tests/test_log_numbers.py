@@ -15,7 +15,7 @@ import pytest
 from foreign_logs import nouns, problem, rejected, run
 from steersman import engine as engines
 from steersman import log
-from steersman.core.decision import Candidate, Decision, Numbers
+from steersman.core.decision import Decision, Numbers
 from steersman.core.errors import DataError
 from steersman.engine import Engine
 
@@ -153,12 +153,16 @@ def test_a_declared_uniform_density_of_a_table_is_put_to_the_test(tmp_path: Path
 
 
 def test_lines_of_our_own_log_are_held_to_the_bounds(tmp_path: Path, pen: log.Pen, engine: Engine) -> None:
-    lines = [
-        {"id": f"d{i}", "problem": "pole", "unit": "u", "at": i, "action": action, "propensity": 2.5}
-        for i, action in enumerate([[0.0, 0.1], [0.0, 0.2], [0.0]])
-    ]
-    named = {"id": "d9", "problem": "pole", "unit": "u", "at": 9, "propensity": 0.5, "action": "a"}
-    lines.append(named | {"candidates": [msgspec.to_builtins(Candidate(one)) for one in "ab"]})
+    shared = {"problem": "pole", "unit": "u", "at": 0}
+    taken: list[Any] = [[0.5], [0.2], [3.5], [0.0, 0.1], "1", ["1"]]
+    lines = [shared | {"id": f"d{i}", "action": action, "propensity": 0.5} for i, action in enumerate(taken)]
+    for line in lines[4:]:
+        line["candidates"] = [{"id": "1"}, {"id": "2"}]
     source = log.Source(path=put(tmp_path, lines, "jsonl"))
-    counts = run(pen, engine, source, problem(actions=BOX), max_reject_share=0.9)
-    assert (counts.decisions, counts.rejected) == (1, 3)
+    counts = run(pen, engine, source, problem(actions=ONE), max_reject_share=0.9)
+    assert (counts.decisions, counts.rejected) == (2, 4)
+    found = rejected(pen)
+    assert "must be within [-1.0] and [3.0]" in found[3]
+    assert "2 numbers, must have 1" in found[4]
+    assert "must be a list of numbers" in found[5]
+    assert "must be a list of numbers" in found[6]

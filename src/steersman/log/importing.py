@@ -236,7 +236,7 @@ def _own_records(row: bytes, *, problem: Problem) -> Records:
     if decision.problem != problem.name:
         raise DataError(f"the decision is of problem {decision.problem!r}, not {problem.name}", field="problem")
     if isinstance(problem.actions, Numbers):
-        vectors.check(vectors.read(decision.action), problem.actions)
+        vectors.check(decision.action, problem.actions)
     check_fields(decision.context, problem.context, "context")
     for i, candidate in enumerate(decision.candidates):
         check_fields(candidate.features, problem.candidate, f"candidates[{i}].features")

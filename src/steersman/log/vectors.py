@@ -57,8 +57,10 @@ def read(value: Any) -> tuple[float, ...]:
     return tuple(float(number) for number in (value if isinstance(value, Iterable) else (value,)))
 
 
-def check(action: tuple[float, ...], box: Numbers) -> None:
+def check(action: str | tuple[Any, ...], box: Numbers) -> None:
     """Raise DataError unless the action is one number a bound, and within them as they are in 32 bits."""
+    if isinstance(action, str) or not all(isinstance(number, float) for number in action):
+        raise DataError(f"action is {action!r}, must be a list of numbers", field="action")
     if len(action) != len(box.low):
         raise DataError(f"action has {len(action)} numbers, must have {len(box.low)}", field="action")
     if not within(np.array([action]), box)[0]:
