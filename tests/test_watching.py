@@ -26,7 +26,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> config.Project:
-    return offers(tmp_path_factory.mktemp("shop"))
+    made = offers(tmp_path_factory.mktemp("shop"))
+    flow.train(made, "offer")  # tests may run in any order, in several processes
+    return made
 
 
 def events(directory: Path) -> dict[str, list[tuple[int, float]]]:
