@@ -206,5 +206,7 @@ def test_squarecb_weighs_by_the_inverse_of_the_gap_and_gives_the_best_what_is_le
     scores, mask = np.array([[1.0, 0.5, -1.0, 9.9]], dtype=np.float32), np.array([[True, True, True, False]])
     found = SquareCB(4.0).probabilities(scores, mask)[0]
     assert found == pytest.approx([1 - 1 / 5 - 1 / 11, 1 / 5, 1 / 11, 0.0], abs=1e-15)
+    even = SquareCB(0.0).probabilities(np.array([[0, 0, 0, 0, 1.0]], dtype=np.float32), np.ones((1, 5), dtype=bool))
+    assert even[0, 4] >= even[0, 0]  # 1 - 4 * 0.2 is a hair below 0.2
     with pytest.raises(DataError, match="gamma is -1, must be at least 0"):
         SquareCB(-1.0)

@@ -116,7 +116,8 @@ class SquareCB(Struct, frozen=True, forbid_unknown_fields=True, tag="squarecb", 
         size = mask.sum(axis=1, keepdims=True)
         others = np.where(mask & ~best, 1.0 / (size + self.gamma * gap), 0.0)
         left = 1.0 - np.cumsum(others, axis=1)[:, -1:]  # in order: padding can not change the bits
-        return np.where(best, left / best.sum(axis=1, keepdims=True), others)
+        # Never less than an even share, and rounding of the sum must not make it so.
+        return np.where(best, np.maximum(left / best.sum(axis=1, keepdims=True), 1.0 / size), others)
 
 
 CandidatesExplorer = Uniform | EpsilonGreedy | Softmax | SquareCB
