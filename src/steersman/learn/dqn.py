@@ -6,18 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import numpy as np
-from msgspec import Struct
-
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError
 from steersman.core.policy import EpsilonGreedy, Policy
 from steersman.learn import Look, Progress, nets
 from steersman.learn.nets import Array, Minibatch, Net, Student, Tensor
-from steersman.learn.returns import Returns, n_step
-
-SLACK = 3.0
-"""How far beyond the largest possible value a learned one may be before that is called divergence."""
+from steersman.learn.settings import ValueSettings, require, returns_of, unit_of, watch_of
 
 Loss = Callable[[Net, Net, Minibatch], tuple[Tensor, Tensor]]
 """(the net, its slow copy, rows) -> loss, and the values [B] of the candidates taken."""
@@ -30,49 +24,21 @@ Variation = tuple[Loss, Mapping[str, Any]]
 """A loss, and what the net of it has beside its layers: see `nets.shape_for`."""
 
 
-class DQN(Struct, frozen=True, forbid_unknown_fields=True):
-    """Q learning with returns of n steps.
+class DQN(ValueSettings, frozen=True, forbid_unknown_fields=True):
+    """Q learning with returns of n steps; see `ValueSettings` for the settings that are not here.
 
     Attributes:
         target: what the return goes on with at the next row: `double`: the candidate that the net thinks best; `max`:
             that its slow copy thinks best; `sarsa`: the one that was taken, so that the behavior policy is judged and
             one step better than it is learned.
         dueling: the net has outputs of their own for the value of the context and the advantages of candidates.
-        hidden: width of each hidden layer of the net; empty: a linear net.
-        discount: of one step, in [0, 1), times the problem's own. Below 1 the learner looks less far than the
-            problem: a shorter horizon, a little bias, much less variance.
-        n_step: steps of reward before the net's own value takes over, at least 1. More carry rewards faster and
-            lean more towards what the behavior policy did.
-        steps: training steps.
-        batch_size: rows a step.
-        learning_rate: of Adam at the first step; from there along a cosine
-        final_learning_rate: to this one at the last.
-        polyak: share of the net that its slow copy, the one that targets come from, takes over at each step.
     Raises:
         DataError: a number is out of range.
     """
 
     target: Literal["double", "max", "sarsa"] = "double"
     dueling: bool = False
-    hidden: tuple[int, ...] = (64, 64)
-    discount: float = 0.99
     n_step: int = 5
-    steps: int = 4000
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 2e-5
-    polyak: float = 0.005
-
-    def __post_init__(self) -> None:
-        for name in ("n_step", "steps", "batch_size"):
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        fits = all(1 <= width <= nets.WIDEST for width in self.hidden)
-        _require("hidden", self.hidden, fits, f"widths in [1, {nets.WIDEST}]")
-        _require("discount", self.discount, 0 <= self.discount < 1, "in [0, 1)")
-        _require("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0")
-        final = self.final_learning_rate
-        _require("final_learning_rate", final, 0 <= final <= self.learning_rate, "in [0, learning_rate]")
-        _require("polyak", self.polyak, 0 < self.polyak <= 1, "in (0, 1]")
 
 
 class CQL(DQN, frozen=True, forbid_unknown_fields=True):
@@ -87,7 +53,7 @@ class CQL(DQN, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require("penalty", self.penalty, 0 <= self.penalty < math.inf, "at least 0")
+        require("penalty", self.penalty, 0 <= self.penalty < math.inf, "at least 0")
 
 
 class C51(DQN, frozen=True, forbid_unknown_fields=True):
@@ -105,9 +71,9 @@ class C51(DQN, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require("atoms", self.atoms, 2 <= self.atoms <= nets.WIDEST, f"in [2, {nets.WIDEST}]")
+        require("atoms", self.atoms, 2 <= self.atoms <= nets.WIDEST, f"in [2, {nets.WIDEST}]")
         if self.lowest is not None and self.highest is not None:
-            _require("lowest", self.lowest, self.lowest < self.highest, f"below highest, {self.highest:g}")
+            require("lowest", self.lowest, self.lowest < self.highest, f"below highest, {self.highest:g}")
 
 
 class QRDQN(DQN, frozen=True, forbid_unknown_fields=True):
@@ -121,7 +87,7 @@ class QRDQN(DQN, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require("atoms", self.atoms, 2 <= self.atoms <= nets.WIDEST, f"in [2, {nets.WIDEST}]")
+        require("atoms", self.atoms, 2 <= self.atoms <= nets.WIDEST, f"in [2, {nets.WIDEST}]")
 
 
 def fit(batch: Batch, config: DQN, seed: int, progress: Progress | None = None, look: Look | None = None) -> Policy:
@@ -166,7 +132,7 @@ def learn_q(
     """
     loss_of, head = variation
     unit = _unit(batch)
-    returns = _returns(batch, config)
+    returns = returns_of(batch, config)
     shape = nets.shape_for(batch.encoder, config.hidden, dueling=config.dueling, **head)
     source = nets.generator(seed)
     rate = nets.cosine(config.learning_rate, config.final_learning_rate, config.steps)
@@ -182,7 +148,13 @@ def learn_q(
         return Policy(batch.encoder, nets.TorchScorer.of(shape, student.net, unit), EpsilonGreedy(0.0))
 
     draws = nets.minibatches(len(returns.row), config.batch_size, config.steps, source)
-    nets.train(update, draws, config.steps, _watch(batch, config, unit), nets.looking(progress, look, now))
+    nets.train(
+        update,
+        draws,
+        config.steps,
+        watch_of(unit, config.discount * float(batch.discount.max())),
+        nets.looking(progress, look, now),
+    )
     return now()
 
 
@@ -301,7 +273,7 @@ def _support(batch: Batch, config: C51) -> tuple[float, float]:
     ahead = 1.0 - config.discount * float(batch.discount.max())
     lowest = min(float(batch.reward.min()) / ahead, 0.0) if config.lowest is None else config.lowest
     highest = max(float(batch.reward.max()) / ahead, 0.0) if config.highest is None else config.highest
-    _require("lowest", lowest, lowest < highest, f"below highest, {highest:g}")
+    require("lowest", lowest, lowest < highest, f"below highest, {highest:g}")
     return lowest / unit, highest / unit
 
 
@@ -310,35 +282,4 @@ def _unit(batch: Batch) -> float:
     if batch.numbers or batch.ranked:
         kind = "numbers" if batch.numbers else "ranked lists"
         raise DataError(f"DQN learns over single candidates; the actions of this batch are {kind}")
-    unit = float(np.abs(batch.reward).max())
-    if unit == 0:
-        raise DataError(
-            f"the reward of all {len(batch)} rows is 0: there is nothing to learn",
-            hint="did the outcomes carry the metrics that the reward is made of?",
-        )
-    if not 1e-30 < unit < 1e30:
-        raise DataError(
-            f"the largest |reward| is {unit:g}: scores would not fit into float32", hint="change the unit of the reward"
-        )
-    return unit
-
-
-def _returns(batch: Batch, config: DQN) -> Returns:
-    returns = n_step(batch, config.discount, config.n_step)
-    if not len(returns.row):
-        raise DataError(
-            f"none of the {len(batch)} rows was terminated or has a next row: what came after them is unknown",
-            hint='say in the outcome how an episode ended (ends = "terminated"), or log more than one step of it',
-        )
-    return returns
-
-
-def _watch(batch: Batch, config: DQN, unit: float) -> nets.Watch:
-    discount = config.discount * float(batch.discount.max())
-    reason = f"{SLACK:g} times the largest |reward| {unit:g} / (1 - discount {discount:g})"
-    return nets.Watch(unit, SLACK * unit / (1.0 - discount), reason)
-
-
-def _require(name: str, value: object, holds: bool, law: str) -> None:
-    if not holds:
-        raise DataError(f"{name} is {value}, must be {law}", field=name)
+    return unit_of(batch)

@@ -1,0 +1,92 @@
+"""Policies learned from the actions that were taken, each by its weight: settings, for numbers and for candidates."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from steersman.core.batch import Batch
+from steersman.core.errors import DataError
+from steersman.core.policy import Policy
+from steersman.learn import Look, Progress
+from steersman.learn.settings import Settings, ValueSettings, require
+
+
+class BC(Settings, frozen=True, forbid_unknown_fields=True):
+    """Behavior cloning: the most likely policy to have logged the actions, whatever came of them."""
+
+
+class IQL(ValueSettings, frozen=True, forbid_unknown_fields=True):
+    """Implicit Q learning: never asks what an action is worth that was not logged.
+
+    Attributes:
+        expectile: of what the logged actions are worth that counts as the value of a context, in (0, 1): 0.5 is the
+            mean of what was done, towards 1 it is the best of it.
+        temperature: of the weights exp(advantage / temperature) of the actions, in standard deviations of the
+            advantages, above 0.
+        largest_weight: of an action, at least 1.
+    Source: Kostrikov, Nair and Levine 2022, arXiv:2110.06169.
+    """
+
+    expectile: float = 0.8
+    temperature: float = 0.5
+    largest_weight: float = 100.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("expectile", self.expectile, 0 < self.expectile < 1, "in (0, 1)")
+        _check_weights(self.temperature, self.largest_weight)
+
+
+class AWAC(ValueSettings, frozen=True, forbid_unknown_fields=True):
+    """Advantage-weighted actor-critic: the actions taken, by how much better they are than one that it would take.
+
+    Attributes:
+        temperature, largest_weight: see `IQL`.
+    Source: Nair, Gupta, Dalal and Levine 2020, arXiv:2006.09359.
+    """
+
+    temperature: float = 0.5
+    largest_weight: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_weights(self.temperature, self.largest_weight)
+
+
+class CRR(AWAC, frozen=True, forbid_unknown_fields=True):
+    """Critic-regularised regression: the actions taken that are better than what it would do on average.
+
+    Attributes:
+        weight: `binary`: those actions alike, no others; `exp`: exp(advantage / temperature), see `IQL`.
+        samples: actions of the policy that its average is taken over, at least 1; over candidates it is exact.
+    Source: Wang et al. 2020, arXiv:2006.15134.
+    """
+
+    weight: Literal["binary", "exp"] = "binary"
+    samples: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("samples", self.samples, self.samples >= 1, "at least 1")
+
+
+PolicyConfig = BC | IQL | AWAC | CRR
+
+
+def fit(
+    batch: Batch, config: PolicyConfig, seed: int, progress: Progress | None = None, look: Look | None = None
+) -> Policy:
+    """Learn by the trainer of the kind of action.
+
+    Raises:
+        DataError: there is none for it, or the batch teaches nothing.
+        TrainingError: the training diverges.
+    """
+    kind = "numbers" if batch.numbers else "ranked lists" if batch.ranked else "candidates"
+    raise DataError(f"{type(config).__name__} does not learn over {kind} yet", field="learner")
+
+
+def _check_weights(temperature: float, largest_weight: float) -> None:
+    require("temperature", temperature, 0 < temperature < math.inf, "above 0")
+    require("largest_weight", largest_weight, 1 <= largest_weight < math.inf, "at least 1")
