@@ -73,6 +73,7 @@ def three_rows() -> Minibatch:
         next_taken=torch.tensor([1, 0, 2]),
         candidates=torch.eye(3)[None],
         mask=torch.ones(3, 3, dtype=torch.bool),
+        action=torch.zeros(3, dtype=torch.int64),
     )
 
 

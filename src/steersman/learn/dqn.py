@@ -10,6 +10,7 @@ from steersman.core.batch import Batch
 from steersman.core.errors import DataError
 from steersman.core.policy import EpsilonGreedy, Policy
 from steersman.learn import Look, Progress, nets
+from steersman.learn.cloning import Filter, Filtering, as_it_is, check_told_apart
 from steersman.learn.nets import Array, Minibatch, Net, Student, Tensor
 from steersman.learn.settings import ValueSettings, require, returns_of, unit_of, watch_of
 
@@ -32,6 +33,9 @@ class DQN(ValueSettings, frozen=True, forbid_unknown_fields=True):
             that its slow copy thinks best; `sarsa`: the one that was taken, so that the behavior policy is judged and
             one step better than it is learned.
         dueling: the net has outputs of their own for the value of the context and the advantages of candidates.
+        behavior_threshold: a candidate that the behavior policy took less than this share as often as its favourite is
+            never taken, nor hoped for, in [0, 1]; 0: whatever is logged or not may be taken. With it a clone of the
+            behavior policy is learned too and becomes part of the graph.
     Raises:
         DataError: a number is out of range.
     """
@@ -39,6 +43,11 @@ class DQN(ValueSettings, frozen=True, forbid_unknown_fields=True):
     target: Literal["double", "max", "sarsa"] = "double"
     dueling: bool = False
     n_step: int = 5
+    behavior_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("behavior_threshold", self.behavior_threshold, 0 <= self.behavior_threshold <= 1, "in [0, 1]")
 
 
 class CQL(DQN, frozen=True, forbid_unknown_fields=True):
@@ -133,19 +142,25 @@ def learn_q(
     loss_of, head = variation
     unit = _unit(batch)
     returns = returns_of(batch, config)
-    shape = nets.shape_for(batch.encoder, config.hidden, dueling=config.dueling, **head)
+    threshold = config.behavior_threshold
+    shape = nets.shape_for(batch.encoder, config.hidden, dueling=config.dueling, threshold=threshold, **head)
     source = nets.generator(seed)
     rate = nets.cosine(config.learning_rate, config.final_learning_rate, config.steps)
-    student = Student(nets.new_net(shape, source), rate, config.polyak)
+    values = net = nets.new_net(shape, source)
+    allowed: Filtering = as_it_is
+    if isinstance(net, nets.Filtered):
+        check_told_apart(batch)
+        values, allowed = net.value, Filter(Student(net.behavior, rate, 1.0), threshold)
+    student = Student(values, rate, config.polyak)
     gather = nets.gatherer(batch, returns, unit)
 
     def update(places: Array) -> tuple[Tensor, Tensor]:
-        loss, value = loss_of(student.net, student.slow, gather(places))
+        loss, value = loss_of(student.net, student.slow, allowed(gather(places)))
         student.step(loss)
         return loss, value
 
     def now() -> Policy:
-        return Policy(batch.encoder, nets.TorchScorer.of(shape, student.net, unit), EpsilonGreedy(0.0))
+        return Policy(batch.encoder, nets.TorchScorer.of(shape, net, unit), EpsilonGreedy(0.0))
 
     draws = nets.minibatches(len(returns.row), config.batch_size, config.steps, source)
     nets.train(

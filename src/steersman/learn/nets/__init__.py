@@ -1,6 +1,8 @@
 """Nets, the one training step, and the scorer that exports itself. Torch enters the building here, nowhere else."""
 
-from steersman.learn.nets.modules import NETS, Net, Tensor
+from steersman.learn.nets.filtered import NEVER, Filtered, likely
+from steersman.learn.nets.kinds import NETS
+from steersman.learn.nets.modules import Net, Tensor
 from steersman.learn.nets.scorer import PAIRS, TorchScorer, scorer_of
 from steersman.learn.nets.shape import WIDEST, Shape, shape_for
 from steersman.learn.nets.training import (
@@ -25,10 +27,12 @@ from steersman.learn.nets.training import (
 
 __all__ = [
     "NETS",
+    "NEVER",
     "PAIRS",
     "REPORT",
     "WIDEST",
     "Array",
+    "Filtered",
     "Minibatch",
     "Net",
     "Shape",
@@ -39,6 +43,7 @@ __all__ = [
     "cosine",
     "gatherer",
     "generator",
+    "likely",
     "linspace",
     "looking",
     "minibatches",

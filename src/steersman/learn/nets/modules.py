@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -188,16 +187,6 @@ class Optimist(Net):
             product = graph.op("MatMul", phi, graph.constant(root))
             unknown = graph.op("ReduceSumSquare", product, graph.constant([2]), keepdims=0)
         return graph.op("Add", self.mean.export(graph, context, candidates), graph.op("Sqrt", unknown))
-
-
-NETS: dict[str, Callable[[Shape], Net]] = {
-    "actions": ActionNet,
-    "features": FeatureNet,
-    "bilinear": Bilinear,
-    "optimist": Optimist,
-    "own-optimist": Optimist,
-}
-"""Kind of a Shape -> its net, without weights."""
 
 
 def _layers(widths: tuple[int, ...]) -> nn.Sequential:

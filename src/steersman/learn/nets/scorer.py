@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 from steersman.core.errors import DataError
 from steersman.core.policy import Policy
 from steersman.learn.nets.graph import Graph
-from steersman.learn.nets.modules import NETS, Net, Tensor
+from steersman.learn.nets.kinds import NETS
+from steersman.learn.nets.modules import Net, Tensor
 from steersman.learn.nets.shape import Shape
 from steersman.learn.nets.training import is_shared, no_grad, one_thread
 

@@ -14,12 +14,16 @@ WIDEST = 2**16
 """Width of the widest layer: a damaged file must not ask for more memory than there is."""
 
 
+Kind = Literal["actions", "features", "bilinear", "optimist", "own-optimist", "filtered-actions", "filtered-features"]
+
+
 class Shape(Struct, frozen=True, forbid_unknown_fields=True):
     """What a net looks like, as data: enough to build it again.
 
     Attributes:
         kind: `actions`: one output a named action; `features`: context and candidate go in together; the others are
-            linear, see `linear.py`: `bilinear`, and with a bonus `optimist`, or `own-optimist` for named actions.
+            linear: `bilinear`, and with a bonus `optimist`, or `own-optimist` for named actions; or hold back what
+            was hardly logged, see `filtered.py`.
         context: F, number of context columns.
         candidate: A, number of candidate columns, at least 1.
         hidden: width of each hidden layer, in [1, WIDEST]; empty: a linear net.
@@ -27,15 +31,17 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
         atoms: numbers that a candidate's distribution of returns is made of, in [1, WIDEST]; 1: its mean alone.
         support: lowest and highest return: atoms are then logits of returns evenly spaced between them. None: atoms
             are quantiles.
+        threshold: of a filtered net, in (0, 1]; of others 0.
     """
 
-    kind: Literal["actions", "features", "bilinear", "optimist", "own-optimist"]
+    kind: Kind
     context: int
     candidate: int
     hidden: tuple[int, ...]
     dueling: bool = False
     atoms: int = 1
     support: tuple[float, float] | None = None
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         if self.context < 0 or self.candidate < 1:
@@ -51,6 +57,14 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
             raise DataError(f"atoms is {self.atoms}, must be in [1, {WIDEST}]", field="atoms")
         if self.support is not None and not (-math.inf < self.support[0] < self.support[1] < math.inf):
             raise DataError(f"the support is {self.support}, must be [lowest, highest]", field="support")
+        if self.filtered != (0 < self.threshold <= 1):
+            law = "in (0, 1]" if self.filtered else "0"
+            raise DataError(f"the threshold of a net of kind {self.kind} is {self.threshold:g}, must be {law}")
+
+    @property
+    def filtered(self) -> bool:
+        """Whether the net holds back what was hardly logged."""
+        return self.kind.startswith("filtered-")
 
 
 def shape_for(
@@ -60,11 +74,17 @@ def shape_for(
     dueling: bool = False,
     atoms: int = 1,
     support: tuple[float, float] | None = None,
+    threshold: float = 0.0,
 ) -> Shape:
     """The net for candidates that are named actions and nothing else, or that have features; see Shape.
 
+    Args:
+        threshold: above 0: of a net that holds back what was hardly logged.
     Raises:
         DataError: the candidates have no columns, or a width is out of range.
     """
-    kind: Literal["actions", "features"] = "features" if encoder.candidate else "actions"
-    return Shape(kind, encoder.context_width, encoder.candidate_width, hidden, dueling, atoms, support)
+    kind: Kind = "features" if encoder.candidate else "actions"
+    if threshold:
+        kind = "filtered-features" if encoder.candidate else "filtered-actions"
+    columns = encoder.context_width, encoder.candidate_width
+    return Shape(kind, *columns, hidden, dueling, atoms, support, threshold)

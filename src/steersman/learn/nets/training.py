@@ -18,7 +18,8 @@ from steersman.core.batch import Batch
 from steersman.core.errors import TrainingError
 from steersman.core.policy import Policy
 from steersman.learn import Look, Progress
-from steersman.learn.nets.modules import NETS, Net, Tensor
+from steersman.learn.nets.kinds import NETS
+from steersman.learn.nets.modules import Net, Tensor
 from steersman.learn.nets.shape import Shape
 from steersman.learn.returns import Returns
 
@@ -47,6 +48,7 @@ class Minibatch(NamedTuple):
         next_taken: [B] i64, place of the candidate that was taken at the next row.
         candidates: [B, K, A] f32, or [1, K, A], of the row itself.
         mask: [B, K] bool, of the row itself.
+        action: [B] i64, place of the candidate that was taken at the row itself.
     """
 
     context: Tensor
@@ -59,6 +61,7 @@ class Minibatch(NamedTuple):
     next_taken: Tensor
     candidates: Tensor
     mask: Tensor
+    action: Tensor
 
 
 def gatherer(batch: Batch, returns: Returns, unit: float) -> Callable[[Array], Minibatch]:
@@ -86,6 +89,7 @@ def gatherer(batch: Batch, returns: Returns, unit: float) -> Callable[[Array], M
             _rows(batch.action, until),
             _rows(batch.candidates, row) if shared is None else shared,
             _rows(batch.mask, row),
+            action,
         )
         return Minibatch(*map(torch.from_numpy, arrays))
 

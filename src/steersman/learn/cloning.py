@@ -1,0 +1,79 @@
+"""A policy as a net of logarithms of probabilities, and a clone of the behavior policy that learns beside a learner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from steersman.core.batch import Batch
+from steersman.core.errors import DataError
+from steersman.learn.nets import Minibatch, Net, Student, Tensor, likely, no_grad
+
+CHUNK = 65_536
+"""Rows whose candidates are looked at together."""
+
+
+def log_chances(net: Net, context: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
+    """[B, K], logarithms of the probabilities of a policy whose logits a net gives; padding has -inf.
+
+    Served by a softmax of temperature 1 the same net gives the same probabilities.
+
+    Args:
+        context: [B, F].
+        candidates: [B, K, A], or [1, K, A] that all rows share.
+        mask: [B, K] bool.
+    """
+    return net(context, candidates).masked_fill(~mask, -math.inf).log_softmax(dim=1)
+
+
+def surprise(net: Net, rows: Minibatch) -> Tensor:
+    """[B], minus the logarithm of the probability of the candidate that was taken: cloning makes its mean small.
+
+    Its smallest mean is reached by the frequencies of the log itself.
+    """
+    log = log_chances(net, rows.context, rows.candidates, rows.mask)
+    return -log.gather(1, rows.action[:, None])[:, 0]
+
+
+class Filter:
+    """Clones the behavior policy meanwhile, and takes what it finds unlikely out of the targets.
+
+    Source: Fujimoto, Conti, Ghavamzadeh and Pineau 2019, arXiv:1910.01708, algorithm 1; the clone has a net of its
+    own here.
+    """
+
+    def __init__(self, clone: Student, threshold: float) -> None:
+        """`threshold` in (0, 1]: see `nets.likely`."""
+        self.clone = clone
+        self.threshold = threshold
+
+    def __call__(self, rows: Minibatch) -> Minibatch:
+        """One training step of the clone; the rows with what may be taken next."""
+        self.clone.step(surprise(self.clone.net, rows).mean())
+        with no_grad():
+            logits = self.clone.net(rows.next_context, rows.next_candidates)
+        return rows._replace(next_mask=likely(logits, rows.next_mask, self.threshold))
+
+
+def as_it_is(rows: Minibatch) -> Minibatch:
+    """The filter that lets everything through."""
+    return rows
+
+
+Filtering = Callable[[Minibatch], Minibatch]
+
+
+def check_told_apart(batch: Batch) -> None:
+    """Raise DataError if a candidate of the batch can not be told from padding: a filter inside a net needs that."""
+    shared = batch.candidates.strides[0] == 0
+    for start in range(0, 1 if shared else len(batch), CHUNK):
+        part = slice(start, start + CHUNK)
+        alike = batch.mask[part] & ~batch.candidates[part][: 1 if shared else None].any(axis=2)
+        if alike.any():
+            row = start + int(alike.any(axis=1).argmax())
+            raise DataError(
+                f"row {row}: all columns of a candidate are 0, and so are those of padding: a filter can not tell them "
+                f"apart",
+                hint="give candidates a feature that is never 0, a text for example, or set behavior_threshold = 0",
+                field="behavior_threshold",
+            )

@@ -1,0 +1,20 @@
+"""The table of nets: kind of a Shape -> its net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from steersman.learn.nets.filtered import Filtered
+from steersman.learn.nets.modules import ActionNet, Bilinear, FeatureNet, Net, Optimist
+from steersman.learn.nets.shape import Shape
+
+NETS: dict[str, Callable[[Shape], Net]] = {
+    "actions": ActionNet,
+    "features": FeatureNet,
+    "bilinear": Bilinear,
+    "optimist": Optimist,
+    "own-optimist": Optimist,
+    "filtered-actions": Filtered,
+    "filtered-features": Filtered,
+}
+"""Kind of a Shape -> its net, without weights."""
