@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import gymnasium
 import numpy as np
@@ -19,7 +18,7 @@ from steersman.core.errors import ConfigError, DataError, TrainingError
 from steersman.core.features import Encoder, Raw, continuous
 from steersman.core.policy import EpsilonGreedy, Policy
 from steersman.learn.dqn import C51, CQL, DQN, FOLLOW, QRDQN, target_of
-from steersman.learn.nets import Minibatch
+from steersman.learn.nets import Minibatch, Net
 from steersman.worlds import tabular
 
 QUICK = DQN(
@@ -81,14 +80,20 @@ def three_rows() -> Minibatch:
     ("target", "then"), [("double", (20.0, 40.0)), ("max", (100.0, 100.0)), ("sarsa", (40.0, 100.0))]
 )
 def test_who_says_which_candidate_the_slow_copy_says_how_good_and_padding_is_never_picked(target, then):
-    net, slow = by_action(3.0, 5.0, 1e9), by_action(100.0, 40.0, 20.0)
+    net, slow = ByAction(3.0, 5.0, 1e9), ByAction(100.0, 40.0, 20.0)
     found = target_of(net, slow, three_rows(), FOLLOW[target])
     assert found.tolist() == [1.0 + 0.5 * then[0], 1.0 + 0.5 * then[1], 10.0]
 
 
-def by_action(*values: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+class ByAction(Net):
     """A net that gives each action its value, whatever the context."""
-    return lambda context, candidates: (candidates @ torch.tensor(values)).expand(len(context), -1)
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.values = torch.tensor(values)
+
+    def forward(self, context: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        return (candidates @ self.values).expand(len(context), -1)
 
 
 # worlds with known values

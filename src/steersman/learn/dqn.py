@@ -18,7 +18,8 @@ Loss = Callable[[Net, Net, Minibatch], tuple[Tensor, Tensor]]
 """(the net, its slow copy, rows) -> loss, and the values [B] of the candidates taken."""
 
 Next = Callable[[Net, Net, Minibatch], Tensor]
-"""(the net, its slow copy, rows) -> [B] i64, place of the candidate of the next row that the return goes on with."""
+"""(the net, its slow copy, rows) -> [B, Z], what the slow copy makes of the candidate of the next row that the return
+goes on with: see `Net.atoms`."""
 
 
 Variation = tuple[Loss, Mapping[str, Any]]
@@ -182,25 +183,27 @@ def double(net: Net, slow: Net, rows: Minibatch) -> Tensor:
     One net for both would pick the candidate that it overrates most.
     Source: van Hasselt, Guez and Silver 2016, arXiv:1509.06461, eq. 4.
     """
-    return _best(net, rows)
+    best = _best(net(rows.next_context, rows.next_candidates), rows)
+    return slow.atoms(rows.next_context, nets.pick(rows.next_candidates, best))[:, 0]
 
 
 def largest(net: Net, slow: Net, rows: Minibatch) -> Tensor:
     """The candidate that the slow copy thinks best. Source: Mnih et al. 2015, algorithm 1."""
-    return _best(slow, rows)
+    atoms = slow.atoms(rows.next_context, rows.next_candidates)  # [B, K, Z]
+    return nets.pick(atoms, _best(slow.mean_of(atoms), rows))[:, 0]
 
 
 def as_taken(net: Net, slow: Net, rows: Minibatch) -> Tensor:
     """The candidate that was taken. Source: Sutton and Barto 2018, eq. 6.7."""
-    return rows.next_taken
+    return slow.atoms(rows.next_context, nets.pick(rows.next_candidates, rows.next_taken))[:, 0]
 
 
 FOLLOW: dict[str, Next] = {"double": double, "max": largest, "sarsa": as_taken}
 
 
-def _best(net: Net, rows: Minibatch) -> Tensor:
-    scores = net(rows.next_context, rows.next_candidates).masked_fill(~rows.next_mask, -math.inf)  # [B, K]
-    return scores.argmax(dim=1)
+def _best(scores: Tensor, rows: Minibatch) -> Tensor:
+    """[B] i64, place of the candidate of the next row with the largest score [B, K]."""
+    return scores.masked_fill(~rows.next_mask, -math.inf).argmax(dim=1)
 
 
 # losses
@@ -219,8 +222,7 @@ def one_value(follow: Next) -> Loss:
 def target_of(net: Net, slow: Net, rows: Minibatch, follow: Next) -> Tensor:
     """[B] the return, then what the slow copy thinks of the next row's candidate."""
     with nets.no_grad():
-        then = nets.pick(rows.next_candidates, follow(net, slow, rows))
-        return rows.reward + rows.discount * slow(rows.next_context, then)[:, 0]
+        return rows.reward + rows.discount * follow(net, slow, rows)[:, 0]
 
 
 def conservative(follow: Next, penalty: float) -> Loss:
@@ -230,9 +232,9 @@ def conservative(follow: Next, penalty: float) -> Loss:
     """
 
     def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
-        value = net(rows.context, rows.taken)[:, 0]
-        scores = net(rows.context, rows.candidates).masked_fill(~rows.mask, -math.inf)
-        above = (scores.logsumexp(dim=1) - value).mean()
+        scores = net(rows.context, rows.candidates)  # [B, K]
+        value = scores.gather(1, rows.action[:, None])[:, 0]
+        above = (scores.masked_fill(~rows.mask, -math.inf).logsumexp(dim=1) - value).mean()
         return nets.squared(value, target_of(net, slow, rows, follow)) + penalty * above, value
 
     return loss
@@ -251,8 +253,7 @@ def categorical(follow: Next, support: tuple[float, float], atoms: int) -> Loss:
     def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
         logits = net.atoms(rows.context, rows.taken)[:, 0]  # [B, Z]
         with nets.no_grad():
-            then = nets.pick(rows.next_candidates, follow(net, slow, rows))
-            chance = slow.atoms(rows.next_context, then)[:, 0].softmax(dim=1)
+            chance = follow(net, slow, rows).softmax(dim=1)
             moved = (rows.reward[:, None] + rows.discount[:, None] * returns).clamp(*support)
             near = (1.0 - (moved[:, None, :] - returns[:, None]).abs() / step).clamp(min=0.0)  # [B, to, from]
             target = (near * chance[:, None, :]).sum(dim=2)
@@ -273,8 +274,7 @@ def quantiles(follow: Next, atoms: int) -> Loss:
     def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
         own = net.atoms(rows.context, rows.taken)[:, 0]  # [B, Z]
         with nets.no_grad():
-            then = nets.pick(rows.next_candidates, follow(net, slow, rows))
-            theirs = rows.reward[:, None] + rows.discount[:, None] * slow.atoms(rows.next_context, then)[:, 0]
+            theirs = rows.reward[:, None] + rows.discount[:, None] * follow(net, slow, rows)
         away = theirs[:, None, :] - own[:, :, None]  # [B, own, theirs]
         pull = away * (share - (away.detach() < 0).to(away.dtype))
         return pull.sum(dim=1).mean(), own.detach().mean(dim=1)

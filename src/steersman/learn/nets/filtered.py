@@ -39,6 +39,9 @@ class Filtered(Net):
     def atoms(self, context: Tensor, candidates: Tensor) -> Tensor:
         return self.value.atoms(context, candidates)
 
+    def mean_of(self, atoms: Tensor) -> Tensor:
+        return self.value.mean_of(atoms)
+
     def export(self, graph: Graph, context: str, candidates: str) -> str:
         largest = graph.op("ReduceMax", graph.op("Abs", candidates), graph.constant([2]), keepdims=0)
         real = graph.op("Cast", largest, to=TensorProto.BOOL)

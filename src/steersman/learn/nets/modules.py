@@ -29,8 +29,15 @@ class Net(nn.Module):
         raise NotImplementedError
 
     def atoms(self, context: Tensor, candidates: Tensor) -> Tensor:
-        """The same, -> [B, K, Z]: what the distribution of each candidate's return is made of; see Shape."""
-        raise NotImplementedError
+        """The same, -> [B, K, Z]: what the distribution of each candidate's return is made of; see Shape.
+
+        Of a net that knows no distribution the score alone.
+        """
+        return self(context, candidates)[:, :, None]
+
+    def mean_of(self, atoms: Tensor) -> Tensor:
+        """[B, K, Z] from `atoms` -> [B, K], the scores."""
+        return atoms[:, :, 0]
 
     def export(self, graph: Graph, context: str, candidates: str) -> str:
         """Add the nodes of `forward` to a graph, on the tensors of those names; the name of the [N, K] result."""
@@ -45,24 +52,36 @@ class Net(nn.Module):
                     nn.init.uniform_(weight, -bound, bound, generator=generator)
 
 
-class ActionNet(Net):
-    """One output for each named action; a candidate's one-hot picks its own, so actions are known by name."""
+class Returns(Net):
+    """A net of the returns of candidates: of their means, or of their distributions."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
+
+    def mean_of(self, atoms: Tensor) -> Tensor:
+        return mean_of_atoms(self.shape, atoms)
+
+
+class ActionNet(Returns):
+    """One output for each named action; a candidate's one-hot picks its own, so actions are known by name."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
         outputs = (shape.candidate + shape.dueling) * shape.atoms
         self.layers = _layers((shape.context, *shape.hidden, outputs))
 
     def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
         if self.shape.atoms > 1:
-            return mean_of_atoms(self.shape, self.atoms(context, candidates))
+            return self.mean_of(self.atoms(context, candidates))
         value = self._duel(self.layers(context)[:, :, None])[:, :, 0]  # [B, A]
         if len(candidates) == 1:
             return nn.functional.linear(value, candidates[0])
         return (value[:, None, :] * candidates).sum(dim=2)
 
     def atoms(self, context: Tensor, candidates: Tensor) -> Tensor:
+        if self.shape.atoms == 1:
+            return self(context, candidates)[:, :, None]
         return candidates @ self._duel(self.layers(context).unflatten(1, (-1, self.shape.atoms)))
 
     def _duel(self, outputs: Tensor) -> Tensor:
@@ -83,12 +102,11 @@ class ActionNet(Net):
         return graph.mean_of_atoms(shape, graph.op("MatMul", candidates, value))
 
 
-class FeatureNet(Net):
+class FeatureNet(Returns):
     """One net over context and candidate together; its first layer is split, so that a context is multiplied once."""
 
     def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.shape = shape
+        super().__init__(shape)
         widths = (*shape.hidden, shape.atoms)
         self.context = Linear(shape.context, widths[0])
         self.candidate = Linear(shape.candidate, widths[0], bias=False)
@@ -96,7 +114,7 @@ class FeatureNet(Net):
         self.value = _layers((shape.context, *widths)) if shape.dueling else None
 
     def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
-        return mean_of_atoms(self.shape, self.atoms(context, candidates))
+        return self.mean_of(self.atoms(context, candidates))
 
     def atoms(self, context: Tensor, candidates: Tensor) -> Tensor:
         first = self.context(context)[:, None, :] + self.candidate(candidates)  # [B, K, H]
