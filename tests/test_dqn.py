@@ -189,7 +189,9 @@ def test_sarsa_judges_the_walk_that_logged_and_not_the_best_one():
     np.add.at(moves, (pair[on], pair[batch.next[on]]), 1.0)
     np.add.at(reward, pair, batch.reward)
     truth = np.linalg.solve(np.diag(visits) - 0.9 * moves, reward).reshape(5, 2)
-    assert q_of(batch, replace(QUICK, n_step=1, steps=2500, target="sarsa")) == pytest.approx(truth, rel=0.02)
+    assert q_of(batch, replace(QUICK, n_step=1, steps=2500, batch_size=256, target="sarsa")) == pytest.approx(
+        truth, rel=0.02
+    )
     assert truth[0, 1] < 0.5 * best[0]
 
 

@@ -133,6 +133,30 @@ def test_it_learns_which_candidate_is_better(name, where):
     assert (value - random) / (best - random) > 0.9
 
 
+@each_learner
+def test_a_training_that_goes_on_from_what_was_kept_of_it_gives_the_same_bits(name):
+    """A learner whose steps change anything that is not in its State does not keep this."""
+    rows, config, kept = world("named"), learn.configure(name, QUICK[name]), {}
+    whole = learn.fit(rows, config, 0, run=learn.Run(keep=lambda done, state: kept.update({done: state}), every=300))
+    assert bool(kept) == (name not in CLOSED_FORM)
+    for state in kept.values():
+        again = learn.fit(rows, config, 0, run=learn.Run(start=state))
+        assert learn.to_onnx(again) == learn.to_onnx(whole)
+
+
+@each_learner
+def test_rows_that_are_not_learned_from_change_nothing(name):
+    rows = world("featured")
+    some = np.flatnonzero(rows.unit % 3 > 0)
+    others = np.flatnonzero(rows.unit % 3 == 0)
+    context, reward = rows.context.copy(), rows.reward.copy()
+    context[others], reward[others] = -context[others], 50.0
+    strange = dataclasses.replace(rows, context=context, reward=reward)
+    config = learn.configure(name, {**QUICK[name], **({} if name in CLOSED_FORM else {"steps": 120})})
+    made = [learn.fit(batch, config, 0, run=learn.Run(rows=some)) for batch in (rows, strange)]
+    assert learn.to_onnx(made[0]) == learn.to_onnx(made[1])
+
+
 @each_world
 @each_learner
 def test_the_same_seed_gives_the_same_policy_bit_for_bit_and_another_seed_another(name, where):

@@ -14,6 +14,9 @@ from msgspec import Struct
 from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError, MissingExtra, did_you_mean
 from steersman.core.policy import Policy
+from steersman.learn.run import HERE, Run
+
+__all__ = ["HERE", "LEARNERS", "Learner", "Look", "Progress", "Run", "configure", "fit", "load", "save", "to_onnx"]
 
 LEARNERS: dict[str, str] = {
     "dqn": "steersman.learn.dqn:DQN",
@@ -36,7 +39,13 @@ class Learner(Protocol):
     """What a module of the table offers."""
 
     def fit(
-        self, batch: Batch, config: Any, seed: int, progress: Progress | None = None, look: Look | None = None
+        self,
+        batch: Batch,
+        config: Any,
+        seed: int,
+        progress: Progress | None = None,
+        look: Look | None = None,
+        run: Run = HERE,
     ) -> Policy:
         """Learn a policy that takes what it scores best; it explores once somebody gives it an explorer."""
         ...
@@ -68,7 +77,14 @@ def configure(name: str, table: Mapping[str, Any]) -> Struct:
         raise ConfigError(f"learner {name}: {error.message}", hint=error.hint, field=error.field) from None
 
 
-def fit(batch: Batch, config: Struct, seed: int, progress: Progress | None = None, look: Look | None = None) -> Policy:
+def fit(
+    batch: Batch,
+    config: Struct,
+    seed: int,
+    progress: Progress | None = None,
+    look: Look | None = None,
+    run: Run = HERE,
+) -> Policy:
     """Learn a policy from a batch.
 
     Args:
@@ -76,6 +92,7 @@ def fit(batch: Batch, config: Struct, seed: int, progress: Progress | None = Non
         seed: of every random number.
         progress: told (steps done, steps in all, figures) every hundred steps or so.
         look: told the same, and may ask for the policy as it is; at the end too.
+        run: which rows are learned from, where, and what the training goes on from.
     Returns:
         a policy that takes the best candidate; put the explorer it shall be served with in its place.
     Raises:
@@ -87,7 +104,7 @@ def fit(batch: Batch, config: Struct, seed: int, progress: Progress | None = Non
     if f"{module}:{kind}" not in LEARNERS.values():
         raise ConfigError(f"{kind} is not the config of a learner", hint="configure makes one")
     learner: Learner = _load(module)
-    return learner.fit(batch, config, seed, progress, look)
+    return learner.fit(batch, config, seed, progress, look, run)
 
 
 def to_onnx(policy: Policy) -> bytes:

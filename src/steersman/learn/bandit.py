@@ -20,7 +20,7 @@ from msgspec import Struct
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError, TrainingError
 from steersman.core.policy import EpsilonGreedy, Policy
-from steersman.learn import Look, Progress, nets
+from steersman.learn import HERE, Look, Progress, Run, nets
 
 Array = np.ndarray
 
@@ -123,6 +123,7 @@ def fit(
     seed: int,
     progress: Progress | None = None,
     look: Look | None = None,
+    run: Run = HERE,
 ) -> Policy:
     """Learn a linear bandit; the closed form has no random numbers, so the seed changes nothing.
 
@@ -132,7 +133,9 @@ def fit(
     Schapire 2010, arXiv:1003.0146, algorithms 1 and 2, for the bonus.
     Raises:
         DataError: actions are no single candidates, candidates have no columns, or the columns are too many.
+        ConfigError: the run asks for what a closed form has no use for.
     """
+    batch = run.plain(batch, "linear bandits")
     if batch.numbers or batch.ranked:
         kind = "numbers" if batch.numbers else "ranked lists"
         raise DataError(f"bandits learn over single candidates; the actions of this batch are {kind}")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError
 from steersman.core.policy import EpsilonGreedy, Policy
-from steersman.learn import Look, Progress, nets
+from steersman.learn import HERE, Look, Progress, Run, nets
 from steersman.learn.cloning import Filter, Filtering, as_it_is, check_told_apart
 from steersman.learn.nets import Array, Minibatch, Net, Student, Tensor
 from steersman.learn.settings import ValueSettings, require, returns_of, unit_of, watch_of
@@ -100,24 +100,30 @@ class QRDQN(DQN, frozen=True, forbid_unknown_fields=True):
         require("atoms", self.atoms, 2 <= self.atoms <= nets.WIDEST, f"in [2, {nets.WIDEST}]")
 
 
-def fit(batch: Batch, config: DQN, seed: int, progress: Progress | None = None, look: Look | None = None) -> Policy:
+def fit(
+    batch: Batch,
+    config: DQN,
+    seed: int,
+    progress: Progress | None = None,
+    look: Look | None = None,
+    run: Run = HERE,
+) -> Policy:
     """Learn with the loss that belongs to the config.
 
     Source: Mnih et al. 2015; van Hasselt, Guez and Silver 2016, arXiv:1509.06461; Wang et al. 2016, arXiv:1511.06581,
     eq. 9, for the dueling net.
     """
-    loss, head = _variation(batch, config)
-    return learn_q(batch, config, (loss, head), seed, progress, look)
+    return learn_q(batch, config, _variation(batch, config, run), seed, progress, look, run)
 
 
-def _variation(batch: Batch, config: DQN) -> Variation:
+def _variation(batch: Batch, config: DQN, run: Run) -> Variation:
     """The loss of a config, and what else its net has."""
     follow = FOLLOW[config.target]
     match config:
         case CQL():
             return conservative(follow, config.penalty), {}
         case C51():
-            support = _support(batch, config)
+            support = _support(batch, config, run)
             return categorical(follow, support, config.atoms), {"atoms": config.atoms, "support": support}
         case QRDQN():
             return quantiles(follow, config.atoms), {"atoms": config.atoms}
@@ -125,7 +131,13 @@ def _variation(batch: Batch, config: DQN) -> Variation:
 
 
 def learn_q(
-    batch: Batch, config: DQN, variation: Variation, seed: int, progress: Progress | None, look: Look | None = None
+    batch: Batch,
+    config: DQN,
+    variation: Variation,
+    seed: int,
+    progress: Progress | None = None,
+    look: Look | None = None,
+    run: Run = HERE,
 ) -> Policy:
     """The trainer of the family.
 
@@ -141,19 +153,22 @@ def learn_q(
         TrainingError: the training diverges.
     """
     loss_of, head = variation
-    unit = _unit(batch)
-    returns = returns_of(batch, config)
+    unit = _unit(batch, run)
+    returns = returns_of(batch, config, run)
     threshold = config.behavior_threshold
     shape = nets.shape_for(batch.encoder, config.hidden, dueling=config.dueling, threshold=threshold, **head)
+    device = nets.device_of(run)
     source = nets.generator(seed)
     rate = nets.cosine(config.learning_rate, config.final_learning_rate, config.steps)
-    values = net = nets.new_net(shape, source)
+    values = net = nets.new_net(shape, source, device)
+    students: dict[str, Student] = {}
     allowed: Filtering = as_it_is
     if isinstance(net, nets.Filtered):
         check_told_apart(batch)
-        values, allowed = net.value, Filter(Student(net.behavior, rate, 1.0), threshold)
-    student = Student(values, rate, config.polyak)
-    gather = nets.gatherer(batch, returns, unit)
+        students["clone"] = Student(net.behavior, rate, 1.0)
+        values, allowed = net.value, Filter(students["clone"], threshold)
+    students["q"] = student = Student(values, rate, config.polyak)
+    gather = nets.gatherer(batch, returns, unit, device)
 
     def update(places: Array) -> tuple[Tensor, Tensor]:
         loss, value = loss_of(student.net, student.slow, allowed(gather(places)))
@@ -163,14 +178,9 @@ def learn_q(
     def now() -> Policy:
         return Policy(batch.encoder, nets.TorchScorer.of(shape, net, unit), EpsilonGreedy(0.0))
 
-    draws = nets.minibatches(len(returns.row), config.batch_size, config.steps, source)
-    nets.train(
-        update,
-        draws,
-        config.steps,
-        watch_of(unit, config.discount * float(batch.discount.max())),
-        nets.looking(progress, look, now),
-    )
+    state, draws = nets.State(source, **students), nets.Draws(batch.unit[returns.row], config.batch_size)
+    watch = watch_of(unit, config.discount * float(run.of(batch.discount).max()))
+    nets.train(update, state, draws, config.steps, watch, nets.looking(progress, look, now), run)
     return now()
 
 
@@ -247,11 +257,12 @@ def categorical(follow: Next, support: tuple[float, float], atoms: int) -> Loss:
     goes to the end. A terminated row has its reward for sure.
     Source: Bellemare, Dabney and Munos 2017, arXiv:1707.06887, eq. 7 and algorithm 1.
     """
-    returns = nets.linspace(*support, atoms)
+    evenly = nets.linspace(*support, atoms)
     step = (support[1] - support[0]) / (atoms - 1)
 
     def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
         logits = net.atoms(rows.context, rows.taken)[:, 0]  # [B, Z]
+        returns = evenly.to(logits.device)
         with nets.no_grad():
             chance = follow(net, slow, rows).softmax(dim=1)
             moved = (rows.reward[:, None] + rows.discount[:, None] * returns).clamp(*support)
@@ -276,25 +287,25 @@ def quantiles(follow: Next, atoms: int) -> Loss:
         with nets.no_grad():
             theirs = rows.reward[:, None] + rows.discount[:, None] * follow(net, slow, rows)
         away = theirs[:, None, :] - own[:, :, None]  # [B, own, theirs]
-        pull = away * (share - (away.detach() < 0).to(away.dtype))
+        pull = away * (share.to(away.device) - (away.detach() < 0).to(away.dtype))
         return pull.sum(dim=1).mean(), own.detach().mean(dim=1)
 
     return loss
 
 
-def _support(batch: Batch, config: C51) -> tuple[float, float]:
+def _support(batch: Batch, config: C51, run: Run) -> tuple[float, float]:
     """Lowest and highest return, in units of the training."""
-    unit = _unit(batch)
-    ahead = 1.0 - config.discount * float(batch.discount.max())
-    lowest = min(float(batch.reward.min()) / ahead, 0.0) if config.lowest is None else config.lowest
-    highest = max(float(batch.reward.max()) / ahead, 0.0) if config.highest is None else config.highest
+    unit, reward = _unit(batch, run), run.of(batch.reward)
+    ahead = 1.0 - config.discount * float(run.of(batch.discount).max())
+    lowest = min(float(reward.min()) / ahead, 0.0) if config.lowest is None else config.lowest
+    highest = max(float(reward.max()) / ahead, 0.0) if config.highest is None else config.highest
     require("lowest", lowest, lowest < highest, f"below highest, {highest:g}")
     return lowest / unit, highest / unit
 
 
-def _unit(batch: Batch) -> float:
-    """The largest |reward|."""
+def _unit(batch: Batch, run: Run) -> float:
+    """The largest |reward| that is learned from."""
     if batch.numbers or batch.ranked:
         kind = "numbers" if batch.numbers else "ranked lists"
         raise DataError(f"DQN learns over single candidates; the actions of this batch are {kind}")
-    return unit_of(batch)
+    return unit_of(batch, run)

@@ -28,7 +28,7 @@ class Returns:
     until: Array
 
 
-def n_step(batch: Batch, discount: float, n: int) -> Returns:
+def n_step(batch: Batch, discount: float, n: int, rows: Array | None = None) -> Returns:
     """Returns of at most n steps, inside the episode, not corrected for the behavior policy.
 
     A terminated row keeps its reward and nothing follows. Where the episode was not seen to its end (truncated, or
@@ -41,6 +41,7 @@ def n_step(batch: Batch, discount: float, n: int) -> Returns:
     Args:
         discount: of one step, in [0, 1], times the batch's own discount of that step.
         n: steps, at least 1.
+        rows: [R] i64, the rows to learn from, ascending, whole units, so that no return leaves them; None: all.
     Source: Sutton and Barto 2018, eq. 7.1.
     """
     here = np.arange(len(batch))  # where each row's sum has come to
@@ -55,5 +56,6 @@ def n_step(batch: Batch, discount: float, n: int) -> Returns:
         if not going.any():
             break
         here[going] = batch.next[here[going]]
-    row = np.flatnonzero(batch.terminated | (batch.next >= 0))
+    teaches = batch.terminated | (batch.next >= 0)
+    row = np.flatnonzero(teaches) if rows is None else rows[teaches[rows]]
     return Returns(row=row, reward=reward[row], discount=weight[row], until=here[row])

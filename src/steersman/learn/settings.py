@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError
-from steersman.learn import nets
+from steersman.learn import HERE, Run, nets
 from steersman.learn.returns import Returns, n_step
 
 SLACK = 3.0
@@ -73,16 +73,17 @@ def require(name: str, value: object, holds: bool, law: str) -> None:
         raise DataError(f"{name} is {value}, must be {law}", field=name)
 
 
-def unit_of(batch: Batch) -> float:
-    """The largest |reward|: what rewards are divided by, so that no setting depends on their unit.
+def unit_of(batch: Batch, run: Run = HERE) -> float:
+    """The largest |reward| that is learned from: what rewards are divided by, so that no setting depends on their unit.
 
     Raises:
         DataError: all rewards are 0, or they are too large or small for float32.
     """
-    unit = float(np.abs(batch.reward).max())
+    reward = run.of(batch.reward)
+    unit = float(np.abs(reward).max())
     if unit == 0:
         raise DataError(
-            f"the reward of all {len(batch)} rows is 0: there is nothing to learn",
+            f"the reward of all {len(reward)} rows is 0: there is nothing to learn",
             hint="did the outcomes carry the metrics that the reward is made of?",
         )
     if not 1e-30 < unit < 1e30:
@@ -92,16 +93,17 @@ def unit_of(batch: Batch) -> float:
     return unit
 
 
-def returns_of(batch: Batch, config: ValueSettings) -> Returns:
+def returns_of(batch: Batch, config: ValueSettings, run: Run = HERE) -> Returns:
     """What the rows teach.
 
     Raises:
         DataError: none teaches anything.
     """
-    returns = n_step(batch, config.discount, config.n_step)
+    returns = n_step(batch, config.discount, config.n_step, run.rows)
     if not len(returns.row):
         raise DataError(
-            f"none of the {len(batch)} rows was terminated or has a next row: what came after them is unknown",
+            f"none of the {len(run.of(batch.next))} rows was terminated or has a next row: what came after them is "
+            "unknown",
             hint='say in the outcome how an episode ended (ends = "terminated"), or log more than one step of it',
         )
     return returns

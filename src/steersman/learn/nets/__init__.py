@@ -3,20 +3,19 @@
 from steersman.learn.nets.filtered import NEVER, Filtered, likely
 from steersman.learn.nets.kinds import NETS
 from steersman.learn.nets.modules import Net, Tensor
+from steersman.learn.nets.processes import device_of, joined, wait
 from steersman.learn.nets.scorer import PAIRS, TorchScorer, scorer_of
 from steersman.learn.nets.shape import WIDEST, Shape, shape_for
+from steersman.learn.nets.student import Draws, State, Student, generator
 from steersman.learn.nets.training import (
     REPORT,
     Array,
     Minibatch,
-    Student,
     Watch,
     cosine,
     gatherer,
-    generator,
     linspace,
     looking,
-    minibatches,
     new_net,
     no_grad,
     one_thread,
@@ -32,21 +31,24 @@ __all__ = [
     "REPORT",
     "WIDEST",
     "Array",
+    "Draws",
     "Filtered",
     "Minibatch",
     "Net",
     "Shape",
+    "State",
     "Student",
     "Tensor",
     "TorchScorer",
     "Watch",
     "cosine",
+    "device_of",
     "gatherer",
     "generator",
+    "joined",
     "likely",
     "linspace",
     "looking",
-    "minibatches",
     "new_net",
     "no_grad",
     "one_thread",
@@ -55,4 +57,5 @@ __all__ = [
     "shape_for",
     "squared",
     "train",
+    "wait",
 ]

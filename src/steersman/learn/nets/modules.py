@@ -135,7 +135,7 @@ def mean_of_atoms(shape: Shape, atoms: Tensor) -> Tensor:
         return atoms[:, :, 0]
     if shape.support is None:
         return atoms.mean(dim=2)
-    returns = torch.linspace(*shape.support, shape.atoms, dtype=atoms.dtype)
+    returns = torch.linspace(*shape.support, shape.atoms, dtype=atoms.dtype, device=atoms.device)
     return (atoms.softmax(dim=2) * returns).sum(dim=2)
 
 
@@ -174,14 +174,14 @@ class Optimist(Net):
         self.root = nn.Parameter(torch.empty(own))
 
     def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
-        ones = torch.ones(len(context), 1, dtype=context.dtype)
+        ones = context.new_ones(len(context), 1)
         row = torch.cat([ones, context], dim=1)  # [B, 1 + F]
         if self.root.ndim == 3:
             square = torch.einsum("bf,afg->bag", row, self.root).square().sum(dim=2)  # [B, A]
             unknown = (square[:, None] * candidates).sum(dim=2)
         else:
             shape = (len(candidates), candidates.shape[1], 1)
-            column = torch.cat([torch.ones(shape, dtype=candidates.dtype), candidates], dim=2)  # [B, K, 1 + A]
+            column = torch.cat([candidates.new_ones(shape), candidates], dim=2)  # [B, K, 1 + A]
             phi = (row[:, None, :, None] * column[:, :, None, :]).flatten(2)  # [B, K, P]
             unknown = (phi @ self.root).square().sum(dim=2)
         return self.mean(context, candidates) + unknown.sqrt()

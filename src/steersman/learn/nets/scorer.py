@@ -55,7 +55,7 @@ class TorchScorer:
     @classmethod
     def of(cls, shape: Shape, net: Net, unit: float) -> TorchScorer:
         """The scorer of a net that has learned."""
-        return cls(shape, {name: tensor.numpy() for name, tensor in net.state_dict().items()}, unit)
+        return cls(shape, {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}, unit)
 
     def weights(self) -> dict[str, Array]:
         """Name -> array f64."""

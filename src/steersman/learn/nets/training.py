@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,17 +17,23 @@ from steersman.core.batch import Batch
 from steersman.core.errors import TrainingError
 from steersman.core.policy import Policy
 from steersman.learn import Look, Progress
+from steersman.learn.nets import processes
 from steersman.learn.nets.kinds import NETS
 from steersman.learn.nets.modules import Net, Tensor
 from steersman.learn.nets.shape import Shape
+from steersman.learn.nets.student import Draws, State
 from steersman.learn.returns import Returns
+from steersman.learn.run import HERE, Run
 
 Array = np.ndarray
 no_grad = torch.no_grad
 linspace = torch.linspace
 
 REPORT = 100
-"""Steps from one report of progress, and one look at whether training diverges, to the next."""
+"""Steps from one report of progress, and one look at whether training diverges, to the next. Minibatches are drawn, and
+random numbers begun anew, for so many steps: a training can go on from there."""
+
+CPU = torch.device("cpu")
 
 
 # rows to tensors
@@ -64,11 +69,13 @@ class Minibatch(NamedTuple):
     action: Tensor
 
 
-def gatherer(batch: Batch, returns: Returns, unit: float) -> Callable[[Array], Minibatch]:
-    """A function from places in `returns` [B] to their Minibatch. It copies those rows and no others.
+def gatherer(batch: Batch, returns: Returns, unit: float, device: torch.device = CPU) -> Callable[[Array], Minibatch]:
+    """A function from places in `returns` [B] to their Minibatch. It copies those rows and no others, so that a batch
+    may be mapped from a disk and larger than the memory.
 
     Args:
         unit: rewards are divided by it.
+        device: where the tensors go.
     """
     reward = (returns.reward / unit).astype(np.float32)
     discount = returns.discount.astype(np.float32)
@@ -91,14 +98,14 @@ def gatherer(batch: Batch, returns: Returns, unit: float) -> Callable[[Array], M
             _rows(batch.mask, row),
             action,
         )
-        return Minibatch(*map(torch.from_numpy, arrays))
+        return Minibatch(*(torch.from_numpy(array).to(device) for array in arrays))
 
     return gather
 
 
 def _rows(array: Array, rows: Array) -> Array:
     """Copies of some rows: `take` is five times as fast as indexing, but copies the whole of a view before."""
-    return array.take(rows, axis=0) if array.flags.c_contiguous else array[rows]
+    return np.asarray(array).take(rows, axis=0) if array.flags.c_contiguous else np.asarray(array[rows])
 
 
 def is_shared(candidates: Array) -> bool:
@@ -117,22 +124,17 @@ def pick(candidates: Tensor, place: Tensor) -> Tensor:
     """
     if len(candidates) == 1:
         return candidates[0, place][:, None]
-    return candidates[torch.arange(len(place)), place][:, None]
+    return candidates[torch.arange(len(place), device=place.device), place][:, None]
 
 
 # training
 
 
-def generator(seed: int) -> torch.Generator:
-    """The source of every random number of one training: nobody else draws from it, so the seed decides."""
-    return torch.Generator().manual_seed(seed)
-
-
-def new_net(shape: Shape, source: torch.Generator) -> Net:
-    """A net with freshly drawn weights, f32."""
+def new_net(shape: Shape, source: torch.Generator, device: torch.device = CPU) -> Net:
+    """A net with freshly drawn weights, f32: the same ones on every device."""
     net = NETS[shape.kind](shape)
     net.start(source)
-    return net
+    return net.to(device)
 
 
 def cosine(first: float, last: float, steps: int) -> Callable[[int], float]:
@@ -152,69 +154,6 @@ def squared(value: Tensor, target: Tensor) -> Tensor:
     return nn.functional.mse_loss(value, target)
 
 
-class Student:
-    """A net that learns by Adam, and its slow copy.
-
-    All weights lie in one vector, which the layers see parts of: a step is then a handful of operations, however
-    many layers there are.
-
-    Attributes:
-        net: learns with every step.
-        slow: its exponential average, for targets that must not run away with what is learned.
-    Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
-    """
-
-    MEAN, SQUARE, TINY = 0.9, 0.999, 1e-8
-
-    def __init__(self, net: Net, rate: Callable[[int], float], polyak: float) -> None:
-        """Flatten the net, and copy it.
-
-        Args:
-            rate: learning rate, a function of the steps done.
-            polyak: share of the net that its slow copy takes over at every step, in (0, 1].
-        """
-        self.net = net
-        self.slow = copy.deepcopy(net)
-        self._rate = rate
-        self._polyak = polyak
-        self._done = 0
-        self._weights, self._gradient = _flatten(self.net)
-        self._slow, _ = _flatten(self.slow)
-        self.slow.requires_grad_(False)
-        self._mean = torch.zeros_like(self._weights)
-        self._square = torch.zeros_like(self._weights)
-
-    def step(self, loss: Tensor) -> None:
-        """The one training step: against the gradient of the loss, then the slow copy follows."""
-        self._gradient.zero_()
-        loss.backward()
-        rate = self._rate(self._done)
-        self._done += 1
-        with no_grad():
-            self._mean.lerp_(self._gradient, 1.0 - self.MEAN)
-            self._square.mul_(self.SQUARE).addcmul_(self._gradient, self._gradient, value=1.0 - self.SQUARE)
-            spread = (self._square / (1.0 - self.SQUARE**self._done)).sqrt_().add_(self.TINY)
-            self._weights.addcdiv_(self._mean, spread, value=-rate / (1.0 - self.MEAN**self._done))
-            self._slow.lerp_(self._weights, self._polyak)
-
-
-def _flatten(net: Net) -> tuple[Tensor, Tensor]:
-    """Move the weights of a net into one vector and their gradients into another; its layers keep views of both."""
-    parameters = list(net.parameters())
-    sizes = [parameter.numel() for parameter in parameters]
-    weights = torch.cat([parameter.detach().flatten() for parameter in parameters])
-    gradient = torch.zeros_like(weights)
-    for parameter, weight, slope in zip(parameters, weights.split(sizes), gradient.split(sizes), strict=True):
-        parameter.data, parameter.grad = weight.view_as(parameter), slope.view_as(parameter)
-    return weights, gradient
-
-
-def minibatches(rows: int, size: int, steps: int, source: torch.Generator) -> Iterator[Array]:
-    """`steps` times `size` places in [0, rows), drawn with replacement."""
-    for start in range(0, steps, REPORT):
-        yield from torch.randint(rows, (min(REPORT, steps - start), size), generator=source).numpy()
-
-
 @dataclass(frozen=True)
 class Watch:
     """Looks at values while they are learned.
@@ -229,46 +168,71 @@ class Watch:
     limit: float
     reason: str
 
-    def __call__(self, done: int, loss: Tensor, value: Tensor) -> dict[str, float]:
+    def __call__(self, done: int, loss: Tensor, value: Tensor, share: float = 1.0) -> dict[str, float]:
         """Figures of a step: `loss`; `q` and `q_largest`, mean and largest |value| of the rows, in units of reward.
 
+        Args:
+            share: of the minibatch, that these rows are: all processes get the figures of all rows.
         Raises:
             TrainingError: the loss is not finite, or a value is beyond the limit.
         """
-        found, largest = float(loss) * self.unit**2, float(value.abs().max()) * self.unit
+        means = processes.added(torch.stack([loss.float(), value.float().mean()]) * share)
+        largest = float(processes.largest(value.float().abs().max())) * self.unit
+        found = float(means[0]) * self.unit**2
         if not math.isfinite(found) or not largest <= self.limit:
             raise TrainingError(
                 f"step {done}: the loss is {found:.4g} and the largest |value| {largest:.4g}; "
                 f"the limit is {self.limit:.4g}, {self.reason}",
                 hint="training diverges: lower learning_rate, polyak or discount",
             )
-        return {"loss": found, "q": float(value.mean()) * self.unit, "q_largest": largest}
+        return {"loss": found, "q": float(means[1]) * self.unit, "q_largest": largest}
 
 
 def train(
     update: Callable[[Array], tuple[Tensor, Tensor]],
-    draws: Iterator[Array],
+    state: State,
+    draws: Draws,
     steps: int,
     watch: Watch,
     progress: Progress | None,
+    run: Run = HERE,
 ) -> None:
-    """The loop around the steps: draws, updates, looks, reports.
+    """The loop around the steps: draws, updates, looks, reports; the state is kept, so that it can go on from there.
 
     Args:
         update: places of a minibatch [B] -> its loss and its values [B]; it makes the step.
-        draws: places of one minibatch after the other, `steps` of them.
+        state: all that the steps change.
         progress: told every REPORT steps and at the end: loss, q, steps/s.
+        run: where it goes on from, and who keeps it: with the same seed a training that was interrupted gives the same
+            bits as one that was not.
     Raises:
         TrainingError: the training diverges.
+        DataError: the state to go on from is not of such a training.
     """
+    first = 0 if run.start is None else state.load(run.start)
     begun = time.perf_counter()
+    kept, precision = first, _precision(run)
     with one_thread():
-        for done, places in enumerate(draws, start=1):
-            loss, value = update(places)
-            if done % REPORT == 0 or done == steps:
-                figures = watch(done, loss.detach(), value.detach())
-                if progress is not None:
-                    progress(done, steps, figures | {"steps/s": done / (time.perf_counter() - begun)})
+        for start in range(first, steps, REPORT):
+            state.begin(start)
+            done = min(start + REPORT, steps)
+            for places, share in draws.block(state.seed, start, done - start):
+                state.split(share)
+                with precision:
+                    loss, value = update(places)
+            figures = watch(done, loss.detach(), value.detach(), share)
+            if progress is not None:
+                progress(done, steps, figures | {"steps/s": (done - first) / (time.perf_counter() - begun)})
+            if run.keep is not None and done < steps and done - kept >= run.every:
+                run.keep(done, state.arrays(done))
+                kept = done
+
+
+def _precision(run: Run) -> AbstractContextManager[object]:
+    """No cache of cast weights: an update may step one net and then look at it."""
+    if run.precision == "f32":
+        return nullcontext()
+    return torch.autocast(processes.device_of(run).type, torch.bfloat16, cache_enabled=False)
 
 
 def looking(progress: Progress | None, look: Look | None, now: Callable[[], Policy]) -> Progress | None:

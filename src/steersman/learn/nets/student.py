@@ -1,0 +1,197 @@
+"""What changes from step to step of a training: Students, nets that learn by Adam. And where its random numbers come
+from."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from steersman.core.errors import DataError
+from steersman.learn.nets import processes
+from steersman.learn.nets.modules import Net, Tensor
+from steersman.learn.run import rank, world
+
+Array = np.ndarray
+no_grad = torch.no_grad
+
+
+class Student:
+    """A net that learns by Adam, and its slow copy.
+
+    All weights lie in one vector, which the layers see parts of: a step is then a handful of operations, however
+    many layers there are.
+
+    Attributes:
+        net: learns with every step.
+        slow: its exponential average, for targets that must not run away with what is learned.
+        share: of a minibatch, that this process computes the gradient of; `train` says it.
+    Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
+    """
+
+    MEAN, SQUARE, TINY = 0.9, 0.999, 1e-8
+
+    def __init__(self, net: Net, rate: Callable[[int], float], polyak: float) -> None:
+        """Flatten the net, and copy it.
+
+        Args:
+            rate: learning rate, a function of the steps done.
+            polyak: share of the net that its slow copy takes over at every step, in (0, 1].
+        """
+        self.net = net
+        self.slow = copy.deepcopy(net)
+        self.share = 1.0
+        self._rate = rate
+        self._polyak = polyak
+        self._done = 0
+        self._weights, self._gradient = _flatten(self.net)
+        self._slow, _ = _flatten(self.slow)
+        self.slow.requires_grad_(False)
+        self._mean = torch.zeros_like(self._weights)
+        self._square = torch.zeros_like(self._weights)
+
+    def step(self, loss: Tensor) -> None:
+        """The one training step: against the gradient of the loss, then the slow copy follows."""
+        self._gradient.zero_()
+        loss.backward()
+        if processes.together():
+            processes.added(self._gradient.mul_(self.share))
+        rate = self._rate(self._done)
+        self._done += 1
+        with no_grad():
+            self._mean.lerp_(self._gradient, 1.0 - self.MEAN)
+            self._square.mul_(self.SQUARE).addcmul_(self._gradient, self._gradient, value=1.0 - self.SQUARE)
+            spread = (self._square / (1.0 - self.SQUARE**self._done)).sqrt_().add_(self.TINY)
+            self._weights.addcdiv_(self._mean, spread, value=-rate / (1.0 - self.MEAN**self._done))
+            self._slow.lerp_(self._weights, self._polyak)
+
+    def arrays(self) -> dict[str, Array]:
+        """All that steps change, as copies."""
+        vectors = {name: tensor.cpu().numpy().copy() for name, tensor in self._vectors().items()}
+        return vectors | {"done": np.array(self._done)}
+
+    def load(self, arrays: Mapping[str, Array]) -> None:
+        """Go on from there.
+
+        Raises:
+            DataError: they are not of such a net.
+        """
+        for name, tensor in self._vectors().items():
+            have = arrays.get(name)
+            if have is None or have.dtype != np.float32 or have.shape != tuple(tensor.shape):
+                raise DataError(f"{name} is {have if have is None else have.shape}, the net has {tuple(tensor.shape)}")
+            tensor.copy_(torch.from_numpy(have))
+        self._done = int(arrays["done"])
+
+    def _vectors(self) -> dict[str, Tensor]:
+        return {"weights": self._weights, "slow": self._slow, "mean": self._mean, "square": self._square}
+
+
+def _flatten(net: Net) -> tuple[Tensor, Tensor]:
+    """Move the weights of a net into one vector and their gradients into another; its layers keep views of both."""
+    parameters = list(net.parameters())
+    sizes = [parameter.numel() for parameter in parameters]
+    weights = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    gradient = torch.zeros_like(weights)
+    for parameter, weight, slope in zip(parameters, weights.split(sizes), gradient.split(sizes), strict=True):
+        parameter.data, parameter.grad = weight.view_as(parameter), slope.view_as(parameter)
+    return weights, gradient
+
+
+class State:
+    """All of a training that changes from step to step: its students.
+
+    The random numbers are no part of it: the source begins anew every REPORT steps, by the seed, the process and the
+    steps done. So a learner may draw from it as it likes in its steps, and nothing else may outlive one.
+    """
+
+    def __init__(self, source: torch.Generator, **students: Student) -> None:
+        """Of a training's generator and, by name, everything that learns."""
+        self.source = source
+        self.students = students
+        self.seed = source.initial_seed()
+
+    def arrays(self, done: int) -> dict[str, Array]:
+        """Name -> array, what a training of `done` steps goes on from."""
+        found = {"done": np.array(done)}
+        for who, student in self.students.items():
+            found |= {f"{who}.{name}": array for name, array in student.arrays().items()}
+        return found
+
+    def load(self, arrays: Mapping[str, Array]) -> int:
+        """Go on from there: the steps done.
+
+        Raises:
+            DataError: they are not of such a training.
+        """
+        for who, student in self.students.items():
+            own = {name.removeprefix(f"{who}."): array for name, array in arrays.items() if name.startswith(f"{who}.")}
+            student.load(own)
+        return int(arrays["done"])
+
+    def begin(self, done: int) -> None:
+        """The random numbers of the next steps."""
+        self.source.manual_seed(_seed(self.seed, done, f"process {rank()}"))
+
+    def split(self, share: float) -> None:
+        """Of the next minibatch this process has such a share."""
+        for student in self.students.values():
+            student.share = share
+
+
+# random numbers
+
+
+def generator(seed: int) -> torch.Generator:
+    """The source of every random number of one training: nobody else draws from it, so the seed decides."""
+    return torch.Generator().manual_seed(seed)
+
+
+def _seed(seed: int, done: int, what: str) -> int:
+    """Seeds of different streams that have nothing to do with each other."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {done} {what}".encode()).digest()[:7])
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Places of minibatches, drawn with replacement; every process draws the same ones and keeps those of its units.
+
+    So what is learned does not depend on how many processes there are, but for rounding.
+
+    Attributes:
+        unit: [M] i64, whose row each place is.
+        size: places of a minibatch.
+    """
+
+    unit: Array
+    size: int
+
+    def block(self, seed: int, done: int, steps: int) -> Iterator[tuple[Array, float]]:
+        """The next `steps` minibatches after `done` steps: places, and which share of the minibatch they are."""
+        source = generator(_seed(seed, done, "places"))
+        drawn = torch.randint(len(self.unit), (steps, self.size), generator=source).numpy()
+        if world() == 1:
+            yield from ((places, 1.0) for places in drawn)
+            return
+        for places in drawn:
+            mine = places[self._own[places]]
+            # A process without a place takes one for nothing: it must make as many steps as the others.
+            yield (mine, len(mine) / self.size) if len(mine) else (self._any, 0.0)
+
+    @functools.cached_property
+    def _own(self) -> Array:
+        """[M] bool: the units of a process."""
+        return self.unit % world() == rank()
+
+    @functools.cached_property
+    def _any(self) -> Array:
+        """[1] a place of this process."""
+        own = np.flatnonzero(self._own)[:1]
+        if not len(own):
+            raise DataError(f"process {rank()} of {world()} has no unit to learn from", hint="use fewer processes")
+        return own
