@@ -11,6 +11,7 @@ from steersman import learn
 from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError
 from steersman.core.features import Continuous, Encoder
+from steersman.learn import bandit
 from steersman.worlds.logit import logit
 
 WORLD = logit(numbers=3, actions=3, seed=4)
@@ -43,26 +44,6 @@ def test_each_named_action_has_the_ridge_of_its_own_rows(loss):
         mine = LOG.action == action
         want[:, action] = mean + phi @ ridge(phi[mine], LOG.reward[mine] - mean, weight[mine], 2.0)
     assert scores(LOG, "linear", loss=loss, ridge=2.0) == pytest.approx(want, abs=1e-6)
-
-
-def test_ips_regresses_inverse_propensity_scores_of_every_candidate():
-    phi, mean = columns(LOG), LOG.reward.mean()
-    want = np.empty((len(LOG), 3))
-    for action in range(3):
-        target = np.where(LOG.action == action, (LOG.reward - mean) / LOG.propensity, 0.0)
-        want[:, action] = mean + phi @ ridge(phi, target, np.ones(len(LOG)), 1.0)
-    assert scores(LOG, "linear", loss="ips") == pytest.approx(want, abs=1e-6)
-
-
-def test_doubly_robust_adds_what_the_direct_model_did_not_expect():
-    phi, row = columns(LOG), np.arange(len(LOG))
-    model = scores(LOG, "linear", loss="direct").astype(np.float64)
-    surprise = (LOG.reward - model[row, LOG.action]) / LOG.propensity
-    want = np.empty((len(LOG), 3))
-    for action in range(3):
-        target = model[:, action] - LOG.reward.mean() + np.where(LOG.action == action, surprise, 0.0)
-        want[:, action] = LOG.reward.mean() + phi @ ridge(phi, target, np.ones(len(LOG)), 1.0)
-    assert scores(LOG, "linear", loss="dr") == pytest.approx(want, abs=1e-5)
 
 
 def test_a_wrong_model_is_best_where_the_target_policy_goes_with_weights_and_where_the_log_went_without():
@@ -111,6 +92,69 @@ def test_candidates_with_features_are_worth_all_products_of_both(loss):
     batch = featured()
     found = scores(batch, "linear", loss=loss, ridge=1e-6)
     assert found[batch.mask] == pytest.approx(truth(batch)[batch.mask], abs=1e-4)
+
+
+def pairs(batch: Batch, disjoint: bool) -> np.ndarray:
+    """[N, K, B P] every phi written out, blocks of other actions 0."""
+    phi = columns(batch)[:, None, :, None]
+    if disjoint:
+        return (phi * batch.candidates[:, :, None, :]).transpose(0, 1, 3, 2).reshape(*batch.mask.shape, -1)
+    column = np.concatenate([np.ones((*batch.mask.shape, 1)), batch.candidates], axis=2)
+    return (phi * column[:, :, None, :]).reshape(*batch.mask.shape, -1)
+
+
+def subsets(n: int = 500) -> Batch:
+    """Named actions, some rows with one of them missing, in another order in every row."""
+    random = np.random.default_rng(5)
+    order = np.argsort(random.random((n, 3)), axis=1)
+    mask = np.ones((n, 3), dtype=bool)
+    mask[: n // 2, 2] = False
+    action = (random.random(n) * mask.sum(axis=1)).astype(np.int64)
+    propensity = random.uniform(0.2, 0.9, size=n)
+    return replace(LOG.take(np.arange(n)), candidates=np.eye(3, dtype=np.float32)[order], mask=mask, action=action,
+                   propensity=propensity)  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("coefficients", ["disjoint", "joint"])
+@pytest.mark.parametrize("offered", ["all", "some", "features"])
+def test_every_loss_is_the_least_squares_of_its_targets(loss, coefficients, offered):
+    """Over pairs of row and candidate, all written out: whatever candidates there are, whoever shares coefficients."""
+    batch = {"all": LOG.take(np.arange(500)), "some": subsets(), "features": featured(500)}[offered]
+    if offered == "features" and coefficients == "disjoint":
+        with pytest.raises(DataError, match="disjoint coefficients are of named actions without features"):
+            scores(batch, "linear", loss=loss, coefficients=coefficients)
+        return
+    batch = replace(batch, propensity=np.linspace(0.2, 0.9, 500))
+    phi, row, mean = pairs(batch, coefficients == "disjoint"), np.arange(500), batch.reward.mean()
+    taken, reward, weight = phi[row, batch.action], batch.reward - mean, 1 / batch.propensity
+    direct = ridge(taken, reward, np.ones(500), 2.0)
+    model = phi @ direct if loss == "dr" else np.zeros(batch.mask.shape)
+    target = model.copy()
+    target[row, batch.action] += (reward - model[row, batch.action]) * weight
+    wanted = {
+        "direct": lambda: direct,
+        "mtr": lambda: ridge(taken, reward, weight / weight.mean(), 2.0),
+        "ips": lambda: ridge(phi[batch.mask], target[batch.mask], np.ones(batch.mask.sum()), 2.0),
+        "dr": lambda: ridge(phi[batch.mask], target[batch.mask], np.ones(batch.mask.sum()), 2.0),
+    }[loss]()
+    found = scores(batch, "linear", loss=loss, ridge=2.0, coefficients=coefficients)
+    assert found[batch.mask] == pytest.approx((mean + phi @ wanted)[batch.mask], abs=2e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("batch", [LOG, featured(), subsets()], ids=["named", "features", "subsets"])
+def test_sums_of_windows_are_the_sums_of_all_their_rows(batch, loss):
+    """Three windows one after the other, with other means each, against one fit on all: coefficients within 1e-9."""
+    n = len(batch)
+    batch = replace(batch, reward=batch.reward + np.where(np.arange(n) < n // 3, 5.0, 0.0))
+    config = bandit.Linear(loss=loss)
+    whole = bandit.extend(batch, config, 0, None)[0].scorer.weights()["weight"]
+    sums = None
+    for window in np.split(np.arange(n), [n // 3, n // 2]):
+        policy, sums = bandit.extend(batch.take(window), config, 0, sums)
+    assert int(sums["rows"]) == n
+    assert policy.scorer.weights()["weight"] == pytest.approx(whole, rel=0, abs=1e-9)
 
 
 def test_the_bonus_is_alpha_standard_errors_of_what_is_not_known():

@@ -13,7 +13,7 @@ from steersman.core.batch import Batch
 from steersman.core.decision import Candidate, Decision, Outcome, Problem
 from steersman.core.errors import Error
 from steersman.core.features import Encoder
-from steersman.core.policy import EpsilonGreedy, Policy, Softmax, SquareCB, Uniform
+from steersman.core.policy import EpsilonGreedy, Policy, Softmax, SquareCB, Thompson, Uniform
 from steersman.core.report import Estimate, Report, Verdict
 from steersman.core.version import Rollout, Version
 
@@ -32,6 +32,7 @@ __all__ = [
     "Rollout",
     "Softmax",
     "SquareCB",
+    "Thompson",
     "Uniform",
     "Verdict",
     "Version",

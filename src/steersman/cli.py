@@ -84,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     train = verb("train", _train, "Fit a policy on the last build.")
     train.add_argument("name")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--add", action="store_true", help="to what the last candidate learned: bandits in closed form")
     train.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="write what is seen as TensorBoard's event files"
     )
@@ -338,8 +339,9 @@ def _train(options: argparse.Namespace) -> None:
     project = config.load(options.project)
     with bar(f"train {options.name}", quiet=options.json) as progress:
         candidate = flow.train(
-            project, options.name, seed=options.seed, progress=progress, tensorboard=options.tensorboard
-        )
+            project, options.name, seed=options.seed, progress=progress, tensorboard=options.tensorboard,
+            add=options.add,
+        )  # fmt: skip
     unseen = options.tensorboard is not None and not project.policy(options.name).learn.validation
     _show(
         options,

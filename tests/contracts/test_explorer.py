@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steersman.core.errors import DataError
-from steersman.core.policy import CandidatesExplorer, EpsilonGreedy, Explorer, Softmax, SquareCB, Uniform
+from steersman.core.policy import CandidatesExplorer, EpsilonGreedy, Explorer, Softmax, SquareCB, Thompson, Uniform
 
 EXPLORERS = [
     Uniform(),
@@ -24,6 +24,8 @@ EXPLORERS = [
     SquareCB(0.0),
     SquareCB(2.0),
     SquareCB(1e6),
+    Thompson(),
+    Thompson(floor=0.2),
 ]
 every_explorer = pytest.mark.parametrize("explorer", EXPLORERS, ids=str)
 every_explorer_that_reads_scores = pytest.mark.parametrize(
@@ -142,6 +144,47 @@ def test_scores_of_another_shape_are_refused(explorer):
     scores, mask = arrays([[1.0, 2.0], [3.0, 4.0]])
     with pytest.raises(DataError, match=r"\[2, 1\].*\[2, 6\]"):
         explorer.probabilities(scores[:, :1], mask)
+
+
+@every_explorer
+def test_draws_that_are_all_alike_are_the_scores(explorer):
+    scores, mask = arrays([[1.0, 2.0, 2.0, 5.0], [0.5, -3.0]])
+    draws = np.repeat(scores[:, :, None], 4, axis=2)
+    assert explorer.probabilities(draws, mask) == pytest.approx(explorer.probabilities(scores, mask), abs=1e-15)
+
+
+@every_explorer_that_reads_scores
+def test_a_draw_that_is_not_finite_is_refused_by_its_row(explorer):
+    draws, mask = np.ones((3, 2, 4)), np.ones((3, 2), dtype=bool)
+    draws[1, 1, 3] = np.nan
+    with pytest.raises(DataError, match=r"row 1: .*not finite"):
+        explorer.probabilities(draws, mask)
+    mask[1, 1] = False
+    assert explorer.probabilities(draws, mask)[1].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("explorer", [EpsilonGreedy(0.1), Softmax(0.5), SquareCB(2.0)], ids=str)
+def test_an_explorer_that_does_not_sample_reads_the_mean_of_the_draws(explorer):
+    draws = np.random.default_rng(0).normal(size=(5, 4, 8)).astype(np.float32)
+    mask = np.ones((5, 4), dtype=bool)
+    mean = draws.mean(axis=2, dtype=np.float64)
+    assert np.array_equal(explorer.probabilities(draws, mask), explorer.probabilities(mean, mask))
+
+
+@settings(max_examples=50)
+@given(data=st.data())
+def test_thompson_is_the_mean_of_the_greedy_policies_of_its_draws(data):
+    """Whatever candidates there are: by a loop over rows and draws, ties included."""
+    shape = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6)))
+    values = data.draw(st.lists(st.integers(-2, 2), min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
+    draws = np.array(values, dtype=np.float32).reshape(shape)
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1])))
+    mask = mask.reshape(shape[:2])
+    mask[:, 0] |= ~mask.any(axis=1)
+    greedy = [EpsilonGreedy(0.0).probabilities(draws[:, :, m], mask) for m in range(shape[2])]
+    assert Thompson().probabilities(draws, mask) == pytest.approx(np.mean(greedy, axis=0), abs=1e-12)
+    spread = 0.3 * Uniform().probabilities(draws, mask)
+    assert Thompson(0.3).probabilities(draws, mask) == pytest.approx(0.7 * np.mean(greedy, axis=0) + spread, abs=1e-12)
 
 
 @every_explorer

@@ -15,7 +15,7 @@ from steersman import learn
 from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError
 from steersman.core.features import Continuous, Encoder
-from steersman.core.policy import EpsilonGreedy, Policy, Softmax
+from steersman.core.policy import EpsilonGreedy, Policy, Softmax, Thompson
 
 QUICK = {
     "dqn": {"hidden": [32], "steps": 500, "batch_size": 64, "learning_rate": 5e-3},
@@ -24,11 +24,20 @@ QUICK = {
     "qr-dqn": {"hidden": [32], "steps": 500, "batch_size": 64, "learning_rate": 5e-3, "atoms": 11, "dueling": True},
     "linear": {},
     "linucb": {"alpha": 0.1},
+    "thompson": {},
+    "ucb1": {"lowest": -5.0},
+    "beta-thompson": {"lowest": -5.0},
 }
 """Settings that learn the worlds below within a second."""
 
-CLOSED_FORM = {"linear", "linucb"}
-"""Learners without random numbers: every seed gives the same policy."""
+CLOSED_FORM = {"linear", "linucb", "thompson", "ucb1", "beta-thompson"}
+"""Learners that go through the rows once, without steps that anything could go on from."""
+
+SAMPLED = {"thompson", "beta-thompson"}
+"""Those of them whose posterior is sampled: another seed gives another policy."""
+
+BLIND = {"ucb1", "beta-thompson"}
+"""Learners of named actions without a context: what a candidate's features or the context say is not for them."""
 
 N, K = 1200, 4
 
@@ -63,6 +72,13 @@ def featured() -> Batch:
     )
 
 
+def plain() -> Batch:
+    """Named actions, one of them better than the others whatever the wish."""
+    rows = named()
+    noise = np.random.default_rng(1).random(N)
+    return dataclasses.replace(rows, reward=0.5 * (rows.action == 1) + 0.5 * noise)
+
+
 def batch(
     encoder: Encoder,
     wish: np.ndarray,
@@ -91,12 +107,14 @@ def batch(
 
 def worth(rows: Batch) -> np.ndarray:
     """[N, K] true reward of every candidate."""
+    if rows is world("plain"):
+        return np.broadcast_to([0.25, 0.75, 0.25], rows.mask.shape)
     if rows.encoder.actions:
         return 1.0 - np.abs(rows.context[:, :1] - np.array([-1.0, 1.0, 0.0]))
     return rows.context[:, :1] * rows.candidates[:, :, 0]
 
 
-WORLDS = {"named": named, "featured": featured}
+WORLDS = {"named": named, "featured": featured, "plain": plain}
 
 
 @functools.cache
@@ -109,20 +127,28 @@ def learned(name: str, where: str) -> Policy:
     return fit(name, world(where))
 
 
+def home(name: str) -> str:
+    """A world with named actions that the learner learns in."""
+    return "plain" if name in BLIND else "named"
+
+
 def fit(name: str, rows: Batch, seed: int = 0) -> Policy:
     return learn.fit(rows, learn.configure(name, QUICK[name]), seed)
 
 
 each_learner = pytest.mark.parametrize("name", learn.LEARNERS)
-each_world = pytest.mark.parametrize("where", WORLDS)
+each_learner_with_features = pytest.mark.parametrize("name", [name for name in learn.LEARNERS if name not in BLIND])
+each_learner_and_world = pytest.mark.parametrize(
+    ("name", "where"),
+    [(name, where) for name in learn.LEARNERS for where in (("plain",) if name in BLIND else ("named", "featured"))],
+)
 
 
 def test_every_learner_is_under_contract():
     assert set(QUICK) == set(learn.LEARNERS)
 
 
-@each_world
-@each_learner
+@each_learner_and_world
 def test_it_learns_which_candidate_is_better(name, where):
     """At least nine tenths of the way from choosing at random to the best choice everywhere."""
     rows = world(where)
@@ -136,7 +162,7 @@ def test_it_learns_which_candidate_is_better(name, where):
 @each_learner
 def test_a_training_that_goes_on_from_what_was_kept_of_it_gives_the_same_bits(name):
     """A learner whose steps change anything that is not in its State does not keep this."""
-    rows, config, kept = world("named"), learn.configure(name, QUICK[name]), {}
+    rows, config, kept = world(home(name)), learn.configure(name, QUICK[name]), {}
     whole = learn.fit(rows, config, 0, run=learn.Run(keep=lambda done, state: kept.update({done: state}), every=300))
     assert bool(kept) == (name not in CLOSED_FORM)
     for state in kept.values():
@@ -146,7 +172,7 @@ def test_a_training_that_goes_on_from_what_was_kept_of_it_gives_the_same_bits(na
 
 @each_learner
 def test_rows_that_are_not_learned_from_change_nothing(name):
-    rows = world("featured")
+    rows = world("plain" if name in BLIND else "featured")
     some = np.flatnonzero(rows.unit % 3 > 0)
     others = np.flatnonzero(rows.unit % 3 == 0)
     context, reward = rows.context.copy(), rows.reward.copy()
@@ -157,16 +183,14 @@ def test_rows_that_are_not_learned_from_change_nothing(name):
     assert learn.to_onnx(made[0]) == learn.to_onnx(made[1])
 
 
-@each_world
-@each_learner
+@each_learner_and_world
 def test_the_same_seed_gives_the_same_policy_bit_for_bit_and_another_seed_another(name, where):
     first = learn.to_onnx(learned(name, where))
     assert learn.to_onnx(fit(name, world(where))) == first
-    assert (learn.to_onnx(fit(name, world(where), seed=1)) == first) == (name in CLOSED_FORM)
+    assert (learn.to_onnx(fit(name, world(where), seed=1)) == first) == (name in CLOSED_FORM - SAMPLED)
 
 
-@each_world
-@each_learner
+@each_learner_and_world
 def test_it_leaves_no_trace_in_what_everybody_shares(name, where):
     def shared() -> tuple[bytes, bytes, int]:
         return torch.get_rng_state().numpy().tobytes(), np.random.get_state()[1].tobytes(), torch.get_num_threads()
@@ -177,8 +201,7 @@ def test_it_leaves_no_trace_in_what_everybody_shares(name, where):
     assert shared() == before
 
 
-@each_world
-@each_learner
+@each_learner_and_world
 def test_the_exported_graph_equals_the_policy(name, where):
     policy, rows = learned(name, where), world(where)
     options = onnxruntime.SessionOptions()
@@ -190,26 +213,24 @@ def test_the_exported_graph_equals_the_policy(name, where):
         np.testing.assert_allclose(exported, policy.scorer(context, candidates), rtol=0, atol=1e-5)
 
 
-@each_world
-@each_learner
+@each_learner_and_world
 def test_a_stored_policy_decides_as_before(name, where, tmp_path):
     policy, rows = learned(name, where), world(where)
     learn.save(policy, tmp_path / "policy")
     assert np.array_equal(learn.load(tmp_path / "policy").propensities(rows), policy.propensities(rows))
 
 
-@each_world
-@each_learner
-@pytest.mark.parametrize("explorer", [EpsilonGreedy(0.0), EpsilonGreedy(0.2), Softmax(0.5, floor=0.1)])
+@each_learner_and_world
+@pytest.mark.parametrize("explorer", [None, EpsilonGreedy(0.2), Softmax(0.5, floor=0.1), Thompson(0.1)])
 def test_propensities_sum_to_1_and_padding_has_none(name, where, explorer):
     rows = world(where)
-    propensities = dataclasses.replace(learned(name, where), explorer=explorer).propensities(rows)
+    policy = learned(name, where)
+    propensities = (dataclasses.replace(policy, explorer=explorer) if explorer else policy).propensities(rows)
     assert propensities.sum(axis=1) == pytest.approx(1.0, abs=1e-12)
     assert not propensities[~rows.mask].any()
 
 
-@each_world
-@each_learner
+@each_learner_and_world
 def test_the_place_of_a_candidate_in_its_row_means_nothing(name, where):
     policy, rows = learned(name, where), world(where)
     turned = dataclasses.replace(
@@ -221,7 +242,7 @@ def test_the_place_of_a_candidate_in_its_row_means_nothing(name, where):
     assert np.array_equal(policy.propensities(turned), policy.propensities(rows)[:, ::-1])
 
 
-@each_learner
+@each_learner_with_features
 def test_what_stands_in_padding_never_reaches_the_policy(name):
     rows = world("featured")
     candidates = np.where(rows.mask[:, :, None], rows.candidates, np.float32(1e6))
@@ -233,7 +254,7 @@ def test_what_stands_in_padding_never_reaches_the_policy(name):
 def test_progress_comes_in_order_and_ends_at_the_end(name):
     told: list[tuple[int, int, dict[str, float]]] = []
     config = learn.configure(name, QUICK[name])
-    learn.fit(world("named"), config, 0, lambda *report: told.append(report))
+    learn.fit(world(home(name)), config, 0, lambda *report: told.append(report))
     done = [report[0] for report in told]
     assert len(done) >= 2
     assert done == sorted(set(done))
@@ -247,12 +268,12 @@ def test_whoever_looks_sees_the_policy_as_it_is_and_changes_nothing(name):
     seen: list[tuple[int, int, bytes]] = []
     config = learn.configure(name, QUICK[name])
     policy = learn.fit(
-        world("named"), config, 0,
+        world(home(name)), config, 0,
         look=lambda done, steps, figures, now: seen.append((done, steps, learn.to_onnx(now()))),
     )  # fmt: skip
     assert [done for done, _, _ in seen] == sorted({done for done, _, _ in seen})
     assert seen[-1][0] == seen[-1][1]
-    assert seen[-1][2] == learn.to_onnx(policy) == learn.to_onnx(learned(name, "named"))
+    assert seen[-1][2] == learn.to_onnx(policy) == learn.to_onnx(learned(name, home(name)))
 
 
 @each_learner

@@ -16,6 +16,9 @@ from steersman.core.ranking import Lists
 
 Array = np.ndarray
 
+ROWS = 16_384
+"""Rows whose propensities are computed together: draws of their scores are many times as large as the rows."""
+
 
 class Scorer(Protocol):
     """What a net gives: a score for every candidate; for numbers where the action shall be."""
@@ -23,6 +26,8 @@ class Scorer(Protocol):
     def __call__(self, context: Array, candidates: Array) -> Array:
         """[N, F] f32, [N, K, A] f32 -> [N, K] f32. Scores of padding are never read.
 
+        Where a score is known only as a distribution: [N, K, M] f32, M draws of it. One draw is made for all
+        candidates of all rows together, so that what is shared between candidates is shared within a draw.
         For numbers there are no candidates: [N, F], [N, 0, 0] -> [N, S] f32, what the explorer reads: the centre
         [N, D] in units of the action, or what else it says (`core/density.py`).
         """
@@ -53,8 +58,7 @@ class EpsilonGreedy(Struct, frozen=True, forbid_unknown_fields=True, tag="epsilo
 
     def probabilities(self, scores: Array, mask: Array) -> Array:
         """[N, K] f64."""
-        check_scores(scores, mask)
-        valid = np.where(mask, scores, -np.inf)
+        valid = np.where(mask, mean_scores(scores, mask), -np.inf)
         best = valid == valid.max(axis=1, keepdims=True)
         explore = mask / mask.sum(axis=1, keepdims=True)
         exploit = best / best.sum(axis=1, keepdims=True)
@@ -80,8 +84,7 @@ class Softmax(Struct, frozen=True, forbid_unknown_fields=True, tag="softmax", ta
 
     def probabilities(self, scores: Array, mask: Array) -> Array:
         """[N, K] f64."""
-        check_scores(scores, mask)
-        valid = np.where(mask, scores.astype(np.float64), -np.inf)
+        valid = np.where(mask, mean_scores(scores, mask).astype(np.float64), -np.inf)
         with np.errstate(over="ignore"):  # far below the best: exp(-inf) is the 0 it should be
             power = np.exp((valid - valid.max(axis=1, keepdims=True)) / self.temperature)
         exploit = power / np.cumsum(power, axis=1)[:, -1:]  # in order: padding can not change the bits
@@ -109,8 +112,7 @@ class SquareCB(Struct, frozen=True, forbid_unknown_fields=True, tag="squarecb", 
 
     def probabilities(self, scores: Array, mask: Array) -> Array:
         """[N, K] f64."""
-        check_scores(scores, mask)
-        valid = np.where(mask, scores.astype(np.float64), -np.inf)
+        valid = np.where(mask, mean_scores(scores, mask).astype(np.float64), -np.inf)
         gap = np.where(mask, valid.max(axis=1, keepdims=True) - valid, 0.0)
         best = mask & (gap == 0)
         size = mask.sum(axis=1, keepdims=True)
@@ -120,7 +122,39 @@ class SquareCB(Struct, frozen=True, forbid_unknown_fields=True, tag="squarecb", 
         return np.where(best, np.maximum(left / best.sum(axis=1, keepdims=True), 1.0 / size), others)
 
 
-CandidatesExplorer = Uniform | EpsilonGreedy | Softmax | SquareCB
+class Thompson(Struct, frozen=True, forbid_unknown_fields=True, tag="thompson", tag_field="kind"):
+    """Thompson sampling from M draws of the scores: the best candidate of one of them, each as likely as another.
+
+    The probability of a candidate is the share of the draws in which it is the best of those there are; ties split a
+    draw evenly. So the policy is a mixture of M greedy ones, and its propensities are exact for whatever candidates
+    are offered. It is as near to sampling from the distribution itself as M draws are to that: a probability p is off
+    by sqrt(p (1 - p) / M). Scores [N, K] without draws are one draw, and the policy is then greedy.
+
+    Attributes:
+        floor: share of decisions spread evenly, in [0, 1]: a candidate that is best in no draw has the probability 0
+            without it, and what was never logged is never judged.
+    Source: Thompson 1933; Chapelle and Li 2011, algorithm 1.
+    """
+
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor <= 1:
+            raise DataError(f"floor is {self.floor:g}, must be in [0, 1]", field="floor")
+
+    def probabilities(self, scores: Array, mask: Array) -> Array:
+        """[N, K] f64."""
+        check_scores(scores, mask)
+        draws = scores if scores.ndim == 3 else scores[:, :, None]
+        valid = np.where(mask[:, :, None], draws, -np.inf)
+        best = valid == valid.max(axis=1, keepdims=True)  # [N, K, M]
+        ties = best.sum(axis=1, keepdims=True)
+        won = best.sum(axis=2) if (ties == 1).all() else (best / ties).sum(axis=2)
+        explore = mask / mask.sum(axis=1, keepdims=True)
+        return (1.0 - self.floor) * (won / draws.shape[2]) + self.floor * explore
+
+
+CandidatesExplorer = Uniform | EpsilonGreedy | Softmax | SquareCB | Thompson
 Explorer = CandidatesExplorer | UniformBox | Gaussian | Squashed | Point
 
 
@@ -138,7 +172,16 @@ class Policy:
         Raises:
             DataError: the batch was made by another encoder, its actions are numbers, or a score is not finite.
         """
-        return over_candidates(self.explorer).probabilities(self._scores(batch), batch.mask)
+        explorer = over_candidates(self.explorer)
+        found = np.empty(batch.mask.shape)
+        for start in range(0, len(batch), ROWS):
+            rows = slice(start, start + ROWS)
+            try:
+                found[rows] = explorer.probabilities(self._scores(batch, rows), batch.mask[rows])
+            except DataError as error:
+                where = f"rows from {start} on: " if start else ""
+                raise DataError(f"{where}{error.message}", hint=error.hint, field=error.field) from None
+        return found
 
     def lists(self, batch: Batch) -> Lists:
         """The ranked lists that the policy may show, with their probabilities.
@@ -166,13 +209,13 @@ class Policy:
             return self.lists(batch)
         return self.aims(batch) if batch.numbers else self.propensities(batch)
 
-    def _scores(self, batch: Batch) -> Array:
+    def _scores(self, batch: Batch, rows: slice = slice(None)) -> Array:
         if batch.encoder.digest != self.encoder.digest:
             raise DataError(
                 "the batch was made by another encoder than the policy's",
                 hint="build the batch with the encoder of the policy",
             )
-        return self.scorer(batch.context, batch.candidates)
+        return self.scorer(batch.context[rows], batch.candidates[rows])
 
 
 def over_candidates(explorer: Explorer) -> CandidatesExplorer:
@@ -223,11 +266,25 @@ def check_candidates(mask: Array) -> None:
         raise DataError(f"row {empty[0]}: no candidates", hint="send at least one", field="candidates")
 
 
+def mean_scores(scores: Array, mask: Array) -> Array:
+    """[N, K], checked: the scores, or what their draws [N, K, M] are on average, f64.
+
+    Raises:
+        DataError: as `check_scores`.
+    """
+    check_scores(scores, mask)
+    if scores.ndim == 2:
+        return scores
+    with np.errstate(invalid="ignore"):  # in padding
+        return scores.mean(axis=2, dtype=np.float64)
+
+
 def check_scores(scores: Array, mask: Array) -> None:
-    """Raise DataError if a row has no candidate or a candidate's score is not finite."""
-    if scores.shape != mask.shape:
+    """Raise DataError if a row has no candidate or a candidate's score, or a draw of it, is not finite."""
+    if scores.shape[:2] != mask.shape or scores.ndim not in (2, 3) or not scores.shape[-1]:
         raise DataError(f"scores are {list(scores.shape)} for candidates {list(mask.shape)}")
     check_candidates(mask)
-    rows = np.flatnonzero((mask & ~np.isfinite(scores)).any(axis=1))
+    finite = np.isfinite(scores) if scores.ndim == 2 else np.isfinite(scores).all(axis=2)
+    rows = np.flatnonzero((mask & ~finite).any(axis=1))
     if rows.size:
         raise DataError(f"row {rows[0]}: a score is not finite ({rows.size} such rows of {len(scores)})")

@@ -13,7 +13,7 @@ from steersman.config import Project
 from steersman.core.batch import Batch
 from steersman.core.density import Aims
 from steersman.core.errors import DataError
-from steersman.core.features import columns
+from steersman.core.features import Encoder, columns
 from steersman.core.policy import Policy
 from steersman.core.ranking import Lists
 from steersman.core.report import Report, Verdict
@@ -172,19 +172,35 @@ def _together(built: timeline.Built, policy: Policy) -> tuple[Batch, Policy]:
     Raises:
         DataError: the policy reads a field that the rows do not have.
     """
-    batch, raw, encoder = built.batch, built.raw, policy.encoder
+    batch, encoder = built.batch, policy.encoder
     if encoder.digest == batch.encoder.digest:
         return batch, policy
     same = all(getattr(encoder, what) == getattr(batch.encoder, what) for what in ("candidate", "actions", "numbers"))
     if not encoder.context and same:
         blind = policy.scorer
         return batch, Policy(batch.encoder, lambda context, some: blind(context[:, :0], some), policy.explorer)
-    context = encoder.encode_context(columns(raw.context, batch.encoder.context, encoder.context))
+    return encoded_by(encoder, built)[0], policy
+
+
+def encoded_by(encoder: Encoder, built: timeline.Built) -> tuple[Batch, timeline.RawRows]:
+    """The batch of a build as another encoder gives it, and the raw rows with the columns that this encoder reads.
+
+    Raises:
+        DataError: the encoder reads a field that the rows do not have.
+    """
+    batch, raw = built.batch, built.raw
+    if encoder.digest == batch.encoder.digest:
+        return batch, raw
+    rows = timeline.RawRows(
+        columns(raw.context, batch.encoder.context, encoder.context),
+        columns(raw.candidates, batch.encoder.candidate, encoder.candidate),
+        raw.ids,
+    )
     one = slice(0, 1) if raw.ids.strides[0] == 0 else slice(None)  # all rows have the same candidates
-    features = columns(raw.candidates, batch.encoder.candidate, encoder.candidate)
-    candidates = encoder.encode_candidates(features.take(one), raw.ids[one])
+    candidates = encoder.encode_candidates(rows.candidates.take(one), rows.ids[one])
     candidates = np.broadcast_to(candidates, (len(batch), *candidates.shape[1:]))
-    return dataclasses.replace(batch, encoder=encoder, context=context, candidates=candidates), policy
+    context = encoder.encode_context(rows.context)
+    return dataclasses.replace(batch, encoder=encoder, context=context, candidates=candidates), rows
 
 
 def stored_policy(project: Project, name: str, version: str) -> tuple[Version, Policy]:

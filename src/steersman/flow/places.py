@@ -29,7 +29,7 @@ class Candidate(Struct, frozen=True):
     Attributes:
         directory: holds policy/, and report.json and model.onnx once the verbs after `train` ran.
         build: directory of the build it was trained on.
-        data: digest of the whole Batch of that build.
+        data: digest of the whole Batch of that build; where it was added to others, of all their digests.
         config: digest of the problem and of the learner's settings.
         policy: digest of the policy's files.
     """

@@ -15,8 +15,27 @@ from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError, MissingExtra, did_you_mean
 from steersman.core.policy import Policy
 from steersman.learn.run import HERE, Run
+from steersman.learn.sums import Sums
 
-__all__ = ["HERE", "LEARNERS", "Learner", "Look", "Progress", "Run", "configure", "fit", "load", "save", "to_onnx"]
+__all__ = [
+    "HERE",
+    "LEARNERS",
+    "Learner",
+    "Look",
+    "Progress",
+    "Run",
+    "Sums",
+    "configure",
+    "extend",
+    "fit",
+    "gives_draws",
+    "load",
+    "load_sums",
+    "save",
+    "save_sums",
+    "to_onnx",
+]
+
 
 LEARNERS: dict[str, str] = {
     "dqn": "steersman.learn.dqn:DQN",
@@ -25,6 +44,9 @@ LEARNERS: dict[str, str] = {
     "qr-dqn": "steersman.learn.dqn:QRDQN",
     "linear": "steersman.learn.bandit:Linear",
     "linucb": "steersman.learn.bandit:LinUCB",
+    "thompson": "steersman.learn.bandit:LinearThompson",
+    "ucb1": "steersman.learn.arms:UCB1",
+    "beta-thompson": "steersman.learn.arms:BetaThompson",
 }
 """Name -> "module:Config". The module is a Learner; its config is a frozen Struct."""
 
@@ -77,6 +99,11 @@ def configure(name: str, table: Mapping[str, Any]) -> Struct:
         raise ConfigError(f"learner {name}: {error.message}", hint=error.hint, field=error.field) from None
 
 
+def gives_draws(config: Struct) -> bool:
+    """Whether the learner's scores come as draws of a posterior, which `core.policy.Thompson` samples from."""
+    return "draws" in config.__struct_fields__
+
+
 def fit(
     batch: Batch,
     config: Struct,
@@ -100,11 +127,52 @@ def fit(
         DataError: the learner can not learn from such a batch.
         TrainingError: the training diverged.
     """
-    module, kind = type(config).__module__, type(config).__qualname__
-    if f"{module}:{kind}" not in LEARNERS.values():
-        raise ConfigError(f"{kind} is not the config of a learner", hint="configure makes one")
-    learner: Learner = _load(module)
+    learner: Learner = _learner(config)
     return learner.fit(batch, config, seed, progress, look, run)
+
+
+def extend(
+    batch: Batch,
+    config: Struct,
+    seed: int,
+    before: Sums | None = None,
+    progress: Progress | None = None,
+    look: Look | None = None,
+    run: Run = HERE,
+) -> tuple[Policy, Sums | None]:
+    """Learn a policy from a batch and from all rows that earlier sums are of, as `fit` does from all of them at once.
+
+    Args:
+        before: what an earlier call gave for rows with the same encoder and the same config; None: there are none.
+        config, seed, progress, look, run: see `fit`.
+    Returns:
+        the policy, and the sums that later rows can be added to; None: the learner keeps nothing.
+    Raises:
+        ConfigError: there are sums, and the learner can not add to them; or as `fit`.
+    """
+    learner = _learner(config)
+    if hasattr(learner, "extend"):
+        policy, sums = learner.extend(batch, config, seed, before, progress, look, run)
+        return policy, sums
+    if before is not None:
+        raise ConfigError(f"{type(config).__name__} can not add rows to what it learned", hint="train it anew")
+    return learner.fit(batch, config, seed, progress, look, run), None
+
+
+def save_sums(sums: Sums, path: Path) -> None:
+    """Write sums to a file that appears whole. The same sums give the same bytes."""
+    _load("steersman.learn.stored").save_sums(sums, path)
+
+
+def load_sums(path: Path) -> Sums:
+    """Read sums that `save_sums` wrote.
+
+    Raises:
+        NotFoundError: there are none.
+        DataError: the file is damaged.
+    """
+    sums: Sums = _load("steersman.learn.stored").load_sums(path)
+    return sums
 
 
 def to_onnx(policy: Policy) -> bytes:
@@ -140,6 +208,14 @@ def load(directory: Path) -> Policy:
     """
     policy: Policy = _load("steersman.learn.stored").load(directory)
     return policy
+
+
+def _learner(config: Struct) -> Any:
+    """The module whose config it is: a Learner; one that can add rows to what it learned has `extend`, too."""
+    module, kind = type(config).__module__, type(config).__qualname__
+    if f"{module}:{kind}" not in LEARNERS.values():
+        raise ConfigError(f"{kind} is not the config of a learner", hint="configure makes one")
+    return _load(module)
 
 
 def _load(module: str) -> ModuleType:

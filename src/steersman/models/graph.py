@@ -60,7 +60,7 @@ class Graph:
             candidates: [N, K, ...] from `Encoder.raw_candidates`.
             ids: [N, K] object (str), from there too.
         Returns:
-            [N, K] f32. What stands at padding means nothing.
+            [N, K] f32, or draws of them [N, K, M]. What stands at padding means nothing.
         Raises:
             DataError: the rows are not what the graph's encoder takes.
         """
@@ -90,7 +90,7 @@ class EncodedScorer:
         self._inputs = [node.name for node in self._session.get_inputs()]
 
     def __call__(self, context: Array, candidates: Array) -> Array:
-        """[N, F] f32, [N, K, A] f32 -> [N, K] f32; for numbers, K = 0, -> [N, S] f32. A chunk at a time."""
+        """[N, F] f32, [N, K, A] f32 -> [N, K] or [N, K, M] f32; for numbers, K = 0, -> [N, S] f32. By chunks."""
         scores = [np.empty((0, candidates.shape[1]), dtype=np.float32)]
         for start in range(0, len(candidates), CHUNK):
             rows = slice(start, start + CHUNK)

@@ -55,14 +55,15 @@ def compose(encoder: Encoder, scorer: bytes | None) -> bytes:
     Inputs, each absent if it has no columns, except `candidate_ids`, which tells N and K: `context_numbers`
     [N, C] f64 (NaN: missing), `context_texts` [N, T] string (NO_TEXT: missing), `context_lists` [N, J, L] i64 (keys
     as in `Raw.lists`), `candidate_numbers` [N, K, C'], `candidate_texts` [N, K, T'], `candidate_lists`
-    [N, K, J', L'], `candidate_ids` [N, K] string. Output: `scores` [N, K] f32. The tensors
+    [N, K, J', L'], `candidate_ids` [N, K] string. Output: `scores` [N, K] f32, or draws of them [N, K, M]. The tensors
     between encoder and scorer are `encoded_context` [N, F] and `encoded_candidates` [N, K, A], both f32.
     Same arguments, same bytes.
 
     Args:
         encoder: becomes part of the graph.
         scorer: ONNX with the inputs `context` [N, F] f32 and `candidates` [N, K, A] f32 (either may be absent)
-            and one output [N, K] f32; its opset is the opset of the result. None: the score 0 for everything.
+            and one output [N, K] or [N, K, M] f32; its opset is the opset of the result. None: the score 0 for
+            everything.
     Raises:
         DataError: the scorer is not such a model, or a text of the encoder can not be written as UTF-8.
     """
@@ -77,13 +78,14 @@ def compose(encoder: Encoder, scorer: bytes | None) -> bytes:
     if "candidates" in used:
         encode(part, encoder.candidate, CANDIDATE_INPUTS, ENCODED_CANDIDATES, encoder.actions)
         between.append(_float(ENCODED_CANDIDATES, ["N", "K", encoder.candidate_width]))
+    draws = [size.dim_value for size in model.graph.output[0].type.tensor_type.shape.dim[2:]]
     names = {"context": ENCODED_CONTEXT, "candidates": ENCODED_CANDIDATES, model.graph.output[0].name: SCORES}
     _rename(model.graph, names)
     graph = helper.make_graph(
         nodes=[*part.nodes, *model.graph.node],
         name="policy",
         inputs=_graph_inputs(encoder),
-        outputs=[_float(SCORES, ["N", "K"])],
+        outputs=[_float(SCORES, ["N", "K", *draws])],
         initializer=[*part.constants, *model.graph.initializer],
         sparse_initializer=list(model.graph.sparse_initializer),
         value_info=between,
@@ -152,16 +154,16 @@ def check_parity(graph: Graph, scorer: Scorer, rows: Rows, batch: Batch, limit: 
         part = slice(start, start + CHUNK)
         exported = graph.scores(rows.context.take(part), rows.candidates.take(part), rows.ids[part])
         trained = scorer(batch.context[part], batch.candidates[part])
-        mask = batch.mask[part]
+        mask = batch.mask[part].reshape(*batch.mask[part].shape, *[1] * (trained.ndim - 2))  # of draws too
         with np.errstate(invalid="ignore"):
             difference = np.where(mask, np.abs(exported.astype(np.float64) - trained), 0.0)
         difference[np.isnan(difference)] = np.inf
-        scale = max(scale, float(np.abs(trained[mask]).max()))
-        row, place = np.unravel_index(difference.argmax(), difference.shape)
-        if difference[row, place] > worst:
-            worst = float(difference[row, place])
-            pair = f"the graph scores {exported[row, place]:.9g}, the policy {trained[row, place]:.9g}"
-            message = f"row {start + row}, candidate {place}: {pair}"
+        scale = max(scale, float(np.abs(trained[batch.mask[part]]).max()))
+        at = np.unravel_index(difference.argmax(), difference.shape)
+        if difference[at] > worst:
+            worst = float(difference[at])
+            pair = f"the graph scores {exported[at]:.9g}, the policy {trained[at]:.9g}"
+            message = f"row {start + at[0]}, candidate {at[1]}: {pair}"
     if not worst <= limit:
         rounding = worst <= 1e-6 * scale
         raise ParityError(
@@ -231,7 +233,8 @@ def _check_scorer(model: ModelProto, encoder: Encoder) -> None:
         _check_tensor(value, [-1, *widths[value.name]])
     if len(model.graph.output) != 1:
         raise DataError(f"the scorer has {len(model.graph.output)} outputs, must be one: the scores")
-    _check_tensor(model.graph.output[0], [-1, -1])
+    draws = len(model.graph.output[0].type.tensor_type.shape.dim) == 3
+    _check_tensor(model.graph.output[0], [-1, -1, -1] if draws else [-1, -1])
 
 
 def _opset(model: ModelProto) -> int:

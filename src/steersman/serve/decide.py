@@ -214,7 +214,7 @@ def decide(
     A decision does not depend on its neighbours: the same row alone gives the same bits, if its scores do.
 
     Args:
-        scores: [N, K] f32.
+        scores: [N, K] f32, or draws of them [N, K, M].
         mask: [N, K] bool; a row's candidates stand first, padding after them.
         now: microseconds UTC.
     Raises:
@@ -226,7 +226,7 @@ def decide(
             _decision(problem, version, request, action, propensity, now)
             for request, action, propensity in zip(requests, actions, propensities, strict=True)
         ]
-    if scores.shape != mask.shape:
+    if scores.shape[:2] != mask.shape:
         raise Error(f"{version.name}/{version.number} gave scores {scores.shape} for candidates {mask.shape}")
     places, propensities = _choose(version, [request.id for request in requests], scores, mask)
     return [
@@ -260,7 +260,8 @@ def answer_to(decision: Decision) -> Answer:
 def score_rows(score: Score, encoded: Encoded, together: bool) -> Array:
     """Scores [N, K] f32 of encoded requests, in one run of the graph or, if not `together`, row by row.
 
-    Row by row each request is run at its own K, exactly as `replay` does.
+    Of a graph that gives draws of them [N, K, M]. Row by row each request is run at its own K, exactly as `replay`
+    does.
     """
     if together:
         return score(encoded.context, encoded.candidates, encoded.ids)
@@ -268,14 +269,17 @@ def score_rows(score: Score, encoded: Encoded, together: bool) -> Array:
         rows = [slice(i, i + 1) for i in range(len(encoded.mask))]
         alone = [score(encoded.context.take(row), encoded.candidates.take(row), encoded.ids[row]) for row in rows]
         return np.concatenate(alone)
-    scores = np.zeros(encoded.mask.shape, dtype=np.float32)
-    for i, count in enumerate(encoded.mask.sum(axis=1).tolist()):
-        row = slice(i, i + 1)
-        scores[row, :count] = score(
-            encoded.context.take(row),
-            encoded.candidates.take((row, slice(count))),
-            encoded.ids[row, :count],
+    found = [
+        score(
+            encoded.context.take(slice(i, i + 1)),
+            encoded.candidates.take((slice(i, i + 1), slice(count))),
+            encoded.ids[i : i + 1, :count],
         )
+        for i, count in enumerate(encoded.mask.sum(axis=1).tolist())
+    ]
+    scores = np.zeros((*encoded.mask.shape, *found[0].shape[2:]), dtype=np.float32)
+    for row, one in zip(scores, found, strict=True):
+        row[: one.shape[1]] = one[0]
     return scores
 
 
@@ -327,11 +331,12 @@ def same_alone(encoder: Encoder, names: Sequence[str], score: Score, rows: int =
     candidates = random_raw(encoder.candidate, (int(mask.sum()),), random).spread(mask)
 
     alone = score_rows(score, Encoded(context, candidates, ids, mask), together=False)
+    there_is = mask.reshape(*mask.shape, *[1] * (alone.ndim - 2))  # of draws too
     for size in (rows, 2, 3, 5, 7, 16):
         for start in range(0, rows, size):
             some = slice(start, start + size)
             together = score(context.take(some), candidates.take(some), ids[some])
-            there = together if encoder.numbers else np.where(mask[some], together, 0.0)
+            there = together if encoder.numbers else np.where(there_is[some], together, 0.0)
             if there.tobytes() != alone[some].tobytes():
                 return False
     return True

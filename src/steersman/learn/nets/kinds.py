@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from steersman.learn.nets.draws import ActionDraws, Arms, Draws, FeatureDraws
 from steersman.learn.nets.filtered import Filtered
 from steersman.learn.nets.modules import ActionNet, Bilinear, FeatureNet, Net, Optimist
 from steersman.learn.nets.shape import Shape
@@ -16,5 +17,10 @@ NETS: dict[str, Callable[[Shape], Net]] = {
     "own-optimist": Optimist,
     "filtered-actions": Filtered,
     "filtered-features": Filtered,
+    "arms": Arms,
+    "arm-draws": Arms,
+    "draws": Draws,
+    "action-draws": ActionDraws,
+    "feature-draws": FeatureDraws,
 }
 """Kind of a Shape -> its net, without weights."""

@@ -62,11 +62,15 @@ class TorchScorer:
         return {name: tensor.numpy() for name, tensor in self._net.state_dict().items()}
 
     def __call__(self, context: Array, candidates: Array) -> Array:
-        """[N, F] f32, [N, K, A] f32 -> [N, K] f32, in units of reward; in parts, so that N may be large."""
+        """[N, F] f32, [N, K, A] f32 -> [N, K] f32, in units of reward; in parts, so that N may be large.
+
+        Of a net of draws [N, K, M].
+        """
         n, k = candidates.shape[:2]
-        scores = np.empty((n, k), dtype=np.float32)
+        draws = (self.shape.draws,) if self.shape.draws else ()
+        scores = np.empty((n, k, *draws), dtype=np.float32)
         shared = _float64(candidates[:1]) if n and is_shared(candidates) else None
-        rows = max(1, PAIRS // max(k, 1))
+        rows = max(1, PAIRS // max(k * max(self.shape.draws, 1), 1))
         with no_grad(), one_thread():
             for start in range(0, n, rows):
                 part = slice(start, start + rows)
@@ -86,7 +90,7 @@ class TorchScorer:
     def to_onnx(self) -> bytes:
         """ONNX with the inputs `context` [N, F] f32 and `candidates` [N, K, A] f32 and the output `scores` [N, K] f32.
 
-        The same weights give the same bytes.
+        Of a net of draws `scores` are [N, K, M]. The same weights give the same bytes.
         """
         graph = Graph()
         context, candidates = (graph.op("Cast", name, to=TensorProto.DOUBLE) for name in ("context", "candidates"))
@@ -96,7 +100,7 @@ class TorchScorer:
         sizes: dict[str, list[Any]] = {
             "context": ["N", self.shape.context],
             "candidates": ["N", "K", self.shape.candidate],
-            "scores": ["N", "K"],
+            "scores": ["N", "K", *([self.shape.draws] if self.shape.draws else [])],
         }
         *inputs, output = (helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in sizes.items())
         made = helper.make_graph(graph.nodes, "scorer", inputs, [output], initializer=graph.constants)

@@ -14,16 +14,21 @@ WIDEST = 2**16
 """Width of the widest layer: a damaged file must not ask for more memory than there is."""
 
 
-Kind = Literal["actions", "features", "bilinear", "optimist", "own-optimist", "filtered-actions", "filtered-features"]
+Kind = Literal[
+    "actions", "features", "bilinear", "optimist", "own-optimist", "filtered-actions", "filtered-features",
+    "arms", "arm-draws", "draws", "action-draws", "feature-draws",
+]  # fmt: skip
 
 
 class Shape(Struct, frozen=True, forbid_unknown_fields=True):
     """What a net looks like, as data: enough to build it again.
 
     Attributes:
-        kind: `actions`: one output a named action; `features`: context and candidate go in together; the others are
-            linear: `bilinear`, and with a bonus `optimist`, or `own-optimist` for named actions; or hold back what
-            was hardly logged, see `filtered.py`.
+        kind: `actions`: one output a named action; `features`: context and candidate go in together; linear are
+            `bilinear`, and with a bonus `optimist`, or `own-optimist` for named actions; `arms`: a number for each
+            named action. Filtered nets hold back what was hardly logged, see `filtered.py`. Draws of scores give
+            `arm-draws`, `draws` of a linear model, and `action-draws` and `feature-draws` on top of the last hidden
+            layer of `actions` and `features`.
         context: F, number of context columns.
         candidate: A, number of candidate columns, at least 1.
         hidden: width of each hidden layer, in [1, WIDEST]; empty: a linear net.
@@ -32,6 +37,7 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
         support: lowest and highest return: atoms are then logits of returns evenly spaced between them. None: atoms
             are quantiles.
         threshold: of a filtered net, in (0, 1]; of others 0.
+        draws: M, draws of every score that a net of draws gives, in [1, WIDEST]; 0: it gives the scores.
     """
 
     kind: Kind
@@ -42,6 +48,7 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
     atoms: int = 1
     support: tuple[float, float] | None = None
     threshold: float = 0.0
+    draws: int = 0
 
     def __post_init__(self) -> None:
         if self.context < 0 or self.candidate < 1:
@@ -55,6 +62,12 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
                 raise DataError(f"a hidden layer has the width {width}, must be in [1, {WIDEST}]", field="hidden")
         if not 1 <= self.atoms <= WIDEST:
             raise DataError(f"atoms is {self.atoms}, must be in [1, {WIDEST}]", field="atoms")
+        least, most = (1, WIDEST) if self.kind.endswith("draws") else (0, 0)
+        if not least <= self.draws <= most:
+            law = f"in [{least}, {most}]"
+            raise DataError(f"draws of a net of kind {self.kind} is {self.draws}, must be {law}", field="draws")
+        if self.kind in ("action-draws", "feature-draws") and not self.hidden:
+            raise DataError(f"a net of kind {self.kind} needs a hidden layer to stand on", field="hidden")
         if self.support is not None and not (-math.inf < self.support[0] < self.support[1] < math.inf):
             raise DataError(f"the support is {self.support}, must be [lowest, highest]", field="support")
         if self.filtered != (0 < self.threshold <= 1):
