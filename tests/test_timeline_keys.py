@@ -36,7 +36,7 @@ def test_many_rows_of_which_some_differ_in_their_lower_bits_only():
 @settings(max_examples=200, deadline=None)
 @given(MANY)
 def test_repeats_are_the_rows_whose_key_stands_more_than_once(values):
-    rows, key = keys.repeats(u64(values))
+    rows, key = keys.Index(u64(values)).repeats()
     want = sorted((i for i, value in enumerate(values) if values.count(value) > 1), key=lambda i: (values[i], i))
     assert rows.tolist() == want
     names = sorted({values[i] for i in want})
@@ -48,7 +48,7 @@ def test_repeats_are_the_rows_whose_key_stands_more_than_once(values):
 def test_every_key_finds_its_place_among_the_different_ones(values, random):
     of = sorted(set(values))
     random.shuffle(of)
-    assert keys.grouped(u64(values), u64(of)).tolist() == [of.index(value) for value in values]
+    assert keys.Index(u64(of)).rows(u64(values)).tolist() == [of.index(value) for value in values]
 
 
 @settings(max_examples=200, deadline=None)
@@ -60,6 +60,45 @@ def test_an_index_finds_the_row_of_a_key_and_nothing_else(values, asked):
     for key, row in zip([*asked, *values], found, strict=True):
         assert (row >= 0) == (key in values)
         assert row < 0 or values[row] == key
+
+
+SPREAD = {
+    "hashes": lambda some: some,
+    "one upper half": lambda some: some & np.uint64(2**32 - 1),
+    "one lower half": lambda some: some & np.uint64(2**64 - 2**32),
+    "few upper halves": lambda some: some & np.uint64(2**35 - 1),
+    "small numbers": lambda some: some % np.uint64(20_000),
+}
+
+
+@pytest.mark.parametrize("spread", SPREAD)
+def test_an_index_of_many_keys_knows_their_rows_however_they_are_spread(spread):
+    rng = np.random.default_rng(0)
+    different = SPREAD[spread](rng.integers(0, 2**64, 40_000, dtype=np.uint64))
+    some = np.append(different, different[rng.integers(0, 40_000, 500)])  # 500 or more stand twice, some three times
+    strangers = SPREAD[spread](rng.integers(0, 2**64, 20_000, dtype=np.uint64)) ^ np.uint64(1)
+    index, row_of = keys.Index(some), {}
+    for row, key in enumerate(some.tolist()):
+        row_of.setdefault(key, []).append(row)
+    asked = np.concatenate([some, strangers])
+    found = index.rows(asked)
+    assert np.array_equal(found >= 0, np.array([key in row_of for key in asked.tolist()]))
+    assert np.array_equal(some[found[found >= 0]], asked[found >= 0])
+    twice = {key: rows for key, rows in sorted(row_of.items()) if len(rows) > 1}
+    rows, number = index.repeats()
+    assert rows.tolist() == [row for rows in twice.values() for row in rows]
+    assert number.tolist() == [i for i, rows in enumerate(twice.values()) for _ in rows]
+    assert not index.unique
+    once = keys.Index(np.unique(some))
+    assert once.unique
+    assert np.array_equal(once.rows(np.unique(some)), np.arange(len(np.unique(some))))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(-40, 40), max_size=40, unique=True), st.integers(-(2**40), 2**40))
+def test_dense_keys_are_in_the_order_of_a_stable_sort(values, low):
+    some = np.array(values, dtype=np.int64) + max(low, 40)
+    assert keys.ordered(some).tolist() == np.argsort(some, kind="stable").tolist()
 
 
 def texts_of(words: list[str]) -> Texts:
@@ -89,3 +128,16 @@ def test_texts_are_alike_only_if_every_byte_is(pairs, same):
     rows = np.arange(1, len(pairs) + 1)
     assert alike(mine, others, rows) == (same or all(one == two for one, two in pairs))
     assert alike(mine, others, np.full(len(pairs), -1))
+
+
+@pytest.mark.parametrize("shorter", [0, 1])
+def test_of_many_texts_one_other_byte_is_seen(shorter):
+    words = [f"{i:06d}"[: 6 - i % 2 * shorter] for i in range(50_000)]
+    others, rows = texts_of(words), np.roll(np.arange(50_000), 7)
+    mine = texts_of([words[row] for row in rows])
+    assert alike(mine, others, rows)
+    for place in (0, 20_001, 49_999):
+        other = Texts(mine.bounds, mine.utf8.copy())
+        other.utf8[mine.bounds[place + 1] - 1] ^= 1
+        assert not alike(other, others, rows)
+        assert alike(other, others, np.where(np.arange(50_000) == place, -1, rows))

@@ -277,7 +277,7 @@ def _ordered_with(
 
 def _reordered(steps: Columns, places: np.ndarray) -> Columns:
     for name in list(steps):
-        steps[name] = steps.pop(name)[places]  # one column at a time
+        steps[name] = steps.pop(name).take(places)  # one column at a time
     return steps
 
 

@@ -33,21 +33,21 @@ class Asked:
     Attributes:
         rows: [N] i64, of the view of decisions.
         at: [N] i64, microseconds UTC.
-        keys: [N] u64, hashes of their ids.
+        index: of the hashes of their ids.
         ids: of all rows of the view.
     """
 
     rows: np.ndarray
     at: np.ndarray
-    keys: np.ndarray
+    index: keys.Index
     ids: Texts
 
     @classmethod
     def of(cls, tables: Tables, steps: Columns, ids: Texts) -> Asked:
         """Of the steps of the decisions."""
-        rows, every = steps[ROW], tables.seen.keys
-        all_in_order = len(rows) == len(every) and bool((rows[1:] > rows[:-1]).all())
-        return cls(rows, steps["at"], every if all_in_order else every[rows], ids)
+        rows, every = steps[ROW], tables.seen.hashes
+        all_in_order = len(rows) == len(every.keys) and bool((rows[1:] > rows[:-1]).all())
+        return cls(rows, steps["at"], every if all_in_order else keys.Index(every.keys[rows]), ids)
 
 
 class Heard(NamedTuple):
@@ -130,12 +130,12 @@ class _Reader:
     """
 
     def __init__(self, tables: Tables, metrics: Sequence[str], asked: Asked, n: int) -> None:
-        self._window, self._asked, self._index = tables.window, asked, keys.Index(asked.keys)
+        self._window, self._asked = tables.window, asked
         self.key, self.of = np.empty(n, np.uint64), np.empty(n, np.uint64)
         self.at, self.told, self.row = np.empty(n, np.int64), np.empty(n, np.uint8), np.empty(n, np.int64)
         self.metrics = {name: np.empty(n) for name in metrics}
         self.slot: np.ndarray | None = None
-        self.proven = self._index.unique
+        self.proven = asked.index.unique
         self._filled = self._matched = 0
         self._decisions = Pen()
 
@@ -159,7 +159,7 @@ class _Reader:
         decisions, self._decisions = self._decisions.texts(), Pen()
         if not self.proven or some.start == some.stop:
             return
-        place = self._index.rows(self.of[some])
+        place = self._asked.index.rows(self.of[some])
         self._tell(some, place)
         self.proven = alike(decisions, self._asked.ids, self.row[some])
 
@@ -215,7 +215,7 @@ def _further(tables: Tables, found: _Reader) -> np.ndarray:
 
     Of several of one instant which one does not matter if they say the same; else the engine goes by all they say.
     """
-    rows, key = keys.repeats(found.key)
+    rows, key = keys.Index(found.key).repeats()
     if not rows.size:
         return rows
     first = _firsts(tables, found, rows, key)
@@ -228,7 +228,7 @@ def _firsts(tables: Tables, found: _Reader, rows: np.ndarray, key: np.ndarray) -
     """The first outcome of each key, None: it depends on more than is known here.
 
     Args:
-        rows, key: [M] i64, of `keys.repeats`.
+        rows, key: [M] i64, of `keys.Index.repeats`.
     """
     at = found.at[rows]
     rows = rows[np.lexsort((rows, at, key))]
@@ -297,9 +297,10 @@ def _dangling(tables: Tables, asked: Asked, strangers: np.ndarray, of: np.ndarra
     Args:
         of: hashes of the ids of their decisions.
     """
-    enters = np.zeros(len(tables.seen.keys), bool)
+    every = tables.seen.hashes.keys
+    enters = np.zeros(len(every), bool)
     enters[asked.rows] = True
-    others = tables.seen.keys[~enters]  # an outcome of one that enters is no stranger
+    others = every[~enters]  # an outcome of one that enters is no stranger
     maybe = strangers if tables.earlier else strangers[np.isin(of, others)]
     if not maybe.size:
         return len(strangers)

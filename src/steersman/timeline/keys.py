@@ -1,7 +1,8 @@
-"""Sorting, grouping and looking up 64-bit keys, several times as fast as sorting the places of them. Pure arrays.
+"""Sorting and looking up 64-bit keys, several times as fast as sorting the places of them. Pure arrays.
 
-A key and its row are packed into one number, which NumPy sorts as it is: the upper bits are those of the key, as many
-as the number of rows leaves. Keys that differ in their other bits only are rare, and put in order afterwards.
+To be sorted, a key and its row are packed into one number, which NumPy sorts as it is: the upper bits are those of the
+key, as many as the number of rows leaves. Keys that differ in their other bits only are rare, and put in order
+afterwards. To be found again, keys need no order: a table of rows is read and written four times as fast.
 """
 
 from __future__ import annotations
@@ -10,8 +11,13 @@ import numpy as np
 
 Array = np.ndarray
 
-_AT_ONCE = 1 << 16
+_AT_ONCE = 1 << 15
 """Rows that are looked at together: they stay in the processor, and need no memory of their own."""
+
+_FEW = 1024
+"""So many keys are sorted."""
+
+_BITS = 64
 
 
 def ordered(keys: Array) -> Array:
@@ -20,60 +26,122 @@ def ordered(keys: Array) -> Array:
     Args:
         keys: [N] u64, or i64 of 0 and above.
     """
-    return _sorted(keys)[0]
+    rows = _placed(keys)
+    return _sorted(keys)[0] if rows is None else rows
 
 
-def repeats(keys: Array) -> tuple[Array, Array]:
-    """The rows whose key stands more than once, [M] i64 by key and then ascending; and [M] i64, 0, 1, ... a key.
-
-    Args:
-        keys: [N] u64.
-    """
-    packed, bits, _ = _packed(keys)
-    rows = (packed[_together(packed, bits)] & np.uint64((1 << bits) - 1)).view(np.int64)
-    key = keys[rows]
-    by_key = np.lexsort((rows, key))
-    rows, key = rows[by_key], key[by_key]
-    same = key[1:] == key[:-1]
-    twice = np.append(same, False) | np.append(False, same) if len(rows) else np.zeros(0, bool)
-    first = np.append(True, ~same)[: len(rows)]
-    return rows[twice], np.cumsum(first[twice]) - 1
-
-
-def grouped(keys: Array, of: Array) -> Array:
-    """[N] i64, for each key its place in `of`.
-
-    Args:
-        keys: [N] u64, every one of which is in `of`.
-        of: [U] u64, each key once, and all of them asked for.
-    """
-    rows, found = _sorted(keys)
-    starts = np.flatnonzero(np.append(True, found[1:] != found[:-1]))
-    out = np.empty(len(keys), np.int64)
-    out[rows] = np.repeat(ordered(of), np.diff(starts, append=len(keys)))
-    return out
+def _placed(keys: Array) -> Array | None:
+    """[N] i64, the rows by their keys if these are all different and so dense that each has a place; else None."""
+    n = len(keys)
+    low, high = (int(keys.min()), int(keys.max())) if n else (0, 0)
+    if not 0 <= high - low < min(4 * n, 2**31):
+        return None
+    there = np.full(high - low + 1, -1, np.int32)
+    for start in range(0, n, _AT_ONCE):
+        some = keys[start : start + _AT_ONCE] - keys.dtype.type(low)
+        there[some.astype(np.int64)] = np.arange(start, start + len(some), dtype=np.int32)
+    rows = there[there >= 0]
+    return rows.astype(np.int64) if len(rows) == n else None
 
 
 class Index:
-    """Which row has a key.
+    """Which row has a key: the upper bits of a key name a place in a table, and the row is there.
+
+    Of keys that name one place the last has it. The others look for one in a further, smaller table by their next bits,
+    and the few that are left in the end are sorted: hashes are spread, but nothing here goes wrong where they are not.
 
     Attributes:
+        keys: [N] u64.
         unique: no key stands twice, so a row is the only one.
     """
 
     def __init__(self, keys: Array) -> None:
-        """Sort the keys ([N] u64)."""
-        self._rows, self._keys = _sorted(keys)
-        self.unique = not bool((self._keys[1:] == self._keys[:-1]).any())
+        """Put the rows of the keys ([N] u64) in their places."""
+        self.keys, self._tables = keys, list[_Table]()
+        rows: Array | None = None
+        again, used = list[Array](), 0
+        while (n := len(keys) if rows is None else len(rows)) > _FEW:
+            table = _Table(n, used)
+            if used + table.bits > _BITS:
+                break
+            lost, owner = table.put(keys, rows)
+            self._tables.append(table)
+            equal = keys.take(lost) == keys.take(owner)
+            again.append(lost[equal])
+            rows, used = lost[~equal], used + table.bits
+        rows = np.arange(len(keys)) if rows is None else rows
+        self._few = rows.take(ordered(keys.take(rows)))
+        self._few_keys = keys.take(self._few)
+        again.append(self._few[1:][self._few_keys[1:] == self._few_keys[:-1]])
+        self._again = np.concatenate(again)
+        self.unique = not self._again.size
 
     def rows(self, keys: Array) -> Array:
-        """[M] i64, the row of each key ([M] u64), -1: none has it. Many at once are found faster."""
-        by_key, asked = _sorted(keys)  # neighbours lie side by side in memory
-        place = np.searchsorted(self._keys, asked)
-        np.minimum(place, len(self._keys) - 1, out=place)
+        """[M] i64, the row of each key ([M] u64), -1: none has it."""
         found = np.empty(len(keys), np.int64)
-        found[by_key] = np.where(self._keys.take(place) == asked, self._rows.take(place), -1)
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE]
+            found[start : start + len(some)] = self._rows(some)
         return found
+
+    def _rows(self, keys: Array) -> Array:
+        """The same, of a few keys."""
+        found, key = np.full(len(keys), -1), keys
+        asked: slice | Array = slice(None)
+        for table in self._tables:
+            row = table.rows.take(table.places(key))
+            right = self.keys.take(row) == key
+            found[asked] = np.where(right, row, -1)
+            asked = np.flatnonzero(found < 0)
+            key = keys[asked]
+        if len(self._few):
+            place = np.searchsorted(self._few_keys, key)
+            np.minimum(place, len(self._few) - 1, out=place)
+            found[asked] = np.where(self._few_keys.take(place) == key, self._few.take(place), -1)
+        return found
+
+    def repeats(self) -> tuple[Array, Array]:
+        """The rows whose key stands more than once, [M] i64 by key and then ascending; and [M] i64, 0, 1, ... a key."""
+        again = self.keys.take(self._again)
+        rows = np.union1d(self._again, self.rows(again))
+        key = self.keys.take(rows)
+        by_key = np.argsort(key, kind="stable")
+        rows, key = rows[by_key], key[by_key]
+        return rows, np.cumsum(np.append(False, key[1:] != key[:-1])[: len(rows)])
+
+
+class _Table:
+    """Places of rows by bits of their keys.
+
+    Attributes:
+        bits: that name a place, after those that are used already.
+        rows: [2 ** bits], the row at each place, 0 where there is none: whoever looks there compares the keys.
+    """
+
+    def __init__(self, n: int, used: int) -> None:
+        self.bits = n.bit_length() + 1  # between two and four places a row
+        self._used, self._rest = np.uint64(used), np.uint64(64 - self.bits)
+
+    def places(self, keys: Array) -> Array:
+        """[M] i64."""
+        return (keys << self._used >> self._rest).view(np.int64)
+
+    def put(self, keys: Array, rows: Array | None) -> tuple[Array, Array]:
+        """Of these rows (None: all) those whose place another one has taken, and the rows that have it."""
+        n = len(keys) if rows is None else len(rows)
+        self.rows: Array = np.zeros(1 << self.bits, np.int32 if len(keys) < 2**31 else np.int64)
+        blocks = [slice(start, min(start + _AT_ONCE, n)) for start in range(0, n, _AT_ONCE)]
+        for some in blocks:
+            row = np.arange(some.start, some.stop, dtype=self.rows.dtype) if rows is None else rows[some]
+            self.rows[self.places(keys[some] if rows is None else keys.take(row))] = row
+        lost, owner = list[Array](), list[Array]()
+        for some in blocks:
+            row = np.arange(some.start, some.stop) if rows is None else rows[some]
+            there = self.rows.take(self.places(keys[some] if rows is None else keys.take(row)))
+            other = np.flatnonzero(there != row)
+            lost.append(row[other])
+            owner.append(there[other])
+        return np.concatenate(lost), np.concatenate(owner)
 
 
 def _sorted(keys: Array) -> tuple[Array, Array]:
@@ -112,16 +180,6 @@ def _range(keys: Array) -> tuple[np.uint64, int]:
         return np.uint64(0), 0
     low = keys.min()
     return low, int(keys.max() - low).bit_length()
-
-
-def _together(packed: Array, bits: int) -> Array:
-    """The places whose key, as far as it was packed, is that of a neighbour."""
-    found = [np.empty(0, np.int64)]
-    for start in range(0, len(packed), _AT_ONCE):
-        some = packed[start : start + _AT_ONCE + 1]
-        found.append(start + np.flatnonzero((some[1:] ^ some[:-1]) < np.uint64(1 << bits)))
-    first = np.concatenate(found)
-    return np.union1d(first, first + 1)
 
 
 def _settle(rows: Array, keys: Array, upper: Array) -> None:

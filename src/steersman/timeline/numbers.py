@@ -16,14 +16,14 @@ from steersman.timeline.built import digest_of, write_header
 from steersman.timeline.fields import Field
 from steersman.timeline.sql import Tables
 
-_AT_ONCE_BYTES = 256 << 20
+_AT_ONCE_BYTES = 64 << 20
 """Columns are read in groups of about this size."""
 
 
 class Numbers:
-    """Columns on their way to a .npy file: the engine reads a group while the one before is ordered and written.
+    """Columns on their way to a .npy file: the engine reads a group while one before is ordered and another is written.
 
-    Two buffers and one column take them all in turn: a gigabyte of memory that is touched for the first time costs
+    Two buffers and two columns take them all in turn: a gigabyte of memory that is touched for the first time costs
     more than its sorting.
     """
 
@@ -40,25 +40,30 @@ class Numbers:
         """Write the columns at these rows ([N] i64, of the view of decisions), durably; the digest of the array."""
         n = len(rows)
         digest = digest_of((n, self._width), np.dtype("<f8"))
-        column = np.empty(n)
-        with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as disk:
-            write_header(file, (n, self._width), column.dtype, by_columns=True)
-            durable: Future[None] | None = None
+        columns = np.empty((2, n))
+        with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as pen, ThreadPoolExecutor(1) as disk:
+            write_header(file, (n, self._width), columns.dtype, by_columns=True)
+            written, durable = list[Future[None]](), list[Future[None]]()
             for number, group in enumerate(self._groups):
                 self._reading.pop(0).result()
                 for field, found in zip(group, self._buffers[number % 2], strict=False):
+                    if len(written) >= len(columns):
+                        written[-len(columns)].result()
+                    column = columns[len(written) % len(columns)]
                     if field.column:
                         np.take(found, rows, out=column, mode="clip")
                         column += 0.0  # makes a negative zero a zero: they are one value
                     else:
                         column.fill(np.nan)
+                    written.append(pen.submit(_write, file.fileno(), column.data.cast("B")))
                     digest.update(column.data)
-                    _write(file.fileno(), column.data.cast("B"))
                 if number + 2 < len(self._groups):
                     self._reading.append(self._read(number + 2))
-                if durable is not None:
-                    durable.result()
-                durable = disk.submit(os.fdatasync, file.fileno())  # the disk writes while we go on
+                if not durable or durable[-1].done():
+                    durable.append(disk.submit(os.fdatasync, file.fileno()))  # the disk writes while we go on
+            for done in [*written, *durable]:
+                done.result()
+            os.fdatasync(file.fileno())
         return digest.digest()
 
     def _read(self, number: int) -> Future[None]:

@@ -60,11 +60,11 @@ class Window:
 
 
 class Seen(NamedTuple):
-    """Rows of a table and how many ids they have; keys: [rows] u64, of their ids, on one machine; else none."""
+    """Rows of a table and how many ids they have; hashes: of their ids, on one machine; else none."""
 
     rows: int
     ids: int
-    keys: np.ndarray
+    hashes: keys.Index
 
     @property
     def repeated(self) -> bool:
@@ -81,17 +81,17 @@ def look(
         again = f"SELECT id AS h, COUNT(*) AS n FROM {table} GROUP BY id HAVING COUNT(*) > 1"
         engine.keep(f"{table}_again", again)
         rows = int(engine.query(f"SELECT CAST(COALESCE(SUM(n), 0) AS BIGINT) AS n FROM {table}_again")["n"][0])
-        found = np.empty(0, np.uint64)
+        index = keys.Index(np.empty(0, np.uint64))
     else:
-        found = _keys(engine, table, n, pen, window)
-        twice, _ = keys.repeats(found)
+        index = keys.Index(_keys(engine, table, n, pen, window))
+        twice, _ = index.repeats()
         rows = len(twice)
         if rows:
             mark(engine, f"{table}_again", twice)
     if not rows:
-        return Seen(n, n, found)
+        return Seen(n, n, index)
     _keep_first(engine, table, columns)
-    return Seen(n, n - rows + int(engine.query(f"SELECT COUNT(*) AS n FROM {table}_first")["n"][0]), found)
+    return Seen(n, n - rows + int(engine.query(f"SELECT COUNT(*) AS n FROM {table}_first")["n"][0]), index)
 
 
 def refuse_nulls(engine: Engine, table: str, column: str | None = None) -> int:

@@ -81,7 +81,8 @@ class Tables:
     @functools.cached_property
     def told(self) -> Seen:
         """How many outcomes are in the files; only then `heard` can be asked for."""
-        return look(self.engine, "outcomes", self.outcomes) if self.outcomes else Seen(0, 0, np.empty(0, np.uint64))
+        nothing = Seen(0, 0, keys.Index(np.empty(0, np.uint64)))
+        return look(self.engine, "outcomes", self.outcomes) if self.outcomes else nothing
 
     def sql(self, select: str, *, offered: str = "", led: str = "") -> str:
         """A query over the relations; offered, led: SQL of the relations of these names, if they are needed."""
@@ -176,8 +177,8 @@ class Tables:
 
     def numbers(self, units: Units, steps: Columns) -> np.ndarray:
         """[N] i64, the number of the unit of each kept decision, as `steps` has them, among the units by name."""
-        if len(np.unique(units.keys)) == len(units.keys):
-            return keys.grouped(steps["unit"], units.keys)
+        if (names := keys.Index(units.keys)).unique:
+            return names.rows(steps["unit"])
         found = self.ask(
             f"SELECT kept.{ROW} AS {ROW}, units.number AS number FROM kept JOIN ({NUMBERED}) AS units "
             f"ON kept.unit = units.unit ORDER BY kept.{ROW}"

@@ -12,6 +12,9 @@ from steersman.timeline.built import write_header
 
 Array = np.ndarray
 
+_AT_ONCE = 1 << 14
+"""Texts that are compared together: they stay in the processor."""
+
 
 class Pen:
     """Writes texts down: into memory, or their bytes into a .npy file."""
@@ -51,8 +54,15 @@ def alike(texts: Texts, others: Texts, rows: Array) -> bool:
     Args:
         rows: [N] i64, of the others, as many as there are texts; -1: is compared with none.
     """
+    blocks = range(0, len(rows), _AT_ONCE)
+    return all(_alike(texts, others, rows[start : start + _AT_ONCE], start) for start in blocks)
+
+
+def _alike(texts: Texts, others: Texts, rows: Array, first: int) -> bool:
+    """The same, of the texts from the first on."""
     asked = np.flatnonzero(rows >= 0)
     rows = rows.take(asked)
+    asked += first
     mine, theirs = texts.bounds.take(asked), others.bounds.take(rows)
     length = texts.bounds.take(asked + 1) - mine
     if not np.array_equal(length, others.bounds.take(rows + 1) - theirs):
