@@ -23,8 +23,8 @@ WORLD = Dosing()
 LATER = 10_000 * S
 
 
-def imported(directory: Path, n: int = 1500) -> Project:
-    """A project with a log of the world's behavior policy."""
+def imported(directory: Path, n: int = 1500, **outcome: str) -> Project:
+    """A project with a log of the world's behavior policy; `outcome` is what its outcomes say besides."""
     made = product.project(directory, TOML)
     batch = WORLD.sample(n, WORLD.policy(Gaussian(0.3, 0.2)), 1)
     lines = []
@@ -32,7 +32,8 @@ def imported(directory: Path, n: int = 1500) -> Project:
         at = {"id": f"d{i}", "problem": "dose", "unit": f"u{i}", "at": i * S}
         action = {"action": batch.action[i].astype(float).tolist(), "propensity": float(batch.propensity[i])}
         lines.append(at | {"context": {"x": float(batch.context[i, 0])}} | action)
-        lines.append({"id": f"o{i}", "decision": f"d{i}", "at": i * S, "metrics": {"gain": float(batch.reward[i])}})
+        metrics = {"metrics": {"gain": float(batch.reward[i])}}
+        lines.append({"id": f"o{i}", "decision": f"d{i}", "at": i * S} | metrics | outcome)
     source = directory / "log.jsonl"
     source.write_text("\n".join(map(json.dumps, lines)))
     flow.import_log(made, "dose", flow.read_source(source), 0.0)

@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dosing_project import LATER, WORLD, S, imported
 from product import Client, serving
-from steersman import cli, config, flow, timeline
-from steersman.config import Project
-from steersman.core.density import Gaussian, NumbersExplorer, Point, UniformBox
-from steersman.core.errors import DataError
+from steersman import cli, config, flow, learn, timeline
+from steersman.config import LearnConfig, Project
+from steersman.core.density import Aims, Gaussian, NumbersExplorer, Point, Squashed, UniformBox
+from steersman.core.errors import ConfigError, DataError
 from steersman.core.policy import Policy
 from steersman.core.version import Parents
 from steersman.evaluate import Gates
@@ -115,6 +115,43 @@ def test_bounds_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Pat
 def test_training_numbers_is_refused_with_the_reason(dose: Project, capsys) -> None:
     assert cli.main(["train", "dose", "--project", str(dose.root)]) == DataError.exit_code
     assert "the actions of this batch are numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("learner", "explorer"), [("td3", Gaussian(0.1, 0.2)), ("sac", Squashed(0.2))])
+def test_numbers_are_trained_exported_judged_published_served_and_replayed(
+    tmp_path: Path, learner: str, explorer: NumbersExplorer
+) -> None:
+    made = imported(tmp_path, 600, ends="terminated")
+    settings = {"steps": 400, "hidden": [16], "batch_size": 64, "learning_rate": 5e-3}
+    policy = msgspec.structs.replace(made.policy("dose"), learn=LearnConfig(learner, explorer, settings=settings))
+    made = msgspec.structs.replace(made, policies={"dose": policy})
+    flow.build(made, "dose", until=LATER, as_of=LATER)
+    trained = flow.train(made, "dose")
+    _, difference = flow.export(made, "dose")
+    assert difference <= 1e-5
+    learned = learn.load(Path(trained.directory) / "policy")
+    report = flow.judge(made, "dose")
+    assert report.headline.low <= WORLD.value(learned) <= report.headline.high
+    assert WORLD.value(learned) > WORLD.value(WORLD.policy(UniformBox())) + 0.05
+    number = flow.publish(made, "dose", force=True).number
+    flow.promote(made, "dose", str(number))
+    with serving(made) as url:
+        request = {"unit": "a", "context": {"x": 0.5}}
+        answers = [Client(url).post("/v1/decide/dose", request | {"unit": f"u{i}"})[1] for i in range(20)]
+    action = np.array([answer["action"] for answer in answers], dtype=np.float32)
+    raw = learned.encoder.raw_context([{"x": 0.5}] * 20)
+    context = learned.encoder.encode_context(raw)
+    aims = Aims(explorer, learned.scorer(context, np.zeros((20, 0, 0), dtype=np.float32)), WORLD.box)
+    assert [answer["propensity"] for answer in answers] == pytest.approx(aims.density(action).tolist(), rel=1e-4)
+    assert all(flow.replay(made, answer["id"]).identical for answer in answers[:3])
+
+
+def test_an_explorer_that_can_not_read_what_is_learned_is_refused_before_the_training(dose: Project, capsys) -> None:
+    policy = msgspec.structs.replace(dose.policy("dose"), learn=LearnConfig("sac", Gaussian(0.1)))
+    made = msgspec.structs.replace(dose, policies={"dose": policy})
+    with pytest.raises(ConfigError, match="the explorer gaussian can not read what SAC learns") as refused:
+        flow.train(made, "dose")
+    assert refused.value.hint == 'use an explorer of kind "squashed" or "box"'
 
 
 # ---- versions, beside each other and beside the champion

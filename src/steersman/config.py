@@ -264,7 +264,7 @@ def template(name: str, box: Numbers | None = None) -> str:
     if box is not None:
         bounds = f"low = {list(box.low)}, high = {list(box.high)}"
         numbers = {"actions": f'actions = {{ kind = "numbers", {bounds} }}   # one low and one high bound a number'}
-        numbers |= {"learner": "# no learner is for numbers yet: version 1 decides evenly over the bounds"}
+        numbers |= {"learner": 'learner = "sac"', "explorer": 'explorer = { kind = "squashed", floor = 0.1 }'}
         for line in text.splitlines():
             key = line.removeprefix("# ").partition(" = ")[0]
             if key in ("actions", "learner", "explorer", "shaping"):

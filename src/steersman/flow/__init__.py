@@ -174,6 +174,7 @@ def train(
             hint="use the learner thompson, neural-thompson or beta-thompson, or another explorer",
             field="explorer",
         )
+    learn.check_explorer(settings, built.encoder, policy.learn.explorer)
     rows, held, _ = timeline.parts(built.unit, built.draws, policy.learn.validation, policy.learn.holdout)
     config_digest = places.digest_of(policy.problem, policy.learn, settings)
     kept, before = keeping.read(latest_candidate(project, name), config_digest, built) if add else (None, None)

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError, MissingExtra, did_you_mean
-from steersman.core.policy import Policy
+from steersman.core.features import Encoder
+from steersman.core.policy import Explorer, Policy
 from steersman.learn.run import HERE, Run
 from steersman.learn.sums import Sums
 
@@ -25,6 +26,7 @@ __all__ = [
     "Progress",
     "Run",
     "Sums",
+    "check_explorer",
     "configure",
     "extend",
     "fit",
@@ -42,6 +44,10 @@ LEARNERS: dict[str, str] = {
     "cql": "steersman.learn.dqn:CQL",
     "c51": "steersman.learn.dqn:C51",
     "qr-dqn": "steersman.learn.dqn:QRDQN",
+    "ddpg": "steersman.learn.actor_critic:DDPG",
+    "td3": "steersman.learn.actor_critic:TD3",
+    "td3-bc": "steersman.learn.actor_critic:TD3BC",
+    "sac": "steersman.learn.actor_critic:SAC",
     "linear": "steersman.learn.bandit:Linear",
     "linucb": "steersman.learn.bandit:LinUCB",
     "thompson": "steersman.learn.bandit:LinearThompson",
@@ -121,7 +127,8 @@ def fit(
         look: told the same, and may ask for the policy as it is; at the end too.
         run: which rows are learned from, where, and what the training goes on from.
     Returns:
-        a policy that takes the best candidate; put the explorer it shall be served with in its place.
+        a policy that takes the best candidate, or for numbers does what it learned, a point or a density; put the
+        explorer it shall be served with in its place.
     Raises:
         ConfigError: the config belongs to no learner.
         DataError: the learner can not learn from such a batch.
@@ -175,12 +182,28 @@ def load_sums(path: Path) -> Sums:
     return sums
 
 
+def check_explorer(config: Struct, encoder: Encoder, explorer: Explorer) -> None:
+    """Whether an explorer can read what the learner will score, before anything is learned.
+
+    Raises:
+        ConfigError: it can not.
+    """
+    kind, readers = type(explorer).__struct_config__.tag, getattr(type(config), "EXPLORERS", ())
+    if encoder.numbers is not None and readers and kind not in readers:
+        kinds = " or ".join(f'"{name}"' for name in readers)
+        raise ConfigError(
+            f"the explorer {kind} can not read what {type(config).__name__} learns over numbers",
+            hint=f"use an explorer of kind {kinds}",
+            field="explorer",
+        )
+
+
 def to_onnx(policy: Policy) -> bytes:
     """The scorer of a learned policy as an ONNX graph.
 
     Returns:
         a model with the inputs `context` [N, F] f32 and `candidates` [N, K, A] f32 and the output `scores`
-        [N, K] f32; the same policy gives the same bytes.
+        [N, K] f32, for numbers without the candidates and [N, S] f32; the same policy gives the same bytes.
     Raises:
         DataError: no learner made the policy.
     """

@@ -62,8 +62,8 @@ def compose(encoder: Encoder, scorer: bytes | None) -> bytes:
     Args:
         encoder: becomes part of the graph.
         scorer: ONNX with the inputs `context` [N, F] f32 and `candidates` [N, K, A] f32 (either may be absent)
-            and one output [N, K] or [N, K, M] f32; its opset is the opset of the result. None: the score 0 for
-            everything.
+            and one output [N, K] or [N, K, M] f32, for numbers [N, S]; its opset is the opset of the result. None: the
+            score 0 for everything.
     Raises:
         DataError: the scorer is not such a model, or a text of the encoder can not be written as UTF-8.
     """
@@ -85,7 +85,7 @@ def compose(encoder: Encoder, scorer: bytes | None) -> bytes:
         nodes=[*part.nodes, *model.graph.node],
         name="policy",
         inputs=_graph_inputs(encoder),
-        outputs=[_float(SCORES, ["N", "K", *draws])],
+        outputs=[_float(SCORES, ["N", "K" if encoder.numbers is None else "S", *draws])],
         initializer=[*part.constants, *model.graph.initializer],
         sparse_initializer=list(model.graph.sparse_initializer),
         value_info=between,
@@ -154,16 +154,17 @@ def check_parity(graph: Graph, scorer: Scorer, rows: Rows, batch: Batch, limit: 
         part = slice(start, start + CHUNK)
         exported = graph.scores(rows.context.take(part), rows.candidates.take(part), rows.ids[part])
         trained = scorer(batch.context[part], batch.candidates[part])
-        mask = batch.mask[part].reshape(*batch.mask[part].shape, *[1] * (trained.ndim - 2))  # of draws too
+        mask = np.ones(trained.shape, dtype=bool) if batch.numbers else batch.mask[part]
         with np.errstate(invalid="ignore"):
-            difference = np.where(mask, np.abs(exported.astype(np.float64) - trained), 0.0)
+            difference = np.abs(exported.astype(np.float64) - trained)
+        difference[~mask] = 0.0
         difference[np.isnan(difference)] = np.inf
-        scale = max(scale, float(np.abs(trained[batch.mask[part]]).max()))
+        scale = max(scale, float(np.abs(trained[mask]).max()))
         at = np.unravel_index(difference.argmax(), difference.shape)
         if difference[at] > worst:
             worst = float(difference[at])
             pair = f"the graph scores {exported[at]:.9g}, the policy {trained[at]:.9g}"
-            message = f"row {start + at[0]}, candidate {at[1]}: {pair}"
+            message = f"row {start + at[0]}, {'score' if batch.numbers else 'candidate'} {at[1]}: {pair}"
     if not worst <= limit:
         rounding = worst <= 1e-6 * scale
         raise ParityError(

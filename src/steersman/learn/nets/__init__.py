@@ -1,12 +1,23 @@
 """Nets, the one training step, and the scorer that exports itself. Torch enters the building here, nowhere else."""
 
+from steersman.learn.nets.actors import Actor, Critics, Scalar, beside
 from steersman.learn.nets.filtered import NEVER, Filtered, likely
 from steersman.learn.nets.kinds import NETS
 from steersman.learn.nets.modules import Net, Tensor
+from steersman.learn.nets.numbers import (
+    NumberRows,
+    drawn,
+    jitter,
+    log_density,
+    number_gatherer,
+    overshoot,
+    point,
+    scaling,
+)
 from steersman.learn.nets.processes import device_of, joined, wait
 from steersman.learn.nets.scorer import PAIRS, TorchScorer, scorer_of
-from steersman.learn.nets.shape import WIDEST, Shape, shape_for
-from steersman.learn.nets.student import Draws, State, Student, generator
+from steersman.learn.nets.shape import WIDEST, Shape, actor_shape, shape_for
+from steersman.learn.nets.student import Draws, Generator, State, Student, generator, rand
 from steersman.learn.nets.training import (
     REPORT,
     Array,
@@ -30,29 +41,44 @@ __all__ = [
     "PAIRS",
     "REPORT",
     "WIDEST",
+    "Actor",
     "Array",
+    "Critics",
     "Draws",
     "Filtered",
+    "Generator",
     "Minibatch",
     "Net",
+    "NumberRows",
+    "Scalar",
     "Shape",
     "State",
     "Student",
     "Tensor",
     "TorchScorer",
     "Watch",
+    "actor_shape",
+    "beside",
     "cosine",
     "device_of",
+    "drawn",
     "gatherer",
     "generator",
+    "jitter",
     "joined",
     "likely",
     "linspace",
+    "log_density",
     "looking",
     "new_net",
     "no_grad",
+    "number_gatherer",
     "one_thread",
+    "overshoot",
     "pick",
+    "point",
+    "rand",
+    "scaling",
     "scorer_of",
     "shape_for",
     "squared",

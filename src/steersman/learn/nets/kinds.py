@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from steersman.learn.nets.actors import Actor
 from steersman.learn.nets.draws import ActionDraws, Arms, Draws, FeatureDraws
 from steersman.learn.nets.filtered import Filtered
 from steersman.learn.nets.modules import ActionNet, Bilinear, FeatureNet, Net, Optimist
@@ -22,5 +23,7 @@ NETS: dict[str, Callable[[Shape], Net]] = {
     "draws": Draws,
     "action-draws": ActionDraws,
     "feature-draws": FeatureDraws,
+    "point": Actor,
+    "squashed": Actor,
 }
 """Kind of a Shape -> its net, without weights."""

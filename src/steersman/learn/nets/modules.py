@@ -69,7 +69,7 @@ class ActionNet(Returns):
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
         outputs = (shape.candidate + shape.dueling) * shape.atoms
-        self.layers = _layers((shape.context, *shape.hidden, outputs))
+        self.layers = layers_of((shape.context, *shape.hidden, outputs))
 
     def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
         if self.shape.atoms > 1:
@@ -110,8 +110,8 @@ class FeatureNet(Returns):
         widths = (*shape.hidden, shape.atoms)
         self.context = Linear(shape.context, widths[0])
         self.candidate = Linear(shape.candidate, widths[0], bias=False)
-        self.layers = nn.Sequential(nn.ReLU(), *_layers(widths)) if shape.hidden else nn.Sequential()
-        self.value = _layers((shape.context, *widths)) if shape.dueling else None
+        self.layers = nn.Sequential(nn.ReLU(), *layers_of(widths)) if shape.hidden else nn.Sequential()
+        self.value = layers_of((shape.context, *widths)) if shape.dueling else None
 
     def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
         return self.mean_of(self.atoms(context, candidates))
@@ -207,7 +207,7 @@ class Optimist(Net):
         return graph.op("Add", self.mean.export(graph, context, candidates), graph.op("Sqrt", unknown))
 
 
-def _layers(widths: tuple[int, ...]) -> nn.Sequential:
+def layers_of(widths: tuple[int, ...]) -> nn.Sequential:
     """Linear layers of those widths with ReLU between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):

@@ -64,11 +64,11 @@ class TorchScorer:
     def __call__(self, context: Array, candidates: Array) -> Array:
         """[N, F] f32, [N, K, A] f32 -> [N, K] f32, in units of reward; in parts, so that N may be large.
 
-        Of a net of draws [N, K, M].
+        Of a net of draws [N, K, M]. For numbers [N, F], [N, 0, 0] -> [N, S] f32.
         """
         n, k = candidates.shape[:2]
         draws = (self.shape.draws,) if self.shape.draws else ()
-        scores = np.empty((n, k, *draws), dtype=np.float32)
+        scores = np.empty((n, self.shape.scores or k, *draws), dtype=np.float32)
         shared = _float64(candidates[:1]) if n and is_shared(candidates) else None
         rows = max(1, PAIRS // max(k * max(self.shape.draws, 1), 1))
         with no_grad(), one_thread():
@@ -90,18 +90,18 @@ class TorchScorer:
     def to_onnx(self) -> bytes:
         """ONNX with the inputs `context` [N, F] f32 and `candidates` [N, K, A] f32 and the output `scores` [N, K] f32.
 
-        Of a net of draws `scores` are [N, K, M]. The same weights give the same bytes.
+        Of a net of draws `scores` are [N, K, M]. For numbers from `context` alone to `scores` [N, S]. The same weights
+        give the same bytes.
         """
+        sizes: dict[str, list[Any]] = {"context": ["N", self.shape.context]}
+        if not self.shape.bounds:
+            sizes["candidates"] = ["N", "K", self.shape.candidate]
+        sizes["scores"] = ["N", self.shape.scores or "K", *([self.shape.draws] if self.shape.draws else [])]
         graph = Graph()
-        context, candidates = (graph.op("Cast", name, to=TensorProto.DOUBLE) for name in ("context", "candidates"))
-        value = self._net.export(graph, context, candidates)
+        inside = {name: graph.op("Cast", name, to=TensorProto.DOUBLE) for name in sizes if name != "scores"}
+        value = self._net.export(graph, inside["context"], inside.get("candidates", ""))
         scaled = graph.op("Mul", value, graph.constant(self.unit))
         graph.nodes.append(helper.make_node("Cast", [scaled], ["scores"], to=TensorProto.FLOAT))
-        sizes: dict[str, list[Any]] = {
-            "context": ["N", self.shape.context],
-            "candidates": ["N", "K", self.shape.candidate],
-            "scores": ["N", "K", *([self.shape.draws] if self.shape.draws else [])],
-        }
         *inputs, output = (helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in sizes.items())
         made = helper.make_graph(graph.nodes, "scorer", inputs, [output], initializer=graph.constants)
         model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

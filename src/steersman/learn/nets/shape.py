@@ -14,7 +14,8 @@ WIDEST = 2**16
 """Width of the widest layer: a damaged file must not ask for more memory than there is."""
 
 
-Kind = Literal[
+ActorKind = Literal["point", "squashed"]
+Kind = ActorKind | Literal[
     "actions", "features", "bilinear", "optimist", "own-optimist", "filtered-actions", "filtered-features",
     "arms", "arm-draws", "draws", "action-draws", "feature-draws",
 ]  # fmt: skip
@@ -28,9 +29,10 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
             `bilinear`, and with a bonus `optimist`, or `own-optimist` for named actions; `arms`: a number for each
             named action. Filtered nets hold back what was hardly logged, see `filtered.py`. Draws of scores give
             `arm-draws`, `draws` of a linear model, and `action-draws` and `feature-draws` on top of the last hidden
-            layer of `actions` and `features`.
+            layer of `actions` and `features`. For numbers see `actors.py`: `point`: where the action shall be;
+            `squashed`: a density of `Squashed`.
         context: F, number of context columns.
-        candidate: A, number of candidate columns, at least 1.
+        candidate: A, number of candidate columns, at least 1; 0 for numbers.
         hidden: width of each hidden layer, in [1, WIDEST]; empty: a linear net.
         dueling: the value of the context and the advantages of the candidates have outputs of their own, added up.
         atoms: numbers that a candidate's distribution of returns is made of, in [1, WIDEST]; 1: its mean alone.
@@ -38,6 +40,7 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
             are quantiles.
         threshold: of a filtered net, in (0, 1]; of others 0.
         draws: M, draws of every score that a net of draws gives, in [1, WIDEST]; 0: it gives the scores.
+        bounds: of numbers, low and high of each.
     """
 
     kind: Kind
@@ -49,9 +52,23 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
     support: tuple[float, float] | None = None
     threshold: float = 0.0
     draws: int = 0
+    bounds: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def scores(self) -> int:
+        """S, that a row has of an explorer of numbers; 0: one a candidate."""
+        return len(self.bounds) * (2 if self.kind == "squashed" else 1)
 
     def __post_init__(self) -> None:
-        if self.context < 0 or self.candidate < 1:
+        numbers = self.kind in ("point", "squashed")
+        if numbers != bool(self.bounds) or (numbers and (self.candidate != 0 or self.context < 0)):
+            raise DataError(
+                f"a net of kind {self.kind} with {self.candidate} candidate columns and bounds {self.bounds}: a net of "
+                "numbers has bounds and no candidates, any other candidates and no bounds"
+            )
+        if not all(-math.inf < low < high < math.inf for low, high in self.bounds):
+            raise DataError(f"the bounds are {self.bounds}, must be low < high", field="bounds")
+        if not numbers and (self.context < 0 or self.candidate < 1):
             raise DataError(
                 f"the net has {self.context} context and {self.candidate} candidate columns; without a candidate's "
                 f"column it can not tell one candidate from another",
@@ -101,3 +118,15 @@ def shape_for(
         kind = "filtered-features" if encoder.candidate else "filtered-actions"
     columns = encoder.context_width, encoder.candidate_width
     return Shape(kind, *columns, hidden, dueling, atoms, support, threshold)
+
+
+def actor_shape(encoder: Encoder, kind: ActorKind, hidden: tuple[int, ...]) -> Shape:
+    """The actor for the numbers of an encoder.
+
+    Raises:
+        DataError: the encoder has none, or a width is out of range.
+    """
+    if encoder.numbers is None:
+        raise DataError("the actions are no numbers: there is nothing that an actor could set", field="learner")
+    bounds = tuple(zip(encoder.numbers.low, encoder.numbers.high, strict=True))
+    return Shape(kind, encoder.context_width, 0, hidden, bounds=bounds)

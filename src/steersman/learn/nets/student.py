@@ -8,20 +8,25 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from steersman.core.errors import DataError
 from steersman.learn.nets import processes
-from steersman.learn.nets.modules import Net, Tensor
+from steersman.learn.nets.modules import Tensor
 from steersman.learn.run import rank, world
 
 Array = np.ndarray
+M = TypeVar("M", bound=nn.Module)
+Generator = torch.Generator
+rand = torch.rand
 no_grad = torch.no_grad
 
 
-class Student:
+class Student(Generic[M]):
     """A net that learns by Adam, and its slow copy.
 
     All weights lie in one vector, which the layers see parts of: a step is then a handful of operations, however
@@ -36,7 +41,7 @@ class Student:
 
     MEAN, SQUARE, TINY = 0.9, 0.999, 1e-8
 
-    def __init__(self, net: Net, rate: Callable[[int], float], polyak: float) -> None:
+    def __init__(self, net: M, rate: Callable[[int], float], polyak: float) -> None:
         """Flatten the net, and copy it.
 
         Args:
@@ -50,15 +55,24 @@ class Student:
         self._polyak = polyak
         self._done = 0
         self._weights, self._gradient = _flatten(self.net)
+        self._parameters = list(self.net.parameters())
         self._slow, _ = _flatten(self.slow)
         self.slow.requires_grad_(False)
         self._mean = torch.zeros_like(self._weights)
         self._square = torch.zeros_like(self._weights)
 
+    @property
+    def done(self) -> int:
+        """Steps."""
+        return self._done
+
     def step(self, loss: Tensor) -> None:
-        """The one training step: against the gradient of the loss, then the slow copy follows."""
+        """The one training step: against the gradient of the loss, then the slow copy follows.
+
+        Other nets that the loss went through stay as they are.
+        """
         self._gradient.zero_()
-        loss.backward()
+        loss.backward(inputs=self._parameters)
         if processes.together():
             processes.added(self._gradient.mul_(self.share))
         rate = self._rate(self._done)
@@ -92,7 +106,7 @@ class Student:
         return {"weights": self._weights, "slow": self._slow, "mean": self._mean, "square": self._square}
 
 
-def _flatten(net: Net) -> tuple[Tensor, Tensor]:
+def _flatten(net: nn.Module) -> tuple[Tensor, Tensor]:
     """Move the weights of a net into one vector and their gradients into another; its layers keep views of both."""
     parameters = list(net.parameters())
     sizes = [parameter.numel() for parameter in parameters]
@@ -110,7 +124,7 @@ class State:
     steps done. So a learner may draw from it as it likes in its steps, and nothing else may outlive one.
     """
 
-    def __init__(self, source: torch.Generator, **students: Student) -> None:
+    def __init__(self, source: torch.Generator, **students: Student[Any]) -> None:
         """Of a training's generator and, by name, everything that learns."""
         self.source = source
         self.students = students

@@ -83,19 +83,19 @@ def gatherer(batch: Batch, returns: Returns, unit: float, device: torch.device =
 
     def gather(places: Array) -> Minibatch:
         row, until = returns.row.take(places), returns.until.take(places)
-        action = _rows(batch.action, row)
+        action = rows_of(batch.action, row)
         taken = batch.candidates[row, action] if shared is None else shared[0].take(action, axis=0)
         arrays = (
-            _rows(batch.context, row),
+            rows_of(batch.context, row),
             taken[:, None],
             reward.take(places),
             discount.take(places),
-            _rows(batch.context, until),
-            _rows(batch.candidates, until) if shared is None else shared,
-            _rows(batch.mask, until),
-            _rows(batch.action, until),
-            _rows(batch.candidates, row) if shared is None else shared,
-            _rows(batch.mask, row),
+            rows_of(batch.context, until),
+            rows_of(batch.candidates, until) if shared is None else shared,
+            rows_of(batch.mask, until),
+            rows_of(batch.action, until),
+            rows_of(batch.candidates, row) if shared is None else shared,
+            rows_of(batch.mask, row),
             action,
         )
         return Minibatch(*(torch.from_numpy(array).to(device) for array in arrays))
@@ -103,7 +103,7 @@ def gatherer(batch: Batch, returns: Returns, unit: float, device: torch.device =
     return gather
 
 
-def _rows(array: Array, rows: Array) -> Array:
+def rows_of(array: Array, rows: Array) -> Array:
     """Copies of some rows: `take` is five times as fast as indexing, but copies the whole of a view before."""
     return np.asarray(array).take(rows, axis=0) if array.flags.c_contiguous else np.asarray(array[rows])
 
@@ -168,16 +168,19 @@ class Watch:
     limit: float
     reason: str
 
-    def __call__(self, done: int, loss: Tensor, value: Tensor, share: float = 1.0) -> dict[str, float]:
+    def __call__(self, done: int, loss: Tensor, value: Tensor | None, share: float = 1.0) -> dict[str, float]:
         """Figures of a step: `loss`; `q` and `q_largest`, mean and largest |value| of the rows, in units of reward.
+
+        The latter two are left out where no value is learned.
 
         Args:
             share: of the minibatch, that these rows are: all processes get the figures of all rows.
         Raises:
             TrainingError: the loss is not finite, or a value is beyond the limit.
         """
-        means = processes.added(torch.stack([loss.float(), value.float().mean()]) * share)
-        largest = float(processes.largest(value.float().abs().max())) * self.unit
+        seen = torch.zeros_like(loss)[None] if value is None else value
+        means = processes.added(torch.stack([loss.float(), seen.float().mean()]) * share)
+        largest = float(processes.largest(seen.float().abs().max())) * self.unit
         found = float(means[0]) * self.unit**2
         if not math.isfinite(found) or not largest <= self.limit:
             raise TrainingError(
@@ -185,11 +188,13 @@ class Watch:
                 f"the limit is {self.limit:.4g}, {self.reason}",
                 hint="training diverges: lower learning_rate, polyak or discount",
             )
+        if value is None:
+            return {"loss": found}
         return {"loss": found, "q": float(means[1]) * self.unit, "q_largest": largest}
 
 
 def train(
-    update: Callable[[Array], tuple[Tensor, Tensor]],
+    update: Callable[[Array], tuple[Tensor, Tensor | None]],
     state: State,
     draws: Draws,
     steps: int,
@@ -200,7 +205,7 @@ def train(
     """The loop around the steps: draws, updates, looks, reports; the state is kept, so that it can go on from there.
 
     Args:
-        update: places of a minibatch [B] -> its loss and its values [B]; it makes the step.
+        update: places of a minibatch [B] -> its loss and its values [B], None if it learns none; it makes the step.
         state: all that the steps change.
         progress: told every REPORT steps and at the end: loss, q, steps/s.
         run: where it goes on from, and who keeps it: with the same seed a training that was interrupted gives the same
@@ -220,7 +225,7 @@ def train(
                 state.split(share)
                 with precision:
                     loss, value = update(places)
-            figures = watch(done, loss.detach(), value.detach(), share)
+            figures = watch(done, loss.detach(), None if value is None else value.detach(), share)
             if progress is not None:
                 progress(done, steps, figures | {"steps/s": (done - first) / (time.perf_counter() - begun)})
             if run.keep is not None and done < steps and done - kept >= run.every:
