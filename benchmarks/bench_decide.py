@@ -10,7 +10,6 @@ import asyncio
 import functools
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ import onnx
 import uvloop
 from onnx import TensorProto, helper, numpy_helper
 
+from peers import device
 from steersman.core.decision import Decision, One, Problem
 from steersman.core.features import Encoder, continuous
 from steersman.core.policy import EpsilonGreedy
@@ -332,14 +332,6 @@ def log_cost_us(folder: Path, line: bytes, records: int = 20_000, together: int 
             pen.append([(b"D", body)] * together)
         pen.flush()
         return (time.process_time() - start) / records * 1e6
-
-
-def device() -> str:
-    """Processor, cores and system, in words."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{os.cpu_count()} cores {model}, {platform.system()} {platform.release()}"
 
 
 def measure(folder: Path, rounds: int, seconds: float, connections: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from peers import CACHE, Peer, device, environment
 from steersman.core.batch import Batch
 from steersman.core.errors import SupportError
 from steersman.core.features import Category, Encoder
@@ -35,7 +35,6 @@ from steersman.worlds import open_bandit, tabular
 
 Array = np.ndarray
 
-CACHE = Path(__file__).parent.parent / ".cache"
 OBP = "obp==0.5.7"
 NEEDS = (
     "numpy==1.26.4", "scipy==1.13.1", "pandas==2.3.3", "scikit-learn==1.3.2", "torch==2.13.0", "PyYAML==6.0.4",
@@ -54,64 +53,6 @@ TEN = {
 
 DIGITS, SYNTHETIC, EMBEDDED = 30, 20, 10
 LARGE, ITEMS = 1_000_000, 80
-
-
-# -- the pipeline --------------------------------------------------------------------------------------------------
-
-
-class Pipeline:
-    """Open Bandit Pipeline in a process of its own: a command, an answer."""
-
-    def __init__(self, python: Path) -> None:
-        command = [str(python), str(Path(__file__).with_name("obp_peer.py"))]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """The answer to a command of obp_peer.py."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"obp_peer.py ended at {do} {arguments}; run it by hand to see why")
-        return json.loads(line)
-
-    def end(self) -> None:
-        """Let it go."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def environment(folder: Path) -> Path | None:
-    """The Python of the pipeline's environment, which is made if it is not there; None: it can not be had."""
-    python, stamp = folder / "bin" / "python", folder / ".installed"
-    if stamp.exists():
-        return python
-    print(f"making the environment of Open Bandit Pipeline in {folder}", file=sys.stderr)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    steps = (
-        [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [*pip, *NEEDS],
-        [*pip, "--no-deps", "--ignore-requires-python", OBP],
-        [str(python), "-W", "ignore", "-c", "import obp"],
-    )
-    for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            print(
-                f"Open Bandit Pipeline is left out: {' '.join(step[1:])} ended with {done.returncode}: {last}\n"
-                f"It needs a package registry and Python 3.11 or 3.12. By hand: a venv in {folder}, in it "
-                f"pip install {' '.join(NEEDS)}, then pip install --no-deps --ignore-requires-python {OBP}, "
-                f"then touch {stamp}",
-                file=sys.stderr,
-            )
-            return None
-    stamp.touch()
-    return python
 
 
 # -- the real data -------------------------------------------------------------------------------------------------
@@ -134,7 +75,7 @@ class Log:
     q: Array
 
 
-def logs(pipeline: Pipeline, archive: Path, folder: Path) -> Iterator[tuple[Log, float]]:
+def logs(pipeline: Peer, archive: Path, folder: Path) -> Iterator[tuple[Log, float]]:
     """The six logs, each with the CPU seconds that the pipeline's own model took."""
     for campaign in open_bandit.ITEMS:
         names = open_bandit.items(campaign)  # type: ignore[arg-type]
@@ -246,7 +187,7 @@ def cpu(work: Callable[[], object], times: int = 1) -> float:
     return statistics.median(taken)
 
 
-def against(pipeline: Pipeline, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+def against(pipeline: Peer, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
     """Ratios and figures of the real data: six logs, ROUNDS times each."""
     named = os.environ.get(open_bandit.VARIABLE, "")
     archive = open_bandit.fetch(CACHE, os.environ if Path(named).is_file() else {})  # it is downloaded if need be
@@ -280,7 +221,7 @@ def against(pipeline: Pipeline, folder: Path) -> tuple[dict[str, float], dict[st
 # -- their protocols -----------------------------------------------------------------------------------------------
 
 
-def protocol(pipeline: Pipeline, do: str, runs: int, names: dict[str, str], folder: Path) -> dict[str, float]:
+def protocol(pipeline: Peer, do: str, runs: int, names: dict[str, str], folder: Path) -> dict[str, float]:
     """Mean relative errors over the runs of a protocol, ours and theirs on the same logs.
 
     Args:
@@ -334,7 +275,7 @@ def numbers_batch(columns: dict[str, Array]) -> Batch:
     )
 
 
-def embedded(pipeline: Pipeline, folder: Path) -> dict[str, float]:
+def embedded(pipeline: Peer, folder: Path) -> dict[str, float]:
     """Root mean squared relative error of MIPS: 50 actions of five kinds, and the kind tells the reward."""
     kinds = np.arange(50) % 5
     plain = tabular.bandit(4, 50, chi2=8.0, noise=0.3, seed=1)
@@ -410,7 +351,7 @@ def measure(python: Path | None, folder: Path) -> dict[str, Any]:
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}
     if python is not None:
-        pipeline = Pipeline(python)
+        pipeline = Peer(python, "obp_peer.py")
         ratios, figures = against(pipeline, folder)
         names = {"dm": "dm", "ips": "ipw", "snips": "snipw", "dr": "dr", "sndr": "sndr"}
         figures |= protocol(pipeline, "digits", DIGITS, names, folder)
@@ -423,15 +364,6 @@ def measure(python: Path | None, folder: Path) -> dict[str, Any]:
     return {"bench": "evaluate", "ratios": ratios, "figures": figures}
 
 
-def device() -> str:
-    """The machine, in words."""
-    model = platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), model)
-    return f"{os.cpu_count()} x {model}, {platform.system()} {platform.release()}, Python {platform.python_version()}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--large", action="store_true", help="only the memory of a million rows, in this process")
@@ -440,7 +372,7 @@ def main() -> int:
         print(json.dumps(large()))
         return 0
     os.environ["OMP_NUM_THREADS"] = "1"
-    python = environment(CACHE / "obp-venv")
+    python = environment("obp-venv", "obp", NEEDS, ("--no-deps", "--ignore-requires-python", OBP))
     with tempfile.TemporaryDirectory(prefix="bench-evaluate-") as folder:
         print(json.dumps(measure(python, Path(folder)) | {"device": device()}))
     return 0

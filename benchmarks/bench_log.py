@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
 import random
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from peers import device
 from steersman import engine as engines
 from steersman import log
 from steersman.core.decision import Candidate, Decision, Outcome
@@ -145,15 +145,6 @@ def compaction(directory: Path) -> dict[str, float]:
 
 def count(done: log.Compacted) -> int:
     return done.decisions + done.outcomes
-
-
-def device() -> str:
-    """The machine, in words."""
-    model = platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), model)
-    return f"{os.cpu_count()} x {model}, {platform.system()} {platform.release()}, Python {platform.python_version()}"
 
 
 def main() -> None:

@@ -223,7 +223,7 @@ def one_value(follow: Next) -> Loss:
     """The loss of a net that gives one value a candidate: the squared difference from return + discount * next."""
 
     def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
-        value = net(rows.context, rows.taken)[:, 0]
+        value = net.score_of(rows.context, rows.candidates, rows.action)
         return nets.squared(value, target_of(net, slow, rows, follow)), value
 
     return loss
@@ -244,7 +244,7 @@ def conservative(follow: Next, penalty: float) -> Loss:
     def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
         scores = net(rows.context, rows.candidates)  # [B, K]
         value = scores.gather(1, rows.action[:, None])[:, 0]
-        above = (scores.masked_fill(~rows.mask, -math.inf).logsumexp(dim=1) - value).mean()
+        above = nets.cross_entropy(scores.masked_fill(~rows.mask, -math.inf), rows.action)
         return nets.squared(value, target_of(net, slow, rows, follow)) + penalty * above, value
 
     return loss

@@ -3,7 +3,7 @@
 from steersman.learn.nets.actors import Actor, Critics, Scalar, beside
 from steersman.learn.nets.filtered import NEVER, Filtered, likely
 from steersman.learn.nets.kinds import NETS
-from steersman.learn.nets.modules import Net, Tensor
+from steersman.learn.nets.modules import Net, Tensor, pick
 from steersman.learn.nets.numbers import (
     NumberRows,
     drawn,
@@ -24,13 +24,13 @@ from steersman.learn.nets.training import (
     Minibatch,
     Watch,
     cosine,
+    cross_entropy,
     gatherer,
     linspace,
     looking,
     new_net,
     no_grad,
     one_thread,
-    pick,
     squared,
     train,
 )
@@ -60,6 +60,7 @@ __all__ = [
     "actor_shape",
     "beside",
     "cosine",
+    "cross_entropy",
     "device_of",
     "drawn",
     "gatherer",

@@ -39,6 +39,10 @@ class Net(nn.Module):
         """[B, K, Z] from `atoms` -> [B, K], the scores."""
         return atoms[:, :, 0]
 
+    def score_of(self, context: Tensor, candidates: Tensor, place: Tensor) -> Tensor:
+        """The score of one candidate a row: place [B] i64 -> [B]."""
+        return self(context, pick(candidates, place))[:, 0]
+
     def export(self, graph: Graph, context: str, candidates: str) -> str:
         """Add the nodes of `forward` to a graph, on the tensors of those names; the name of the [N, K] result."""
         raise NotImplementedError
@@ -84,6 +88,9 @@ class ActionNet(Returns):
             return self(context, candidates)[:, :, None]
         return candidates @ self._duel(self.layers(context).unflatten(1, (-1, self.shape.atoms)))
 
+    def score_of(self, context: Tensor, candidates: Tensor, place: Tensor) -> Tensor:
+        return self(context, candidates).gather(1, place[:, None])[:, 0]  # all of them cost no more than one
+
     def _duel(self, outputs: Tensor) -> Tensor:
         """[B, A + 1, Z] advantages and, last, the value -> [B, A, Z] values of actions."""
         if not self.shape.dueling:
@@ -127,6 +134,20 @@ class FeatureNet(Returns):
         if self.value is not None:
             own = graph.op("Add", own, graph.op("Unsqueeze", graph.layers(context, self.value), graph.constant([1])))
         return graph.mean_of_atoms(self.shape, own)
+
+
+def pick(candidates: Tensor, place: Tensor) -> Tensor:
+    """One candidate a row.
+
+    Args:
+        candidates: [B, K, A], or [1, K, A] that all rows share.
+        place: [B] i64.
+    Returns:
+        [B, 1, A].
+    """
+    if len(candidates) == 1:
+        return candidates[0, place][:, None]
+    return candidates[torch.arange(len(place), device=place.device), place][:, None]
 
 
 def mean_of_atoms(shape: Shape, atoms: Tensor) -> Tensor:

@@ -60,6 +60,10 @@ class Student(Generic[M]):
         self.slow.requires_grad_(False)
         self._mean = torch.zeros_like(self._weights)
         self._square = torch.zeros_like(self._weights)
+        self._step = torch.zeros((), device=self._weights.device)
+        self._adam = torch.optim.Adam([self._weights], betas=(self.MEAN, self.SQUARE), eps=self.TINY, fused=True)
+        self._adam.state[self._weights] = {"step": self._step, "exp_avg": self._mean, "exp_avg_sq": self._square}
+        self._weights.grad = self._gradient
 
     @property
     def done(self) -> int:
@@ -75,13 +79,10 @@ class Student(Generic[M]):
         loss.backward(inputs=self._parameters)
         if processes.together():
             processes.added(self._gradient.mul_(self.share))
-        rate = self._rate(self._done)
+        self._adam.param_groups[0]["lr"] = self._rate(self._done)
+        self._adam.step()
         self._done += 1
         with no_grad():
-            self._mean.lerp_(self._gradient, 1.0 - self.MEAN)
-            self._square.mul_(self.SQUARE).addcmul_(self._gradient, self._gradient, value=1.0 - self.SQUARE)
-            spread = (self._square / (1.0 - self.SQUARE**self._done)).sqrt_().add_(self.TINY)
-            self._weights.addcdiv_(self._mean, spread, value=-rate / (1.0 - self.MEAN**self._done))
             self._slow.lerp_(self._weights, self._polyak)
 
     def arrays(self) -> dict[str, Array]:
@@ -101,6 +102,7 @@ class Student(Generic[M]):
                 raise DataError(f"{name} is {have if have is None else have.shape}, the net has {tuple(tensor.shape)}")
             tensor.copy_(torch.from_numpy(have))
         self._done = int(arrays["done"])
+        self._step.fill_(self._done)
 
     def _vectors(self) -> dict[str, Tensor]:
         return {"weights": self._weights, "slow": self._slow, "mean": self._mean, "square": self._square}

@@ -113,20 +113,6 @@ def is_shared(candidates: Array) -> bool:
     return candidates.strides[0] == 0
 
 
-def pick(candidates: Tensor, place: Tensor) -> Tensor:
-    """One candidate a row.
-
-    Args:
-        candidates: [B, K, A], or [1, K, A] that all rows share.
-        place: [B] i64.
-    Returns:
-        [B, 1, A].
-    """
-    if len(candidates) == 1:
-        return candidates[0, place][:, None]
-    return candidates[torch.arange(len(place), device=place.device), place][:, None]
-
-
 # training
 
 
@@ -152,6 +138,11 @@ def squared(value: Tensor, target: Tensor) -> Tensor:
     value ten times too high.
     """
     return nn.functional.mse_loss(value, target)
+
+
+def cross_entropy(logits: Tensor, place: Tensor) -> Tensor:
+    """Mean of minus the logarithm of the probability of one place a row: [B, K] logits, -inf: never; [B] i64."""
+    return nn.functional.cross_entropy(logits, place)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,203 @@
+"""Learners against d3rlpy: gradient steps a second on the same transitions with the same nets, and sampling.
+
+100,000 transitions of 16 numbers, 4 named actions or 4 numbers as actions, nets of 256 and 256, minibatches of 256, one
+thread. d3rlpy runs in an environment of its own, which is made in .cache on the first run; without a registry it is
+left out and the rest is measured. Times are CPU seconds a step, sampling included, of interleaved rounds; the ratio is
+that of the medians. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from peers import Peer, device, environment
+from steersman import learn
+from steersman.core.batch import Batch
+from steersman.core.decision import Numbers
+from steersman.core.features import Continuous, Encoder
+from steersman.learn import nets
+from steersman.learn.returns import n_step
+
+Array = np.ndarray
+
+ROWS, LENGTH, COLUMNS, ACTIONS, SIZE, HIDDEN = 100_000, 100, 16, 4, 256, (256, 256)
+RATE, DISCOUNT = 1e-4, 0.99
+ROUNDS, THEIRS, OURS = 5, 60, 200
+D3RLPY = ("torch==2.13.0", "d3rlpy==2.8.1")
+
+VALUES = {"hidden": HIDDEN, "steps": OURS + nets.REPORT, "batch_size": SIZE, "learning_rate": RATE, "n_step": 1}
+SAME: dict[str, tuple[str, dict[str, object]]] = {
+    "dqn": ("dqn", {"target": "max"}),
+    "double-dqn": ("dqn", {"target": "double"}),
+    "cql": ("cql", {"target": "double", "penalty": 1.0}),
+    "ddpg": ("ddpg", {}),
+    "td3-bc": ("td3-bc", {}),
+    "sac": ("sac", {}),
+    "iql": ("iql", {}),
+}
+"""Their learner -> ours, and settings that make it the same work."""
+
+
+def transitions(seed: int = 0) -> dict[str, Array]:
+    """What both sides learn from: noise, for nothing here depends on what is learned."""
+    rng = np.random.default_rng(seed)
+    return {
+        "context": rng.normal(size=(ROWS, COLUMNS)).astype(np.float32),
+        "action": rng.integers(0, ACTIONS, ROWS),
+        "numbers": rng.uniform(-1.0, 1.0, size=(ROWS, ACTIONS)).astype(np.float32),
+        "reward": rng.normal(size=ROWS).astype(np.float32),
+        "terminal": (np.arange(ROWS) % LENGTH == LENGTH - 1).astype(np.float32),
+    }
+
+
+def batch_of(data: dict[str, Array], *, discrete: bool) -> Batch:
+    """The transitions as a Batch. Each of its numbers is two columns, the second one says whether it is missing."""
+    over = data["terminal"] > 0
+    box = Numbers(low=(-1.0,) * ACTIONS, high=(1.0,) * ACTIONS)
+    fields = tuple(Continuous(f"number{i}", 0.0, 1.0) for i in range(COLUMNS // 2))
+    names = tuple("abcd")
+    k = ACTIONS if discrete else 0
+    return Batch(
+        encoder=Encoder(context=fields, actions=names) if discrete else Encoder(context=fields, numbers=box),
+        context=data["context"],
+        candidates=np.broadcast_to(np.eye(k, dtype=np.float32), (ROWS, k, k)),
+        mask=np.broadcast_to(np.ones(k, dtype=bool), (ROWS, k)),
+        action=data["action"] if discrete else data["numbers"],
+        propensity=np.full(ROWS, 1.0 / ACTIONS if discrete else 2.0**-ACTIONS),
+        reward=data["reward"].astype(np.float64),
+        metrics=np.empty((ROWS, 0)),
+        discount=np.where(over, 0.0, 1.0),
+        next=np.where(over, -1, np.arange(1, ROWS + 1)),
+        unit=np.arange(ROWS) // LENGTH,
+    )
+
+
+def ours_s(batch: Batch, learner: str, settings: dict[str, object]) -> float:
+    """CPU seconds a step of a learner, after its first report."""
+    seen: list[tuple[int, float]] = []
+    config = learn.configure(learner, settings)
+    learn.fit(batch, config, 0, lambda done, steps, figures: seen.append((done, time.process_time())))
+    (first, begun), (last, ended) = seen[0], seen[-1]
+    return (ended - begun) / (last - first)
+
+
+def bare_loop_s(data: dict[str, Array]) -> float:
+    """CPU seconds a step of DQN written by hand, which does nothing else."""
+    source = torch.Generator().manual_seed(0)
+    rows = np.flatnonzero(data["terminal"][:-1] == 0)
+    now = torch.from_numpy(np.concatenate([data["context"], np.roll(data["context"], -1, axis=0)], axis=1)[rows])
+    action, reward = torch.from_numpy(data["action"][rows]), torch.from_numpy(data["reward"][rows])
+    go_on = torch.full((len(rows),), DISCOUNT)
+    widths = (COLUMNS, *HIDDEN, ACTIONS)
+    torch.manual_seed(0)
+    net, slow = (
+        nn.Sequential(
+            nn.Linear(widths[0], widths[1]), nn.ReLU(), nn.Linear(widths[1], widths[2]), nn.ReLU(),
+            nn.Linear(widths[2], widths[3]),
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    slow.load_state_dict(net.state_dict())
+    weights: list[torch.Tensor] = list(net.parameters())
+    followers: list[torch.Tensor] = list(slow.parameters())
+    adam = torch.optim.Adam(weights, lr=RATE, fused=True)
+    begun = 0.0
+    for step in range(OURS + nets.REPORT):
+        if step == nets.REPORT:
+            begun = time.process_time()
+        place = torch.randint(len(rows), (SIZE,), generator=source)
+        both = now[place]
+        value = net(both[:, :COLUMNS]).gather(1, action[place][:, None])[:, 0]
+        with torch.no_grad():
+            target = reward[place] + go_on[place] * slow(both[:, COLUMNS:]).amax(dim=1)
+        adam.zero_grad(set_to_none=True)
+        nn.functional.mse_loss(value, target).backward()
+        adam.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(followers, weights, 0.005)
+    return (time.process_time() - begun) / OURS
+
+
+def sampling_s(batch: Batch) -> float:
+    """CPU seconds of drawing and gathering one minibatch."""
+    returns = n_step(batch, DISCOUNT, 1)
+    gather, draws, times = nets.gatherer(batch, returns, 1.0), nets.Draws(batch.unit[returns.row], SIZE), 2000
+    begun = time.process_time()
+    for done in range(0, times, nets.REPORT):
+        for places, _ in draws.block(0, done, nets.REPORT):
+            gather(places)
+    return (time.process_time() - begun) / times
+
+
+def measure(peer: Peer | None, path: Path) -> dict[str, dict[str, float]]:
+    """Ratios and figures of interleaved rounds."""
+    data = transitions()
+    np.savez(path, allow_pickle=False, **data)
+    batches = {discrete: batch_of(data, discrete=discrete) for discrete in (True, False)}
+    own: dict[str, list[float]] = {}
+    theirs: dict[str, list[float]] = {}
+    told = {"path": str(path), "batch_size": SIZE}
+
+    def note(into: dict[str, list[float]], name: str, seconds: float) -> None:
+        into.setdefault(name, []).append(seconds)
+
+    torch.set_num_threads(1)
+    for turn in range(ROUNDS):
+        for name, (learner, settings) in SAME.items():
+            discrete = name in ("dqn", "double-dqn", "cql")
+            if peer is not None:
+                found = peer.ask("steps", learner=name, times=THEIRS, **told)
+                note(theirs, name, found["cpu_s"])
+            note(own, name, ours_s(batches[discrete], learner, VALUES | settings))
+            if name == "dqn":
+                note(own, "bare loop", bare_loop_s(data))
+        note(own, "sampling", sampling_s(batches[True]))
+        if peer is not None:
+            note(theirs, "sampling", peer.ask("sample", times=THEIRS, **told)["cpu_s"])
+        print(f"round {turn + 1} of {ROUNDS}", file=sys.stderr)
+    mine = {name: statistics.median(each) for name, each in own.items()}
+    ratios = {"dqn_vs_bare_loop": mine["bare loop"] / mine["dqn"]}
+    figures = {f"{name}_ms": 1000 * seconds for name, seconds in mine.items()}
+    if theirs:
+        faster = {name: statistics.median(each) / mine[name] for name, each in theirs.items()}
+        steps = {name: ratio for name, ratio in faster.items() if name != "sampling"}
+        ratios |= {
+            "dqn_steps_vs_d3rlpy": steps["dqn"],
+            "steps_vs_d3rlpy_median": statistics.median(steps.values()),
+            "steps_vs_d3rlpy_min": min(steps.values()),
+            "sampling_vs_d3rlpy": faster["sampling"],
+        }
+        figures |= {f"{name}_vs_d3rlpy": ratio for name, ratio in steps.items()}
+        figures |= {f"{name}_ms_d3rlpy": 1000 * statistics.median(each) for name, each in theirs.items()}
+    return {"ratios": rounded(ratios), "figures": rounded(figures)}
+
+
+def rounded(found: dict[str, float]) -> dict[str, float]:
+    """To four digits."""
+    return {name: float(f"{number:.4g}") for name, number in found.items()}
+
+
+def main() -> int:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    python = environment("d3rlpy-venv", "d3rlpy", D3RLPY)
+    peer = None if python is None else Peer(python, "d3rlpy_peer.py")
+    with tempfile.TemporaryDirectory(prefix="bench-learn-") as folder:
+        found = measure(peer, Path(folder) / "transitions.npz")
+    if peer is not None:
+        peer.end()
+    print(json.dumps({"bench": "learn", **found, "device": device()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
