@@ -89,7 +89,8 @@ def build(  # noqa: PLR0913 - a window is three numbers
         _check_steps(steps, decisions, dense=box is not None)
         choice = engine_ahead.submit(_offered, tables, plan, decisions)
         numbers = _numbers(tables, plan.context, into, engine_ahead)
-        came = facts.gather(outcomes.result(), problem, decisions)
+        came = facts.gather(outcomes.result()(), problem, decisions)
+        del outcomes  # it holds all that was read of them
         offered = choice.result()
         choices.check_names(offered, names, decisions)
         worth = _worth(tables, problem, steps, came, offered, decisions)
@@ -194,7 +195,7 @@ def lengths(  # noqa: PLR0913 - a window is three numbers
     ids, steps = pen.texts(), tables.steps({"action": "CAST(0 AS BIGINT)"})
     heard = facts.ask_ends(tables, Asked.of(tables, steps, ids))
     _, decisions, line = _ordered(tables, tables.units(), steps, ids)
-    came = facts.gather(heard, problem, decisions)
+    came = facts.gather(heard(), problem, decisions)
     _, ordered, _ = line.cut(tables, problem, came)
     return Lengths(episodes.lengths(ordered), len(decisions), came.outcomes, came.late)
 

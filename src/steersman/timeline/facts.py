@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +62,8 @@ class Facts:
     off_list: int = 0
 
 
-def ask(tables: Tables, problem: Problem, asked: Asked) -> Heard:
-    """The outcomes as the log has them, each with its decision.
+def ask(tables: Tables, problem: Problem, asked: Asked) -> Callable[[], Heard]:
+    """Read the outcomes as the log has them; what is returned gives each its decision.
 
     Raises:
         DataError: a metric is not a number, or an outcome has no id, no decision or no instant.
@@ -73,14 +73,14 @@ def ask(tables: Tables, problem: Problem, asked: Asked) -> Heard:
         if tables.outcomes[column] != "number":
             raise DataError(f"{column} is a {tables.outcomes[column]}, must be a number", field=column)
     if not tables.outcomes:
-        return _nothing()
+        return _nothing
     slots = problem.actions.slots if isinstance(problem.actions, Ranked) else 0
     return heard.read(tables, logged, asked, ordered=_need_order(problem, logged), slots=slots)
 
 
-def ask_ends(tables: Tables, asked: Asked) -> Heard:
+def ask_ends(tables: Tables, asked: Asked) -> Callable[[], Heard]:
     """The same without the metrics: only what says where episodes end."""
-    return heard.read(tables, [], asked, ordered=False) if tables.outcomes else _nothing()
+    return heard.read(tables, [], asked, ordered=False) if tables.outcomes else _nothing
 
 
 def _nothing() -> Heard:
@@ -91,7 +91,7 @@ def gather(heard: Heard, problem: Problem, decisions: Places) -> Facts:
     """The outcomes of the decisions in their places, combined by the rules of the problem.
 
     Args:
-        heard: of `ask`; its columns are used up.
+        heard: what `ask` returned gave; its columns are used up.
     Raises:
         DataError: an outcome ends an episode in a way we do not know.
     """

@@ -6,7 +6,8 @@ by byte. Where two different ids share a hash, which a log of this world hardly 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ class Asked:
 
 
 class Heard(NamedTuple):
-    """What `read` finds.
+    """What `read` finds, once it is told apart.
 
     Attributes:
         columns: row of the decision (-1: of none that enters, or told again), told, metrics, of ranked lists `slot`;
@@ -65,8 +66,8 @@ class Heard(NamedTuple):
     dangling: int
 
 
-def read(tables: Tables, metrics: Sequence[str], asked: Asked, *, ordered: bool, slots: int = 0) -> Heard:
-    """Read the outcomes.
+def read(tables: Tables, metrics: Sequence[str], asked: Asked, *, ordered: bool, slots: int = 0) -> Callable[[], Heard]:
+    """Read the outcomes. What is returned tells them apart, and hardly needs the engine, which may go on meanwhile.
 
     `told` is how one ends the episode, plus LATE if it came after the wait, plus INSIDE if it is stamped within the
     window.
@@ -87,6 +88,11 @@ def read(tables: Tables, metrics: Sequence[str], asked: Asked, *, ordered: bool,
         once.refuse_nulls(tables.engine, "outcomes", error.field)
         raise
     found.match()
+    return functools.partial(_told_apart, tables, asked, found, ordered=ordered, slots=slots)
+
+
+def _told_apart(tables: Tables, asked: Asked, found: _Reader, *, ordered: bool, slots: int) -> Heard:
+    n = len(found.key)
     if not found.proven:
         found.tell(_joined_by_text(tables, asked, n))
     if slots:
