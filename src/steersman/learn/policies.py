@@ -8,7 +8,8 @@ from typing import Literal
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError
 from steersman.core.policy import Policy
-from steersman.learn import Look, Progress
+from steersman.learn import HERE, Look, Progress, Run, discrete
+from steersman.learn.advantage import binary, exponential
 from steersman.learn.settings import Settings, ValueSettings, require
 
 
@@ -75,7 +76,12 @@ PolicyConfig = BC | IQL | AWAC | CRR
 
 
 def fit(
-    batch: Batch, config: PolicyConfig, seed: int, progress: Progress | None = None, look: Look | None = None
+    batch: Batch,
+    config: PolicyConfig,
+    seed: int,
+    progress: Progress | None = None,
+    look: Look | None = None,
+    run: Run = HERE,
 ) -> Policy:
     """Learn by the trainer of the kind of action.
 
@@ -83,8 +89,22 @@ def fit(
         DataError: there is none for it, or the batch teaches nothing.
         TrainingError: the training diverges.
     """
-    kind = "numbers" if batch.numbers else "ranked lists" if batch.ranked else "candidates"
-    raise DataError(f"{type(config).__name__} does not learn over {kind} yet", field="learner")
+    if batch.numbers or batch.ranked:
+        kind = "numbers" if batch.numbers else "ranked lists"
+        raise DataError(f"{type(config).__name__} does not learn over {kind} yet", field="learner")
+    return discrete.learn_policy(batch, config, objective(config), seed, progress, look, run)
+
+
+def objective(config: PolicyConfig) -> discrete.Objective:
+    """How a policy over candidates is learned by a config."""
+    match config:
+        case IQL():
+            return discrete.implicit(config.expectile, exponential(config.temperature, config.largest_weight))
+        case CRR() if config.weight == "binary":
+            return discrete.weighted(binary)
+        case AWAC():
+            return discrete.weighted(exponential(config.temperature, config.largest_weight))
+    return discrete.cloning
 
 
 def _check_weights(temperature: float, largest_weight: float) -> None:

@@ -14,6 +14,7 @@ from steersman.learn.nets.numbers import (
     point,
     scaling,
 )
+from steersman.learn.nets.parts import ContextNet, Number, Twins
 from steersman.learn.nets.processes import device_of, joined, wait
 from steersman.learn.nets.scorer import PAIRS, TorchScorer, scorer_of
 from steersman.learn.nets.shape import WIDEST, Shape, actor_shape, shape_for
@@ -43,12 +44,14 @@ __all__ = [
     "WIDEST",
     "Actor",
     "Array",
+    "ContextNet",
     "Critics",
     "Draws",
     "Filtered",
     "Generator",
     "Minibatch",
     "Net",
+    "Number",
     "NumberRows",
     "Scalar",
     "Shape",
@@ -56,6 +59,7 @@ __all__ = [
     "Student",
     "Tensor",
     "TorchScorer",
+    "Twins",
     "Watch",
     "actor_shape",
     "beside",

@@ -1,0 +1,276 @@
+"""Policies over candidates learned from logs: a clone, and actor-critics. One trainer, objectives as values.
+
+A policy is a net of logits, its scores: a softmax of temperature 1 serves exactly what was learned, over whatever
+candidates a row has. Expectations over candidates are sums, so nothing is sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from steersman.core.batch import Batch
+from steersman.core.errors import DataError
+from steersman.core.policy import Policy, Softmax
+from steersman.learn import HERE, Look, Progress, Run, nets
+from steersman.learn.advantage import Weigh, expectile
+from steersman.learn.cloning import log_chances, surprise
+from steersman.learn.nets import Minibatch, Net, Student, Tensor, no_grad
+from steersman.learn.returns import Returns
+from steersman.learn.settings import SLACK, Settings, ValueSettings, require, returns_of, unit_of, watch_of
+
+Cast = Mapping[str, Student]
+"""Who learns, by name: `actor` always, and what else the objective needs."""
+
+Update = Callable[[Cast, Minibatch], tuple[Tensor, Tensor]]
+"""One step of all that learn -> a loss to report, and the values [B] of the candidates taken."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How a policy is learned.
+
+    Attributes:
+        update: one step.
+        needs: who learns beside the actor: name -> from the shape of the actor a net without weights.
+    """
+
+    update: Update
+    needs: Mapping[str, Callable[[nets.Shape], Net]]
+
+
+class SAC(ValueSettings, frozen=True, forbid_unknown_fields=True):
+    """Discrete soft actor-critic: the best policy that stays undecided to a degree, whatever the rewards are.
+
+    Attributes:
+        entropy: of the policy, on average, as a share of that of the uniform one, in (0, 1): the temperature that gives
+            it is learned.
+        temperature: where it starts, in units of the largest |reward|, above 0.
+        n_step: see `ValueSettings`; the entropy of the steps between is left out, so above 1 values are lower.
+    Source: Haarnoja et al. 2018, arXiv:1812.05905; Christodoulou 2019, arXiv:1910.07207.
+    """
+
+    entropy: float = 0.2
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("entropy", self.entropy, 0 < self.entropy < 1, "in (0, 1)")
+        require("temperature", self.temperature, 0 < self.temperature < math.inf, "above 0")
+
+
+def fit(
+    batch: Batch,
+    config: SAC,
+    seed: int,
+    progress: Progress | None = None,
+    look: Look | None = None,
+    run: Run = HERE,
+) -> Policy:
+    """Learn by discrete SAC; see `learn_policy`."""
+    return learn_policy(batch, config, soft(config.entropy, config.temperature), seed, progress, look, run)
+
+
+def learn_policy(
+    batch: Batch,
+    config: Settings,
+    objective: Objective,
+    seed: int,
+    progress: Progress | None = None,
+    look: Look | None = None,
+    run: Run = HERE,
+) -> Policy:
+    """The trainer. Same batch, config and seed: same policy, bit for bit, on the same kind of CPU.
+
+    Rewards are divided by the largest |reward|, so that no setting depends on their unit.
+
+    Returns:
+        a policy whose scores are logarithms of probabilities, up to a constant a row, with the explorer that serves
+        them as they are, `Softmax(1.0)`. Any other makes another policy of them.
+    Raises:
+        DataError: actions are no single candidates, candidates have no columns, or no row teaches anything.
+        TrainingError: the training diverges.
+    """
+    return policy_of(batch, config, train(batch, config, objective, seed, progress, look, run))
+
+
+def train(
+    batch: Batch,
+    config: Settings,
+    objective: Objective,
+    seed: int,
+    progress: Progress | None = None,
+    look: Look | None = None,
+    run: Run = HERE,
+) -> Cast:
+    """Who learned, after all steps; see `learn_policy`."""
+    _check(batch)
+    lessons, unit, watch = _lessons(batch, config, run)
+    shape, source, device = nets.shape_for(batch.encoder, config.hidden), nets.generator(seed), nets.device_of(run)
+    rate = nets.cosine(config.learning_rate, config.final_learning_rate, config.steps)
+    polyak = config.polyak if isinstance(config, ValueSettings) else 1.0
+    cast = {"actor": Student(nets.new_net(shape, source, device), rate, polyak)}
+    for name, make in objective.needs.items():
+        net = make(shape)
+        net.start(source)
+        cast[name] = Student(net.to(device), rate, polyak)
+    gather = nets.gatherer(batch, lessons, unit, device)
+    nets.train(
+        lambda places: objective.update(cast, gather(places)),
+        nets.State(source, **cast),
+        nets.Draws(batch.unit[lessons.row], config.batch_size),
+        config.steps,
+        watch,
+        nets.looking(progress, look, lambda: policy_of(batch, config, cast)),
+        run,
+    )
+    return cast
+
+
+def policy_of(batch: Batch, config: Settings, cast: Cast) -> Policy:
+    """The policy of those who learned."""
+    shape = nets.shape_for(batch.encoder, config.hidden)
+    return Policy(batch.encoder, nets.TorchScorer.of(shape, cast["actor"].net, 1.0), Softmax(1.0))
+
+
+# objectives
+
+
+def _clone(cast: Cast, rows: Minibatch) -> tuple[Tensor, Tensor]:
+    away = surprise(cast["actor"].net, rows)
+    cast["actor"].step(away.mean())
+    return away.mean(), (-away).exp()
+
+
+cloning = Objective(_clone, {})
+"""The most likely policy to have logged the actions, whatever came of them: its probabilities are the frequencies."""
+
+
+def weighted(weigh: Weigh) -> Objective:
+    """The candidates taken, each by what it is worth more than what the policy does there on average.
+
+    Values are those of the policy itself: what comes next counts by its probabilities, summed over the candidates.
+
+    Args:
+        weigh: advantages to weights; exponential: AWAC, and CRR with `exp`; binary: CRR.
+    Source: Nair et al. 2020, arXiv:2006.09359, eq. 8 and 13; Wang et al. 2020, arXiv:2006.15134, eq. 1 to 4.
+    """
+
+    def update(cast: Cast, rows: Minibatch) -> tuple[Tensor, Tensor]:
+        actor, critic = cast["actor"], cast["critic"]
+        with no_grad():
+            chance = _next_log_chances(actor.net, rows).exp()
+            then = critic.slow(rows.next_context, rows.next_candidates)
+            ahead = _expected(chance, then)
+        loss, value = _fit_critic(critic, rows, rows.reward + rows.discount * ahead)
+        log = _log_chances(actor.net, rows)
+        with no_grad():
+            worth = critic.net(rows.context, rows.candidates)  # [B, K]
+            advantage = _at(worth, rows.action) - _expected(log.exp(), worth)
+        actor.step(-(weigh(advantage) * _at(log, rows.action)).mean())
+        return loss, value
+
+    return Objective(update, {"critic": nets.Twins})
+
+
+def implicit(share: float, weigh: Weigh) -> Objective:
+    """As `weighted`, and no candidate is asked about that was not taken: a context is worth an expectile of those.
+
+    Args:
+        share: of the expectile, in (0, 1).
+        weigh: advantages to weights.
+    Source: Kostrikov, Nair and Levine 2022, arXiv:2110.06169, eq. 5 to 7.
+    """
+
+    def update(cast: Cast, rows: Minibatch) -> tuple[Tensor, Tensor]:
+        actor, critic, context = cast["actor"], cast["critic"], cast["value"]
+        with no_grad():
+            worth = critic.slow(rows.context, rows.taken)[:, 0]
+            ahead = context.net(rows.next_context, rows.next_candidates)[:, 0]
+        own = context.net(rows.context, rows.candidates)[:, 0]
+        context.step(expectile(own, worth, share))
+        loss, value = _fit_critic(critic, rows, rows.reward + rows.discount * ahead)
+        weight = weigh(worth - own.detach())
+        actor.step((weight * surprise(actor.net, rows)).mean())
+        return loss, value
+
+    return Objective(update, {"critic": nets.Twins, "value": nets.ContextNet})
+
+
+def soft(entropy: float, start: float) -> Objective:
+    """Rewards, and a price for certainty that is learned so that the policy stays undecided to a degree.
+
+    Args:
+        entropy: that the policy shall have on average, as a share of that of the uniform one, in (0, 1).
+        start: of the price, which is in units of the training.
+    Source: Christodoulou 2019, arXiv:1910.07207, eq. 10 to 12; Haarnoja et al. 2018, arXiv:1812.05905, eq. 18.
+    """
+
+    def update(cast: Cast, rows: Minibatch) -> tuple[Tensor, Tensor]:
+        actor, critic, number = cast["actor"], cast["critic"], cast["temperature"]
+        price = number.net(rows.context, rows.candidates).detach().exp()
+        with no_grad():
+            log = _next_log_chances(actor.net, rows)
+            then = critic.slow(rows.next_context, rows.next_candidates)
+            ahead = _expected(log.exp(), then - price * log)
+        loss, value = _fit_critic(critic, rows, rows.reward + rows.discount * ahead)
+        log = _log_chances(actor.net, rows)
+        with no_grad():
+            worth = critic.net(rows.context, rows.candidates)
+        actor.step(-_expected(log.exp(), worth - price * log).mean())
+        undecided = -_expected(log.exp(), log).detach()
+        aim = entropy * rows.mask.sum(dim=1).log()
+        number.step((number.net(rows.context, rows.candidates) * (undecided - aim)).mean())
+        return loss, value
+
+    return Objective(update, {"critic": nets.Twins, "temperature": lambda shape: nets.Number(start)})
+
+
+def _fit_critic(critic: Student, rows: Minibatch, target: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of both twins towards the targets [B] -> their mean loss, and the first one's values [B]."""
+    values = critic.net.atoms(rows.context, rows.taken)[:, 0]  # [B, 2]
+    loss = nets.squared(values, target[:, None].expand_as(values))
+    critic.step(loss)
+    return loss.detach(), values[:, 0].detach()
+
+
+def _log_chances(net: Net, rows: Minibatch) -> Tensor:
+    return log_chances(net, rows.context, rows.candidates, rows.mask)
+
+
+def _next_log_chances(net: Net, rows: Minibatch) -> Tensor:
+    return log_chances(net, rows.next_context, rows.next_candidates, rows.next_mask)
+
+
+def _expected(chance: Tensor, worth: Tensor) -> Tensor:
+    """[B] sum over candidates [B, K] of chance times worth; where there is no chance the worth may be infinite."""
+    return (chance * worth.masked_fill(chance == 0, 0.0)).sum(dim=1)
+
+
+def _at(values: Tensor, place: Tensor) -> Tensor:
+    """[B] of [B, K], at a place a row."""
+    return values.gather(1, place[:, None])[:, 0]
+
+
+# what is learned from
+
+
+def _check(batch: Batch) -> None:
+    if batch.numbers or batch.ranked:
+        kind = "numbers" if batch.numbers else "ranked lists"
+        raise DataError(f"these policies are over single candidates; the actions of this batch are {kind}")
+
+
+def _lessons(batch: Batch, config: Settings, run: Run) -> tuple[Returns, float, nets.Watch]:
+    """What the rows teach, the unit of the rewards, and what tells divergence."""
+    if isinstance(config, ValueSettings):
+        unit = unit_of(batch, run)
+        undecided = math.log(batch.mask.shape[1]) if isinstance(config, SAC) else 0.0  # is worth something to it
+        discount = config.discount * float(run.of(batch.discount).max())
+        return returns_of(batch, config, run), unit, watch_of(unit, discount, SLACK * (1.0 + undecided))
+    row = np.arange(len(batch)) if run.rows is None else run.rows
+    nothing = np.zeros(len(row))
+    return Returns(row, nothing, nothing, row), 1.0, nets.Watch(1.0, math.inf, "")
