@@ -175,7 +175,7 @@ def test_soft_values_are_those_of_soft_value_iteration_and_the_policy_is_as_unde
     batch = there.sample(4000, seed=3)
     config = SAC(**TABLE | {"steps": 3000}, entropy=entropy, discount=0.9)
     cast = discrete.train(batch, config, discrete.soft(config.entropy, config.temperature), seed=0)
-    price = float(cast["temperature"].net.log.detach().exp()) * np.abs(batch.reward).max()
+    price = float(cast["temperature"].net.value.detach().exp()) * np.abs(batch.reward).max()
 
     def soft(q: np.ndarray) -> np.ndarray:
         return price * np.log(np.where(there.allowed, np.exp(q / price), 0.0).sum(axis=1))

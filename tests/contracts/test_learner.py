@@ -175,9 +175,9 @@ def test_it_learns_which_candidate_is_better(name, where):
 def test_a_training_that_goes_on_from_what_was_kept_of_it_gives_the_same_bits(name):
     """A learner whose steps change anything that is not in its State does not keep this."""
     rows, config, kept = world(home(name)), learn.configure(name, QUICK[name]), {}
-    whole = learn.fit(rows, config, 0, run=learn.Run(keep=lambda done, state: kept.update({done: state}), every=300))
+    whole = learn.fit(rows, config, 0, run=learn.Run(keep=lambda done, state: kept.update({done: state}), every=100))
     assert bool(kept) == (name not in CLOSED_FORM)
-    for state in kept.values():
+    for state in list(kept.values())[-1:]:
         again = learn.fit(rows, config, 0, run=learn.Run(start=state))
         assert learn.to_onnx(again) == learn.to_onnx(whole)
 

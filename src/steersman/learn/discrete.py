@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from steersman.learn.nets import Minibatch, Net, Student, Tensor, no_grad
 from steersman.learn.returns import Returns
 from steersman.learn.settings import SLACK, Settings, ValueSettings, require, returns_of, unit_of, watch_of
 
-Cast = Mapping[str, Student]
+Cast = Mapping[str, Student[Any]]
 """Who learns, by name: `actor` always, and what else the objective needs."""
 
 Update = Callable[[Cast, Minibatch], tuple[Tensor, Tensor]]
@@ -39,7 +40,7 @@ class Objective:
     """
 
     update: Update
-    needs: Mapping[str, Callable[[nets.Shape], Net]]
+    needs: Mapping[str, Callable[[nets.Shape], Any]]
 
 
 class SAC(ValueSettings, frozen=True, forbid_unknown_fields=True):
@@ -112,7 +113,7 @@ def train(
     shape, source, device = nets.shape_for(batch.encoder, config.hidden), nets.generator(seed), nets.device_of(run)
     rate = nets.cosine(config.learning_rate, config.final_learning_rate, config.steps)
     polyak = config.polyak if isinstance(config, ValueSettings) else 1.0
-    cast = {"actor": Student(nets.new_net(shape, source, device), rate, polyak)}
+    cast: dict[str, Student[Any]] = {"actor": Student(nets.new_net(shape, source, device), rate, polyak)}
     for name, make in objective.needs.items():
         net = make(shape)
         net.start(source)
@@ -189,15 +190,17 @@ def implicit(share: float, weigh: Weigh) -> Objective:
         actor, critic, context = cast["actor"], cast["critic"], cast["value"]
         with no_grad():
             worth = critic.slow(rows.context, rows.taken)[:, 0]
-            ahead = context.net(rows.next_context, rows.next_candidates)[:, 0]
-        own = context.net(rows.context, rows.candidates)[:, 0]
+            ahead = context.net(rows.next_context)[0]
+        own = context.net(rows.context)[0]
         context.step(expectile(own, worth, share))
         loss, value = _fit_critic(critic, rows, rows.reward + rows.discount * ahead)
         weight = weigh(worth - own.detach())
         actor.step((weight * surprise(actor.net, rows)).mean())
         return loss, value
 
-    return Objective(update, {"critic": nets.Twins, "value": nets.ContextNet})
+    return Objective(
+        update, {"critic": nets.Twins, "value": lambda shape: nets.Critics(shape.context, shape.hidden, 1)}
+    )
 
 
 def soft(entropy: float, start: float) -> Objective:
@@ -211,7 +214,7 @@ def soft(entropy: float, start: float) -> Objective:
 
     def update(cast: Cast, rows: Minibatch) -> tuple[Tensor, Tensor]:
         actor, critic, number = cast["actor"], cast["critic"], cast["temperature"]
-        price = number.net(rows.context, rows.candidates).detach().exp()
+        price = number.net.value.detach().exp()
         with no_grad():
             log = _next_log_chances(actor.net, rows)
             then = critic.slow(rows.next_context, rows.next_candidates)
@@ -223,10 +226,10 @@ def soft(entropy: float, start: float) -> Objective:
         actor.step(-_expected(log.exp(), worth - price * log).mean())
         undecided = -_expected(log.exp(), log).detach()
         aim = entropy * rows.mask.sum(dim=1).log()
-        number.step((number.net(rows.context, rows.candidates) * (undecided - aim)).mean())
+        number.step((number.net.value * (undecided - aim)).mean())
         return loss, value
 
-    return Objective(update, {"critic": nets.Twins, "temperature": lambda shape: nets.Number(start)})
+    return Objective(update, {"critic": nets.Twins, "temperature": lambda shape: nets.Scalar(math.log(start))})
 
 
 def _fit_critic(critic: Student, rows: Minibatch, target: Tensor) -> tuple[Tensor, Tensor]:

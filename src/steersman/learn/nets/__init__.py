@@ -14,7 +14,6 @@ from steersman.learn.nets.numbers import (
     point,
     scaling,
 )
-from steersman.learn.nets.parts import ContextNet, Number, Twins
 from steersman.learn.nets.processes import device_of, joined, wait
 from steersman.learn.nets.scorer import PAIRS, TorchScorer, scorer_of
 from steersman.learn.nets.shape import WIDEST, Shape, actor_shape, shape_for
@@ -35,6 +34,7 @@ from steersman.learn.nets.training import (
     squared,
     train,
 )
+from steersman.learn.nets.twins import Twins
 
 __all__ = [
     "NETS",
@@ -44,14 +44,12 @@ __all__ = [
     "WIDEST",
     "Actor",
     "Array",
-    "ContextNet",
     "Critics",
     "Draws",
     "Filtered",
     "Generator",
     "Minibatch",
     "Net",
-    "Number",
     "NumberRows",
     "Scalar",
     "Shape",
