@@ -102,10 +102,9 @@ def test_critics_side_by_side_are_those_nets_alone():
     rows = torch.randn(7, 3, generator=nets.generator(1))
     both = critics(rows)
     assert both.shape == (2, 7)
-    for which in range(2):
-        value = rows
-        for place, (weight, bias) in enumerate(zip(critics.weights, critics.biases, strict=True)):
-            value = (value if place == 0 else value.relu()) @ weight[which] + bias[which, 0]
+    for which, net in enumerate(critics.nets):
+        first, _, second, _, third = net
+        value = (first(rows).relu() @ second.weight.T + second.bias).relu() @ third.weight.T + third.bias
         assert torch.allclose(both[which], value[:, 0], atol=1e-6)
     assert torch.allclose(critics.first(rows), both[0], atol=1e-6)
     assert not torch.allclose(both[0], both[1])

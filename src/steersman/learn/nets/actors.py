@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-
 import numpy as np
 import torch
 from torch import nn
 
 from steersman.learn.nets.graph import Graph
-from steersman.learn.nets.modules import Net, Tensor, layers_of
+from steersman.learn.nets.modules import Net, Tensor, layers_of, start
 from steersman.learn.nets.shape import Shape
 
 Array = np.ndarray
@@ -54,35 +51,26 @@ class Actor(Net):
 
 
 class Critics(nn.Module):
-    """C nets of the same shape that never meet, in one product a layer: what a context and an action are worth."""
+    """C nets of the same shape that never meet: what a context and an action are worth.
+
+    Layer by layer in one product of all nets (`bmm`) they were measured 10% slower than one after the other.
+    """
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], count: int) -> None:
         super().__init__()
-        self.count = count
-        widths = (inputs, *hidden, 1)
-        pairs = list(itertools.pairwise(widths))
-        self.weights = nn.ParameterList([torch.empty(count, before, after) for before, after in pairs])
-        self.biases = nn.ParameterList([torch.empty(count, 1, after) for _, after in pairs])
+        self.nets = nn.ModuleList([layers_of((inputs, *hidden, 1)) for _ in range(count)])
 
     def start(self, generator: torch.Generator) -> None:
         """Draw every weight uniformly within 1 / sqrt(inputs of its layer)."""
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            bound = 1.0 / math.sqrt(max(weight.shape[1], 1))
-            for parameter in (weight, bias):
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        start(self, generator)
 
     def forward(self, rows: Tensor) -> Tensor:
         """[B, I] -> [C, B]."""
-        value = rows.expand(self.count, *rows.shape)
-        for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            value = torch.baddbmm(bias, value if place == 0 else value.relu_(), weight)
-        return value[:, :, 0].float()
+        return torch.stack([net(rows)[:, 0] for net in self.nets]).float()
 
     def first(self, rows: Tensor) -> Tensor:
         """[B, I] -> [B], of the first net alone."""
-        value = rows
-        for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            value = torch.addmm(bias[0], value if place == 0 else value.relu_(), weight[0])
+        value: Tensor = self.nets[0](rows)
         return value[:, 0].float()
 
 

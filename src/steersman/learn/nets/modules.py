@@ -49,11 +49,7 @@ class Net(nn.Module):
 
     def start(self, generator: torch.Generator) -> None:
         """Draw every weight uniformly within 1 / sqrt(inputs of its layer)."""
-        for layer in self.modules():
-            if isinstance(layer, Linear):
-                bound = 1.0 / math.sqrt(max(layer.in_features, 1))
-                for weight in layer.parameters(recurse=False):
-                    nn.init.uniform_(weight, -bound, bound, generator=generator)
+        start(self, generator)
 
 
 class Returns(Net):
@@ -226,6 +222,15 @@ class Optimist(Net):
             product = graph.op("MatMul", phi, graph.constant(root))
             unknown = graph.op("ReduceSumSquare", product, graph.constant([2]), keepdims=0)
         return graph.op("Add", self.mean.export(graph, context, candidates), graph.op("Sqrt", unknown))
+
+
+def start(net: nn.Module, generator: torch.Generator) -> None:
+    """Draw every weight of every layer uniformly within 1 / sqrt(inputs of the layer)."""
+    for layer in net.modules():
+        if isinstance(layer, Linear):
+            bound = 1.0 / math.sqrt(max(layer.in_features, 1))
+            for weight in layer.parameters(recurse=False):
+                nn.init.uniform_(weight, -bound, bound, generator=generator)
 
 
 def layers_of(widths: tuple[int, ...]) -> nn.Sequential:
