@@ -87,6 +87,9 @@ def test_the_learning_is_in_the_report_and_on_its_page(shop: config.Project, cap
     assert report.learning == watching.read(Path(candidate.directory))
     assert [one.action for one in report.shares] and report.previous == "offer@1"
     assert "How was it trained?" in page.read_text()
+    [kept] = [one for one in report.learning if one.picked]
+    assert f"This policy is that of step {kept.step}, the best by dr" in page.read_text()
+    assert f"kept at step {kept.step}" in page.read_text()
     code, out, _ = run(capsys, "evaluate", "offer", "--report", "--json", *where)
     assert msgspec.convert(json.loads(out), Report) == report
     assert (Path(candidate.directory) / "report.html").read_text() == page.read_text()

@@ -88,6 +88,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="write what is seen as TensorBoard's event files"
     )
+    train.add_argument("--resume", action="store_true", help="go on where this training was interrupted")
+    train.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
     judge = verb("evaluate", _evaluate, "Estimate a policy from the log alone, and ask the gates.")
     judge.add_argument("name", metavar="NAME[@VERSION]", help="alone: the last candidate; @7, @champion: a stored one")
     judge.add_argument("--seed", type=int, default=0)
@@ -337,20 +339,34 @@ def _features(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     project = config.load(options.project)
-    with bar(f"train {options.name}", quiet=options.json) as progress:
-        candidate = flow.train(
-            project, options.name, seed=options.seed, progress=progress, tensorboard=options.tensorboard,
-            add=options.add,
-        )  # fmt: skip
-    unseen = options.tensorboard is not None and not project.policy(options.name).learn.validation
+    others = flow.rank() > 0
+    with bar(f"train {options.name}", quiet=options.json or others) as progress:
+        asked = flow.Asked(options.seed, progress, options.tensorboard, options.add, options.resume, options.device)
+        found = flow.trained(project, options.name, asked)
+    if others:  # the first of several processes has the word
+        return
+    candidate = found.candidate
     _show(
         options,
         candidate,
         f"trained {candidate.learner}, seed {candidate.seed}, on {Path(candidate.build).name}: {candidate.directory}",
+        *([f"resumed after {found.resumed:,} of {found.steps:,} steps"] if found.resumed else []),
+        *_picked_lines(found, project.policy(options.name).learn),
         *([f"events  {_plain(str(options.tensorboard))}"] if options.tensorboard is not None else []),
-        *([f"no CPE  it needs validation units: \\[problem.{options.name}.learn] validation = 0.1"] if unseen else []),
         f"next    steersman evaluate {options.name}",
     )
+
+
+def _picked_lines(found: flow.Trained, settings: config.LearnConfig) -> list[str]:
+    """Which of the nets was kept, and why."""
+    if found.picked is not None:
+        best = found.picked.values[0]
+        shown = f"{best.value:.4g} \\[{best.low:.4g}, {best.high:.4g}]"
+        return [f"kept    step {found.picked.step:,} of {found.steps:,}: {best.estimator} {shown} on {best.n:,} units"]
+    if not settings.validation:
+        where = f"\\[problem.{found.candidate.problem}.learn] validation = 0.1"
+        return [f"no CPE  it needs validation units, and so does keeping the best net: {where}"]
+    return [f"kept    the last step: no look had an estimate: {_plain(found.refused)}"] if found.refused else []
 
 
 def _evaluate(options: argparse.Namespace) -> int:

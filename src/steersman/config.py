@@ -67,6 +67,10 @@ class LearnConfig(Struct, frozen=True, forbid_unknown_fields=True):
         holdout: share of the units that training never sees and evaluation judges on, in (0, 1): the test.
         validation: share of the units that training only looks at to choose between its own nets, in [0, 1); the
             rest, at least something, is learned from. A unit stays in its part in every later build.
+        keep: `best`: of the nets that were looked at, that whose estimate on the validation units is best, with the
+            worst where the log tells nothing; `last`: the last one, and so it is without validation units.
+        checkpoint_steps: training steps between two checkpoints, at least 1.
+        precision: of the products inside nets while they learn: `f32`, or `bf16`, which some hardware is faster with.
         settings: of the learner: the rest of the table, checked by the learner.
     """
 
@@ -74,6 +78,9 @@ class LearnConfig(Struct, frozen=True, forbid_unknown_fields=True):
     explorer: Explorer = EpsilonGreedy(0.1)
     holdout: float = 0.3
     validation: float = 0.0
+    keep: Literal["best", "last"] = "best"
+    checkpoint_steps: int = 1000
+    precision: Literal["f32", "bf16"] = "f32"
     settings: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -83,6 +90,10 @@ class LearnConfig(Struct, frozen=True, forbid_unknown_fields=True):
             raise DataError(
                 f"validation is {self.validation:g} and holdout {self.holdout:g}: together they must be below 1",
                 field="validation",
+            )
+        if self.checkpoint_steps < 1:
+            raise DataError(
+                f"checkpoint_steps is {self.checkpoint_steps}, must be at least 1", field="checkpoint_steps"
             )
 
 
@@ -324,6 +335,9 @@ explorer = { kind = "epsilon", epsilon = 0.1 }   # or { kind = "softmax", temper
 # settings = { n_step = 5, discount = 0.99 }   # of the learner
 # holdout = 0.3              # share of the units that training never sees and evaluation judges on
 # validation = 0.0           # share of the units by which training chooses between its nets
+# keep = "best"              # the net that these estimate best; "last": the last one
+# checkpoint_steps = 1000    # between two checkpoints, from which steersman train --resume goes on
+# precision = "f32"          # "bf16": faster on some hardware
 
 [problem.NAME.evaluate]
 # level = 0.95

@@ -223,9 +223,10 @@ def curve(points: Sequence[Learned], figure: str) -> Chart:
 
 
 def validation(points: Sequence[Learned]) -> Chart:
-    """The estimate of the policy on units that training only looks at, over the steps, with its interval."""
+    """The estimate of the policy on units that training only looks at, over the steps, with its interval; the step that
+    was kept stands out."""
     rows = [
-        {"step": one.step, "value": first.value, "low": first.low, "high": first.high}
+        {"step": one.step, "value": first.value, "low": first.low, "high": first.high, "kept": one.picked}
         for one in points
         for first in one.values[:1]
     ]
@@ -235,8 +236,10 @@ def validation(points: Sequence[Learned]) -> Chart:
     y = alt.Y("low:Q", title=f"{name.metric} by {name.estimator}", scale=alt.Scale(zero=False))
     band = base.mark_area(color=NOW, opacity=0.18).encode(x=x, y=y, y2="high:Q")
     line = base.mark_line(color=NOW, strokeWidth=1.5, point=True).encode(x=x, y="value:Q")
-    title = heading("The policy while training", f"{name.level:.0%} interval on {name.n:,} validation units")
-    return alt.layer(band, line, width=WIDTH, height=HEIGHT, title=title)
+    mark = base.mark_point(color=BEFORE, size=160, strokeWidth=2.5, filled=False).encode(x=x, y="value:Q")
+    kept = next((f"; kept at step {one.step:,}" for one in points if one.picked), "")
+    title = heading("The policy while training", f"{name.level:.0%} interval on {name.n:,} validation units{kept}")
+    return alt.layer(band, line, mark.transform_filter("datum.kept"), width=WIDTH, height=HEIGHT, title=title)
 
 
 def _window(rows: Sequence[Estimate], at: float) -> tuple[float, float]:

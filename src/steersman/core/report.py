@@ -142,12 +142,16 @@ class Learned(Struct, frozen=True, kw_only=True):
         values: estimates of the policy as it was then, on the validation units, that training does not learn from; the
             one to look at first.
         refused: why there is none where one was asked for.
+        score: what nets are picked by: the first value; if it says how much the log leaves open, with the worst there.
+        picked: this is the policy that was kept, and that the rest of the report is about.
     """
 
     step: int
     figures: dict[str, float]
     values: tuple[Estimate, ...] = ()
     refused: str = ""
+    score: float | None = None
+    picked: bool = False
 
 
 class Distribution(Struct, frozen=True, kw_only=True):

@@ -6,7 +6,6 @@ Each verb works alone on what is on the disk, so that any scheduler can call it.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import secrets
 import tomllib
 from collections.abc import Callable
@@ -20,16 +19,18 @@ from steersman import config, learn, log, timeline
 from steersman.config import Project
 from steersman.core.decision import Numbers
 from steersman.core.density import UniformBox
-from steersman.core.errors import ConfigError, ConflictError, GateError, MissingExtra, NotFoundError
+from steersman.core.errors import ConflictError, GateError, MissingExtra, NotFoundError
 from steersman.core.features import Encoder
-from steersman.core.policy import Policy, Thompson, Uniform
+from steersman.core.policy import Uniform
 from steersman.core.report import Report
 from steersman.core.version import Parents, Version
-from steersman.flow import keeping, places, watching
+from steersman.flow import places
 from steersman.flow.judging import draw, encoded_by, judge, judge_policy
 from steersman.flow.logs import Replayed, compact, import_log, opened, read_source, replay, replay_all
-from steersman.flow.places import CHAMPION, Candidate, latest_candidate, now_us
+from steersman.flow.places import CHAMPION, Candidate, code_version, latest_candidate, now_us
 from steersman.flow.serving import serve
+from steersman.flow.training import Asked, Trained, train, trained
+from steersman.learn.run import rank
 from steersman.models import onnx
 from steersman.models.graph import Graph
 from steersman.models.warehouse import Draft, Warehouse
@@ -37,11 +38,13 @@ from steersman.models.warehouse import Draft, Warehouse
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "Asked",
     "Built",
     "Candidate",
     "PolicyStatus",
     "Progress",
     "Replayed",
+    "Trained",
     "build",
     "champion",
     "code_version",
@@ -59,6 +62,7 @@ __all__ = [
     "promote",
     "publish",
     "publish_uniform",
+    "rank",
     "read_source",
     "replay",
     "replay_all",
@@ -66,6 +70,7 @@ __all__ = [
     "serve",
     "status",
     "train",
+    "trained",
 ]
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -141,68 +146,6 @@ def build(project: Project, name: str, *, since: int = 0, until: int | None = No
         until=until,
         counts=timeline.add_up([part.counts for part in parts]),
     )
-
-
-def train(
-    project: Project,
-    name: str,
-    *,
-    seed: int = 0,
-    progress: Progress | None = None,
-    tensorboard: Path | None = None,
-    add: bool = False,
-) -> Candidate:
-    """Fit the configured learner on the training units of the last build; learning.json says how it went.
-
-    Args:
-        add: to what the last candidate has learned, a closed form whose sums were kept: the policy is that of one fit
-            on the rows of all builds that were added so. The encoder is that of the first of them.
-        tensorboard: a directory for TensorBoard's event files, one folder a candidate.
-    Raises:
-        MissingExtra: they are asked for, and the `tensorboard` extra is not installed.
-        ConfigError: the explorer samples a posterior that the learner does not have.
-        NotFoundError, ConflictError: there is nothing to add to, it was made with other settings, or it saw decisions
-            of this build already.
-    """
-    policy = project.policy(name)
-    directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
-    built = timeline.load(directory)
-    settings = learn.configure(policy.learn.learner, policy.learn.settings)
-    if isinstance(policy.learn.explorer, Thompson) and not learn.gives_draws(settings):
-        raise ConfigError(
-            f"the explorer thompson has nothing to sample: {policy.learn.learner} learns no posterior",
-            hint="use the learner thompson, neural-thompson or beta-thompson, or another explorer",
-            field="explorer",
-        )
-    learn.check_explorer(settings, built.encoder, policy.learn.explorer)
-    rows, held, _ = timeline.parts(built.unit, built.draws, policy.learn.validation, policy.learn.holdout)
-    config_digest = places.digest_of(policy.problem, policy.learn, settings)
-    kept, before = keeping.read(latest_candidate(project, name), config_digest, built) if add else (None, None)
-    batch = built.batch if kept is None else encoded_by(kept.encoder, built)[0]
-    windows = (*(() if kept is None else kept.windows), keeping.window(built, batch.digest, len(rows)))
-    data = batch.digest if kept is None else places.digest_of([window.data for window in windows])
-    place = places.place(project, "candidates", name, places.digest_of(data, config_digest, seed, code_version()))
-    with watching.tensorboard(tensorboard, f"{name}-{place.name}") as scalars:
-        look = watching.Watching(watching.validation(batch, held), policy, seed, scalars)
-        learned, sums = learn.extend(batch.take(rows), settings, seed, before, progress, look)
-    learned = Policy(learned.encoder, learned.scorer, policy.learn.explorer)
-    learn.save(learned, place / "policy")
-    places.write_bytes(place / watching.LEARNING, msgspec.json.format(msgspec.json.encode(look.learned)))
-    if sums is not None:
-        keeping.write(place, keeping.Kept(windows, config_digest, batch.encoder), sums)
-    candidate = Candidate(
-        problem=name,
-        directory=str(place),
-        build=str(directory),
-        data=data,
-        config=config_digest,
-        policy=places.digest_of_files(place / "policy"),
-        learner=policy.learn.learner,
-        seed=seed,
-    )
-    places.write(place / "candidate.json", candidate)
-    places.point(place)
-    return candidate
 
 
 # graph and version
@@ -375,8 +318,3 @@ def _failures(report: Report) -> str:
 def _read_report(place: Path) -> Report | None:
     path = place / "report.json"
     return msgspec.json.decode(path.read_bytes(), type=Report) if path.exists() else None
-
-
-def code_version() -> str:
-    """Version of Steersman."""
-    return importlib.metadata.version("steersman")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -47,6 +48,11 @@ class Candidate(Struct, frozen=True):
 def now_us() -> int:
     """Microseconds since 1970, UTC: the only clock of the verbs."""
     return time.time_ns() // 1000
+
+
+def code_version() -> str:
+    """Version of Steersman."""
+    return importlib.metadata.version("steersman")
 
 
 def place(project: Project, kind: str, name: str, digest: str) -> Path:
@@ -128,6 +134,12 @@ def digest_of_files(directory: Path) -> str:
 def latest_candidate(project: Project, name: str) -> Candidate:
     """The candidate that the last `train` made."""
     at = latest(project, "candidates", name, hint=f"steersman train {name}")
-    candidate = msgspec.json.decode((at / "candidate.json").read_bytes(), type=Candidate)
+    candidate = read_candidate(at)
     made_on = place(project, "builds", name, Path(candidate.build).name)
-    return msgspec.structs.replace(candidate, directory=str(at), build=str(made_on))  # a project may be moved
+    return msgspec.structs.replace(candidate, build=str(made_on))  # a project may be moved
+
+
+def read_candidate(at: Path) -> Candidate:
+    """The candidate in a directory."""
+    candidate = msgspec.json.decode((at / "candidate.json").read_bytes(), type=Candidate)
+    return msgspec.structs.replace(candidate, directory=str(at))

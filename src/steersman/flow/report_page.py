@@ -139,9 +139,21 @@ def _training(report: Report) -> Iterator[str]:
     yield from (f"<figure>{charts.svg(one)}</figure>" for one in some)
     yield (
         "</div><p class=quiet>The loss should fall and then stay; q, the mean value that the net believes in, should "
-        "settle and not run away; the estimate on validation units should rise. Training never saw the units that "
-        "this report is about.</p></section>"
+        f"settle and not run away; the estimate on validation units should rise. {_kept(report)}Training never saw the "
+        "units that this report is about, nor did they choose a step.</p></section>"
     )
+
+
+def _kept(report: Report) -> str:
+    """Which step was kept, and why."""
+    for one in report.learning:
+        if one.picked:
+            return (
+                f"This policy is that of step {one.step:,}, the best by {one.values[0].estimator} on the validation "
+                f"units, with the worst where the log tells nothing ({one.score:.4g}); of the best of several tries "
+                "its own estimate there is too good. "
+            )
+    return "This policy is that of the last step. "
 
 
 def _numbers(report: Report) -> str:

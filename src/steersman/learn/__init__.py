@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -15,12 +17,14 @@ from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError, MissingExtra, did_you_mean
 from steersman.core.features import Encoder
 from steersman.core.policy import Explorer, Policy
-from steersman.learn.run import HERE, Run
+from steersman.learn.run import HERE, Keep, Run, rank, world
 from steersman.learn.sums import Sums
 
 __all__ = [
     "HERE",
     "LEARNERS",
+    "Group",
+    "Keep",
     "Learner",
     "Look",
     "Progress",
@@ -36,6 +40,7 @@ __all__ = [
     "save",
     "save_sums",
     "to_onnx",
+    "together",
 ]
 
 
@@ -201,6 +206,34 @@ def check_explorer(config: Struct, encoder: Encoder, explorer: Explorer) -> None
             hint=f"use an explorer of kind {kinds}",
             field="explorer",
         )
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that train together.
+
+    Attributes:
+        first: this one is the first of them, which writes; also where there is only one.
+        wait: until all of them are here.
+    """
+
+    first: bool
+    wait: Callable[[], None]
+
+
+@contextmanager
+def together(run: Run) -> Iterator[Group]:
+    """Meanwhile this process and the others that torchrun started train as one.
+
+    Raises:
+        ConfigError: there are fewer CUDA devices than processes.
+    """
+    if world() == 1:
+        yield Group(True, lambda: None)
+        return
+    nets = _load("steersman.learn.nets")
+    with nets.joined(run):
+        yield Group(rank() == 0, nets.wait)
 
 
 def to_onnx(policy: Policy) -> bytes:
