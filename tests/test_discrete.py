@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from steersman import learn
+from bandit_project import TOML, offers
+from steersman import flow, learn
 from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError
 from steersman.core.features import Category, Encoder
-from steersman.core.policy import Softmax
+from steersman.core.policy import EpsilonGreedy, Softmax
 from steersman.learn import discrete
 from steersman.learn.discrete import SAC
 from steersman.learn.policies import AWAC, BC, CRR, IQL, objective
@@ -257,3 +259,18 @@ def test_a_setting_out_of_range_is_refused_by_name(setting, value):
     with pytest.raises(ConfigError, match=f"discrete-sac: {setting} is .*must be") as refused:
         learn.configure("discrete-sac", {setting: value})
     assert refused.value.field == setting
+
+
+@pytest.mark.parametrize(
+    ("lines", "meant"),
+    [
+        ('learner = "awac"', Softmax(1.0)),
+        ('learner = "awac"\nexplorer = { kind = "epsilon", epsilon = 0.2 }', EpsilonGreedy(0.2)),
+        ('learner = "dqn"', EpsilonGreedy(0.1)),
+    ],
+)
+def test_a_policy_is_served_as_it_was_learned_unless_the_project_says_otherwise(lines, meant, tmp_path):
+    made = offers(tmp_path, TOML.replace("steps = 400", "steps = 100").replace("validation = 0.2", lines), n=200)
+    trained = flow.train(made, "offer")
+    assert learn.load(Path(trained.directory) / "policy").explorer == meant
+    flow.export(made, "offer")

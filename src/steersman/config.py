@@ -63,7 +63,8 @@ class LearnConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         learner: a name of the table of learners.
-        explorer: how the policy that comes out explores when it is served.
+        explorer: how the policy that comes out explores when it is served. Left out, training finds the learner's own:
+            a policy that was learned as probabilities is served as it is, and else see `serves`.
         holdout: share of the units that training never sees and evaluation judges on, in (0, 1): the test.
         validation: share of the units that training only looks at to choose between its own nets, in [0, 1); the
             rest, at least something, is learned from. A unit stays in its part in every later build.
@@ -75,7 +76,7 @@ class LearnConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     learner: str = "dqn"
-    explorer: Explorer = EpsilonGreedy(0.1)
+    explorer: Explorer | None = None
     holdout: float = 0.3
     validation: float = 0.0
     keep: Literal["best", "last"] = "best"
@@ -95,6 +96,11 @@ class LearnConfig(Struct, frozen=True, forbid_unknown_fields=True):
             raise DataError(
                 f"checkpoint_steps is {self.checkpoint_steps}, must be at least 1", field="checkpoint_steps"
             )
+
+    @property
+    def serves(self) -> Explorer:
+        """The explorer, and where there is none the best candidate, but for one decision in ten."""
+        return EpsilonGreedy(0.1) if self.explorer is None else self.explorer
 
 
 class PolicyConfig(Struct, frozen=True):

@@ -171,6 +171,13 @@ def test_it_learns_which_candidate_is_better(name, where):
     assert (value - random) / (best - random) > 0.9
 
 
+@each_learner_and_world
+def test_a_policy_that_is_learned_as_probabilities_is_served_as_it_is_unless_somebody_says_otherwise(name, where):
+    meant = learn.EXPLORERS.get(name)
+    assert (meant is not None) == isinstance(learned(name, where).explorer, Softmax)
+    assert meant is None or learned(name, where).explorer == meant
+
+
 @each_learner
 def test_a_training_that_goes_on_from_what_was_kept_of_it_gives_the_same_bits(name):
     """A learner whose steps change anything that is not in its State does not keep this."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from steersman import learn, timeline
 from steersman.config import PolicyConfig, Project
@@ -130,7 +130,7 @@ class _Work:
     @classmethod
     def of(cls, project: Project, name: str, asked: Asked, group: learn.Group) -> _Work:
         """All that is needed, read and checked."""
-        policy = project.policy(name)
+        policy = _with_explorer(project.policy(name))
         directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
         settings = learn.configure(policy.learn.learner, policy.learn.settings)
         if isinstance(policy.learn.explorer, Thompson) and not learn.gives_draws(settings):
@@ -140,7 +140,7 @@ class _Work:
                 field="explorer",
             )
         built = timeline.load(directory)
-        learn.check_explorer(settings, built.encoder, policy.learn.explorer)
+        learn.check_explorer(settings, built.encoder, policy.learn.serves)
         if group.first:
             _ = built.batch  # encodes the rows, once, before the others map them
         group.wait()
@@ -207,7 +207,7 @@ class _Work:
     def _write(self, learned: Policy, seen: list[Learned]) -> Candidate:
         place, config, identity = self.place, self.policy, self.checkpoint.identity
         best = learn.load(place / BEST) if watching.picked(seen) else learned
-        learn.save(Policy(best.encoder, best.scorer, config.learn.explorer), place / "policy")
+        learn.save(Policy(best.encoder, best.scorer, config.learn.serves), place / "policy")
         places.write_bytes(place / watching.LEARNING, msgspec.json.format(msgspec.json.encode(seen)))
         candidate = Candidate(
             problem=config.problem.name,
@@ -244,3 +244,9 @@ def _finished(place: Path) -> Trained | None:
     places.point(place)
     learned = watching.read(place)
     return _summed_up(candidate, learned, learned[-1].step if learned else 0)
+
+
+def _with_explorer(policy: PolicyConfig) -> PolicyConfig:
+    """The same with the explorer that serves what its learner scores, unless the project names one."""
+    own = learn.EXPLORERS.get(policy.learn.learner, policy.learn.serves)
+    return structs.replace(policy, learn=structs.replace(policy.learn, explorer=policy.learn.explorer or own))

@@ -123,7 +123,7 @@ def _estimates(
     batch: Batch, policy: Policy, config: PolicyConfig, seed: int
 ) -> tuple[tuple[Estimate, ...], float | None, str]:
     """Of the policy as it would be served, the headline's first, and its score; or why there is none."""
-    served = Policy(policy.encoder, policy.scorer, config.learn.explorer)
+    served = Policy(policy.encoder, policy.scorer, config.learn.serves)
     given = config.evaluate
     try:
         target = served.target(batch)

@@ -1,6 +1,6 @@
 """Nets, the one training step, and the scorer that exports itself. Torch enters the building here, nowhere else."""
 
-from steersman.learn.nets.actors import Actor, Critics, Scalar, beside, stacked
+from steersman.learn.nets.actors import Actor, Critics, Scalar, beside
 from steersman.learn.nets.filtered import NEVER, Filtered, likely
 from steersman.learn.nets.kinds import NETS
 from steersman.learn.nets.modules import Net, Tensor, pick
@@ -85,7 +85,6 @@ __all__ = [
     "scorer_of",
     "shape_for",
     "squared",
-    "stacked",
     "train",
     "wait",
 ]
