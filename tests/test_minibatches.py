@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,29 @@ def test_without_a_window_every_place_of_the_epoch_is_as_likely():
     first = [int(epoch_of(4, 1, seed=seed)[0][0]) for seed in range(2000)]
     counts = np.bincount(first, minlength=4)
     assert (np.abs(counts - 500) < 5 * np.sqrt(2000 * 0.25 * 0.75)).all()
+
+
+def test_of_many_rows_too_every_place_of_the_epoch_is_as_likely():
+    n, epochs = 3 * BLOCK, 400
+    orders = np.array([np.concatenate(epoch_of(n, n, seed=1, epoch=epoch)) for epoch in range(epochs)])
+    # Uniform and independent: correlations over the places of an epoch, and of a row's places over epochs.
+    spread = (n * n - 1) / 12
+    centred = orders - (n - 1) / 2
+    assert np.abs((centred * (np.arange(n) - (n - 1) / 2)).mean(axis=1) / spread).max() < 5 / np.sqrt(n)
+    assert np.abs((centred[:, 1:] * centred[:, :-1]).mean(axis=1) / spread).max() < 5 / np.sqrt(n)
+    assert np.abs(centred.mean(axis=0)).max() < 5.5 * np.sqrt(spread / epochs)
+    # An eighth of the rows comes in an eighth of the epoch as often as chance has it: hypergeometric.
+    early = (orders[:, : n // 8] < n // 8).sum(axis=1)
+    assert abs(early.mean() - n / 64) < 5 * np.sqrt(n / 8 * (1 / 8) * (7 / 8) * (7 / 8) / epochs)
+    assert 0.8 < early.var() / (n / 8 * (1 / 8) * (7 / 8) * (7 / 8)) < 1.25
+
+
+def test_rows_that_are_dealt_into_heaps_come_in_every_order_as_often(monkeypatch):
+    monkeypatch.setattr("steersman.learn.minibatches.BLOCK", 1)
+    monkeypatch.setattr("steersman.learn.minibatches._HEAPS", 2)
+    orders = Counter(tuple(np.concatenate(epoch_of(4, 4, seed=seed)).tolist()) for seed in range(12_000))
+    assert len(orders) == 24
+    assert sum((count - 500) ** 2 / 500 for count in orders.values()) < 49.7  # chi2 of 23, one in a thousand
 
 
 def test_a_window_mixes_blocks_from_everywhere():

@@ -20,6 +20,9 @@ BLOCK = 4096
 """Rows that lie side by side and are read together where a window is given: a disk reads runs, not single rows."""
 
 
+_HEAPS = 256
+
+
 def matrix(engine: Engine, view: str, columns: Sequence[str]) -> Array:
     """[N, F] f32, columns of numbers of a view, in the order of its files; NaN for null.
 
@@ -81,9 +84,26 @@ def minibatches(
     _require("epoch", epoch, epoch >= 0, "0 or more")
     draws = np.random.default_rng((seed, epoch))
     if window is None:
-        return _in_place(arrays, size, draws.permutation(n))
+        return _in_place(arrays, size, _shuffled(n, draws))
     _require("window", window, window >= size, f"at least the {size} rows of a minibatch")
     return _windowed(arrays, size, window, draws)
+
+
+def _shuffled(n: int, draws: np.random.Generator) -> Array:
+    """[n] i64, 0 to n - 1 in an order that is as likely as any other.
+
+    Many are dealt into heaps, each into any heap with the same chance, and every heap is shuffled: it fits into the
+    processor, where all of them do not, and that takes half the time.
+    """
+    if n <= BLOCK:
+        return draws.permutation(n)
+    heap = draws.integers(0, _HEAPS, n, dtype=np.uint8)
+    order = np.argsort(heap, kind="stable")
+    start = 0
+    for stop in np.cumsum(np.bincount(heap, minlength=_HEAPS)).tolist():
+        order[start:stop] = order[start:stop].take(draws.permutation(stop - start))
+        start = stop
+    return order
 
 
 def _in_place(arrays: Sequence[Array], size: int, order: Array) -> Iterator[tuple[Array, ...]]:

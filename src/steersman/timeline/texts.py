@@ -38,8 +38,9 @@ class Pen:
             self._file.write(texts.utf8.data)
 
     def texts(self) -> Texts:
-        """What was written; a file is closed and mapped."""
+        """What was written, once; a file is closed and mapped."""
         bounds = np.concatenate(self._bounds)
+        self._bounds.clear()
         if self._file is None or self._path is None:
             return Texts(bounds, np.concatenate([np.empty(0, np.uint8), *self._held]))
         self._file.seek(0)
