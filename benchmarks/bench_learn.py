@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import learn_bandits
 from peers import Peer, device, environment
 from steersman import learn
 from steersman.core.batch import Batch
@@ -193,6 +194,8 @@ def main() -> int:
     peer = None if python is None else Peer(python, "d3rlpy_peer.py")
     with tempfile.TemporaryDirectory(prefix="bench-learn-") as folder:
         found = measure(peer, Path(folder) / "transitions.npz")
+        for kind, numbers in learn_bandits.measure(Path(folder)).items():
+            found[kind] |= rounded(numbers)
     if peer is not None:
         peer.end()
     print(json.dumps({"bench": "learn", **found, "device": device()}))

@@ -31,6 +31,7 @@ QUICK = {
     "linear": {},
     "linucb": {"alpha": 0.1},
     "thompson": {},
+    "neural-thompson": {"hidden": [32], "steps": 500, "batch_size": 64, "learning_rate": 5e-3},
     "ucb1": {"lowest": -5.0},
     "beta-thompson": {"lowest": -5.0},
 }

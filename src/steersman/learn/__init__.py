@@ -62,6 +62,7 @@ LEARNERS: dict[str, str] = {
     "linear": "steersman.learn.bandit:Linear",
     "linucb": "steersman.learn.bandit:LinUCB",
     "thompson": "steersman.learn.bandit:LinearThompson",
+    "neural-thompson": "steersman.learn.neural:NeuralThompson",
     "ucb1": "steersman.learn.arms:UCB1",
     "beta-thompson": "steersman.learn.arms:BetaThompson",
 }

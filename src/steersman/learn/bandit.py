@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -23,10 +23,12 @@ from steersman.learn.sums import (
     Design,
     LossName,
     Regression,
+    Ridge,
     Sums,
     gather,
     mean_of,
     regression,
+    ridge_of,
     squared_error,
 )
 
@@ -40,7 +42,8 @@ class Linear(Struct, frozen=True, forbid_unknown_fields=True):
         loss: `mtr`: importance-weighted regression on the taken candidates; `direct`: the same without weights, best
             where the model is right; `ips`, `dr`: regression, over all candidates, of what the log says of each:
             inverse propensity scores, or these around a direct model.
-        ridge: penalty on the squared coefficients, in rows, above 0.
+        ridge: penalty on the squared coefficients, in rows, above 0; `auto`: the one under which the rewards of the
+            log are likeliest, which is what to ask for where rows are not many times the coefficients.
         coefficients: `disjoint`: each named action has its own over [1, context]; `joint`: one for every product of
             [1, context] and [1, candidate], so that candidates with common features learn from each other; `auto`:
             disjoint for named actions without features, else joint.
@@ -49,11 +52,11 @@ class Linear(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     loss: LossName = "mtr"
-    ridge: float = 1.0
+    ridge: Ridge = 1.0
     coefficients: Coefficients = "auto"
 
     def __post_init__(self) -> None:
-        require_positive("ridge", self.ridge)
+        require_ridge(self.ridge)
 
 
 class LinUCB(Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,13 +73,13 @@ class LinUCB(Struct, frozen=True, forbid_unknown_fields=True):
 
     alpha: float = 1.0
     loss: Literal["mtr", "direct"] = "direct"
-    ridge: float = 1.0
+    ridge: Ridge = 1.0
     coefficients: Coefficients = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < math.inf:
             raise DataError(f"alpha is {self.alpha:g}, must be at least 0", field="alpha")
-        require_positive("ridge", self.ridge)
+        require_ridge(self.ridge)
 
 
 class LinearThompson(Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,12 +104,12 @@ class LinearThompson(Struct, frozen=True, forbid_unknown_fields=True):
     noise: float | None = None
     scale: float = 1.0
     loss: Literal["mtr", "direct"] = "direct"
-    ridge: float = 1.0
+    ridge: Ridge = 1.0
     coefficients: Coefficients = "auto"
 
     def __post_init__(self) -> None:
         require_draws(self.draws)
-        require_positive("ridge", self.ridge)
+        require_ridge(self.ridge)
         if self.noise is not None:
             require_positive("noise", self.noise)
         if not 0 <= self.scale < math.inf:
@@ -160,7 +163,8 @@ def extend(
     for done, sums in gather(batch, design, config.loss, before):
         if progress is not None or look is not None:
             tell = nets.looking(progress, look, functools.partial(made, batch, design, config, seed, sums))
-            coefficients = regression(sums, config.loss, config.ridge).solve(config.ridge)
+            ridge = ridge_of(sums, config.loss, config.ridge)
+            coefficients = regression(sums, config.loss, ridge).solve(ridge)
             left = squared_error(sums, config.loss, coefficients)
             if tell is not None:
                 tell(done, len(batch), {"loss": left, "steps/s": done / (time.perf_counter() - begun)})
@@ -169,33 +173,47 @@ def extend(
 
 def made(batch: Batch, design: Design, config: Config, seed: int, sums: Sums) -> Policy:
     """What the sums of some rows say."""
-    found, mean = regression(sums, config.loss, config.ridge), mean_of(sums)
-    coefficients = found.solve(config.ridge)
+    ridge, mean = ridge_of(sums, config.loss, config.ridge), mean_of(sums)
+    found = regression(sums, config.loss, ridge)
+    coefficients = found.solve(ridge)
     widths = (batch.encoder.context_width, batch.encoder.candidate_width, ())
     explorer: Explorer = EpsilonGreedy(0.0)
     match config:
         case Linear():
             shape, weights = nets.Shape("bilinear", *widths), {"weight": design.table(coefficients, mean)}
         case LinUCB():
-            root = config.alpha * math.sqrt(found.variance(coefficients)) * found.roots(config.ridge)
+            root = config.alpha * math.sqrt(found.variance(coefficients)) * found.roots(ridge)
             shape = nets.Shape("own-optimist" if design.own else "optimist", *widths)
             weights = {
                 "mean.weight": design.table(coefficients, mean),
                 "root": root if design.own else root[0],
             }
         case LinearThompson():
-            posterior = sampled(found, config, seed)
+            posterior = sampled(found, ridge, config, seed)
             shape, explorer = nets.Shape("draws", *widths, draws=config.draws), Thompson()
             weights = {"weight": np.moveaxis(design.table(posterior, mean), 0, 2).copy()}
     return Policy(batch.encoder, nets.TorchScorer(shape, weights, 1.0), explorer)
 
 
-def sampled(found: Regression, config: LinearThompson, seed: int) -> Array:
+class Posterior(Protocol):
+    """What a learner with a linear posterior asks about it: see `LinearThompson`."""
+
+    @property
+    def draws(self) -> int: ...
+
+    @property
+    def noise(self) -> float | None: ...
+
+    @property
+    def scale(self) -> float: ...
+
+
+def sampled(found: Regression, ridge: float, config: Posterior, seed: int) -> Array:
     """[M, B, P] f64, draws of the posterior, the second half of them mirrored at its mean."""
-    deviation = math.sqrt(found.likeliest_noise(config.ridge)) if config.noise is None else config.noise
+    deviation = math.sqrt(found.likeliest_noise(ridge)) if config.noise is None else config.noise
     normal = np.random.default_rng(seed).normal(size=(config.draws // 2, *found.target.shape))
-    away = config.scale * deviation * np.einsum("bpq,mbq->mbp", found.roots(config.ridge), normal)
-    return found.solve(config.ridge) + np.concatenate([away, -away])
+    away = config.scale * deviation * np.einsum("bpq,mbq->mbp", found.roots(ridge), normal)
+    return found.solve(ridge) + np.concatenate([away, -away])
 
 
 def require_candidates(batch: Batch) -> None:
@@ -203,6 +221,12 @@ def require_candidates(batch: Batch) -> None:
     if batch.numbers or batch.ranked:
         kind = "numbers" if batch.numbers else "ranked lists"
         raise DataError(f"bandits learn over single candidates; the actions of this batch are {kind}")
+
+
+def require_ridge(ridge: Ridge) -> None:
+    """Raise DataError unless it is above 0, or `auto`."""
+    if ridge != "auto":
+        require_positive("ridge", ridge)
 
 
 def require_positive(name: str, value: float) -> None:

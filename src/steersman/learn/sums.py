@@ -34,6 +34,12 @@ PRODUCTS = 2**23
 WIDEST = 4096
 """Most products of columns: their matrix of moments has the square of it."""
 
+RIDGES = np.geomspace(1e-2, 1e6, 81)
+"""What `likeliest_ridge` chooses from: steps of a quarter, closer than an optimum is told by any log."""
+
+Ridge = float | Literal["auto"]
+"""A penalty on the squared coefficients, in rows, or: the one under which the rewards are likeliest."""
+
 LossName = Literal["mtr", "direct", "ips", "dr"]
 Coefficients = Literal["auto", "disjoint", "joint"]
 
@@ -154,6 +160,20 @@ class Regression:
         explained = float((self.solve(ridge) * self.target).sum())
         return max(self.square - explained, 0.0) / self.weight
 
+    def likeliest_ridge(self) -> float:
+        """The ridge under which the targets are likeliest, of RIDGES, the noise being the likeliest of each.
+
+        Source: Bishop 2006, eq. 3.86 and section 3.5.1: -2 log p = rows log noise^2 + sum log(1 + s / ridge) + a
+        constant, s the eigenvalues of the gram.
+        """
+        values, vectors = np.linalg.eigh(self.gram)  # [B, P], [B, P, P]
+        values = np.maximum(values, 0.0)[:, :, None]
+        along = np.einsum("bpq,bp->bq", vectors, self.target)[:, :, None] ** 2
+        explained = (along / (values + RIDGES)).sum(axis=(0, 1))
+        noise = np.maximum(self.square - explained, 1e-12 * self.square) / self.weight
+        unlikely = self.weight * np.log(np.maximum(noise, np.finfo(float).tiny))
+        return float(RIDGES[np.argmin(unlikely + np.log1p(values / RIDGES).sum(axis=(0, 1)))])
+
     def _penalised(self, ridge: float) -> Array:
         return self.gram + ridge * np.eye(self.gram.shape[1])
 
@@ -217,6 +237,16 @@ def regression(sums: Sums, loss: LossName, ridge: float) -> Regression:
         model = _centred(sums, "taken").solve(ridge)[:, :, None]  # [B, P, 1]
         target = target + ((every - weighted.gram) @ model)[:, :, 0]
     return Regression(every, target, weighted.square, weighted.weight)
+
+
+def ridge_of(sums: Sums, loss: LossName, asked: Ridge) -> float:
+    """What is asked for; of `auto` the one under which the rewards of the taken candidates are likeliest.
+
+    They count by 1 / propensity, as in `mtr`, unless the loss is `direct`.
+    """
+    if asked != "auto":
+        return asked
+    return regression(sums, "direct" if loss == "direct" else "mtr", 1.0).likeliest_ridge()
 
 
 def squared_error(sums: Sums, loss: LossName, coefficients: Array) -> float:

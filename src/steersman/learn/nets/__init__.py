@@ -1,6 +1,7 @@
 """Nets, the one training step, and the scorer that exports itself. Torch enters the building here, nowhere else."""
 
 from steersman.learn.nets.actors import Actor, Critics, Scalar, beside
+from steersman.learn.nets.draws import drawn_head, last_hidden
 from steersman.learn.nets.filtered import NEVER, Filtered, likely
 from steersman.learn.nets.kinds import NETS
 from steersman.learn.nets.modules import Net, Tensor, pick
@@ -65,10 +66,12 @@ __all__ = [
     "cross_entropy",
     "device_of",
     "drawn",
+    "drawn_head",
     "gatherer",
     "generator",
     "jitter",
     "joined",
+    "last_hidden",
     "likely",
     "linspace",
     "log_density",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import msgspec
+import numpy as np
 import torch
 from torch import nn
 
 from steersman.learn.nets.graph import Graph
 from steersman.learn.nets.modules import ActionNet, FeatureNet, Net, Tensor
 from steersman.learn.nets.shape import Kind, Shape
+
+Array = np.ndarray
 
 
 class Draws(Net):
@@ -84,12 +90,37 @@ class Arms(Net):
         return scores if self.shape.draws else graph.op("Squeeze", scores, graph.constant([2]))
 
 
-def last_hidden(net: Net, context: Tensor, candidates: Tensor) -> Tensor:
-    """[B, H], the last hidden layer of an `ActionNet`; [B, K, H] of a `FeatureNet`."""
-    if isinstance(net, ActionNet):
-        return _without_last(net.layers)(context)
-    assert isinstance(net, FeatureNet)
-    return _without_last(net.layers)(net.context(context)[:, None, :] + net.candidate(candidates))
+def last_hidden(net: Net) -> Callable[[Array, Array], Array]:
+    """A function [N, F], [N, A] of rows and a candidate each -> [N, 1 + H] f64: a 1, and the last hidden layer.
+
+    Of an `ActionNet` the candidate means nothing. The net may learn on: the function keeps what it is now.
+    """
+    still = copy.deepcopy(net).to("cpu", torch.float64)
+    assert isinstance(still, ActionNet | FeatureNet)
+    body = _without_last(still.layers)
+
+    def hidden(context: Array, candidates: Array) -> Array:
+        with torch.no_grad():
+            rows = torch.from_numpy(context.astype(np.float64))
+            if isinstance(still, FeatureNet):
+                rows = still.context(rows) + still.candidate(torch.from_numpy(candidates.astype(np.float64)))
+            found = body(rows).numpy()
+        return np.concatenate([np.ones((len(found), 1)), found], axis=1)
+
+    return hidden
+
+
+def drawn_head(net: Net, shape: Shape, draws: Array) -> tuple[Shape, dict[str, Array]]:
+    """Shape and weights of the net whose last layer has draws in the place of its weights.
+
+    Args:
+        draws: [1 + H, 1 + A, M] as in `Draws` on an `ActionNet`, [1 + H, M] on a `FeatureNet`.
+    """
+    last = f"layers.{len(net.layers) - 1}."  # type: ignore[arg-type]
+    weights = {name: one.cpu().numpy() for name, one in net.state_dict().items() if not name.startswith(last)}
+    named = shape.kind == "actions"
+    made = msgspec.structs.replace(shape, kind="action-draws" if named else "feature-draws", draws=draws.shape[-1])
+    return made, weights | {"head.weight" if named else "weight": draws}
 
 
 def _without_last(layers: nn.Sequential) -> nn.Sequential:
