@@ -68,7 +68,7 @@ class Noise:
         if not 0 <= key < 2**_WORD:
             raise DataError(f"the key {key} is not in [0, 2**64)", field="key")
         self._counter[:2] = first // 4, key & ~1
-        self._philox.state = self._state
+        self._philox.state = self._state  # type: ignore[assignment]  # NumPy asks for the TypedDict that it gives
         found: Array = self._philox.random_raw(first % 4 + count)[first % 4 :]
         return found
 
