@@ -18,7 +18,7 @@ from steersman import config, demo, flow
 from steersman.core.decision import Numbers, One, json_schemas
 from steersman.core.errors import ConfigError, DiskError, Error, GateError, SupportError
 from steersman.core.report import Distribution, Estimate, Report
-from steersman.flow import comparing, features
+from steersman.flow import comparing, features, tuning
 from steersman.progress import bar
 
 out = Console(highlight=False, soft_wrap=True)
@@ -81,15 +81,8 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--since", type=_instant, default=0, help="e.g. 2026-11-01 or 2026-11-01T12:00:00Z")
     build.add_argument("--until", type=_instant, help="first instant that is not in the window")
     _features_options(verb("features", _features, "Show what every field of the last build became, and how it moved."))
-    train = verb("train", _train, "Fit a policy on the last build.")
-    train.add_argument("name")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--add", action="store_true", help="to what the last candidate learned: bandits in closed form")
-    train.add_argument(
-        "--tensorboard", type=Path, metavar="DIR", help="write what is seen as TensorBoard's event files"
-    )
-    train.add_argument("--resume", action="store_true", help="go on where this training was interrupted")
-    train.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
+    _train_options(verb("train", _train, "Fit a policy on the last build."))
+    _tune_options(verb("tune", _tune, "Try settings of the learner, and say which do best on the validation units."))
     judge = verb("evaluate", _evaluate, "Estimate a policy from the log alone, and ask the gates.")
     judge.add_argument("name", metavar="NAME[@VERSION]", help="alone: the last candidate; @7, @champion: a stored one")
     judge.add_argument("--seed", type=int, default=0)
@@ -127,6 +120,30 @@ def _demo_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--decisions", type=int, default=30_000, help="cartpole: of the uniform policy at first")
     command.add_argument("--episodes", type=int, default=100, help="cartpole: live episodes of each new version")
     command.add_argument("--campaign", choices=["all", "men", "women"], default="all", help="open-bandit")
+
+
+def _train_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--add", action="store_true", help="to what the last candidate learned: bandits in closed form"
+    )
+    command.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write what is seen as TensorBoard's event files"
+    )
+    command.add_argument("--resume", action="store_true", help="go on where this training was interrupted")
+    _device_option(command)
+
+
+def _tune_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name")
+    command.add_argument("--trials", type=int, required=True, help="of the study in all; it goes on where it was")
+    command.add_argument("--seed", type=int, default=0)
+    _device_option(command)
+
+
+def _device_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
 
 
 def _features_options(command: argparse.ArgumentParser) -> None:
@@ -367,6 +384,41 @@ def _picked_lines(found: flow.Trained, settings: config.LearnConfig) -> list[str
         where = f"\\[problem.{found.candidate.problem}.learn] validation = 0.1"
         return [f"no CPE  it needs validation units, and so does keeping the best net: {where}"]
     return [f"kept    the last step: no look had an estimate: {_plain(found.refused)}"] if found.refused else []
+
+
+def _tune(options: argparse.Namespace) -> None:
+    project = config.load(options.project)
+    with bar(f"tune {options.name}", quiet=options.json) as progress:
+        found = tuning.tune(
+            project, options.name, options.trials, seed=options.seed, progress=progress, device=options.device
+        )
+    best, tried = found.best, found.trials + found.failed
+    if best.estimate is None:
+        raise ConfigError("the best trial has no estimate")
+    level = f"{best.estimate.level:.0%}"
+    _show(
+        options,
+        found,
+        f"tried   {tried:,} settings, {found.failed:,} of them without a score: {found.study}",
+        f"best    {_tried_line(best)} ({level}, {best.estimate.estimator} on {best.estimate.n:,} validation units)",
+        *([f"now     {_tried_line(found.present)}"] if found.present is not None else []),
+        f"beware  the best of {tried:,} on the same units is too good, and its interval does not know that",
+        f"next    write them in \\[problem.{options.name}.learn] settings, then steersman train {options.name} and "
+        f"steersman evaluate {options.name}, on units that had no part in this",
+    )
+
+
+def _tried_line(tried: tuning.Tried) -> str:
+    settings = ", ".join(f"{name} = {_toml(value)}" for name, value in tried.settings.items())
+    if tried.estimate is None:
+        return f"{_plain(settings)}   no score: {_plain(tried.failed)}"
+    one = tried.estimate
+    return f"{_plain(settings)}   {one.value:.4g} \\[{one.low:.4g}, {one.high:.4g}]"
+
+
+def _toml(value: Any) -> str:
+    """A setting as it stands in steersman.toml."""
+    return f"{value:.4g}" if isinstance(value, float) else msgspec.json.encode(value).decode()
 
 
 def _evaluate(options: argparse.Namespace) -> int:

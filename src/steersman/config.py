@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from steersman.core.policy import EpsilonGreedy, Explorer
 from steersman.serve.http import Settings
 
 FILE = "steersman.toml"
-_SECTIONS = ("build", "learn", "evaluate", "gates")
+_SECTIONS = ("build", "learn", "tune", "evaluate", "gates")
 T = TypeVar("T", bound=Struct)
 
 
@@ -103,6 +104,47 @@ class LearnConfig(Struct, frozen=True, forbid_unknown_fields=True):
         return EpsilonGreedy(0.1) if self.explorer is None else self.explorer
 
 
+class Range(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a setting of the learner may lie: between two numbers, or one of some choices.
+
+    Attributes:
+        low, high: both in it; whole numbers if both are written so.
+        log: tried evenly in the logarithm.
+        choices: of anything that the setting may be.
+    """
+
+    low: float | int | None = None
+    high: float | int | None = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.choices:
+            if self.low is not None or self.high is not None or self.log:
+                raise DataError("a range has choices, or low and high, not both", field="choices")
+        elif self.low is None or self.high is None or not -math.inf < self.low < self.high < math.inf:
+            raise DataError(f"a range is from {self.low} to {self.high}; low must be below high", field="low")
+        elif self.log and self.low <= 0:
+            raise DataError(f"low is {self.low:g}, must be above 0 where log = true", field="low")
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies there."""
+        if self.choices:
+            return msgspec.json.encode(value) in map(msgspec.json.encode, self.choices)  # a tuple is a list there
+        assert self.low is not None and self.high is not None
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+class TuneConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """[problem.NAME.tune]
+
+    Attributes:
+        settings: of the learner, where `steersman tune` looks for better ones.
+    """
+
+    settings: dict[str, Range] = {}
+
+
 class PolicyConfig(Struct, frozen=True):
     """Everything about one problem.
 
@@ -110,6 +152,7 @@ class PolicyConfig(Struct, frozen=True):
         problem: the noun.
         build: what must hold of its data, what is left out, which fields have a type of their own.
         learn, evaluate, gates: how its policies are made and judged.
+        tune: where better settings of the learner are looked for.
     """
 
     problem: Problem
@@ -117,6 +160,7 @@ class PolicyConfig(Struct, frozen=True):
     learn: LearnConfig
     evaluate: evaluation.Settings
     gates: evaluation.Gates
+    tune: TuneConfig = TuneConfig()
 
 
 class Project(Struct, frozen=True):
@@ -226,6 +270,7 @@ def _policy(name: str, table: Mapping[str, Any]) -> PolicyConfig:
         learn=section(LearnConfig, table.get("learn", {}), f"{where}.learn"),
         evaluate=section(evaluation.Settings, table.get("evaluate", {}), f"{where}.evaluate"),
         gates=section(evaluation.Gates, table.get("gates", {}), f"{where}.gates"),
+        tune=section(TuneConfig, table.get("tune", {}), f"{where}.tune"),
     )
 
 
@@ -344,6 +389,9 @@ explorer = { kind = "epsilon", epsilon = 0.1 }   # or { kind = "softmax", temper
 # keep = "best"              # the net that these estimate best; "last": the last one
 # checkpoint_steps = 1000    # between two checkpoints, from which steersman train --resume goes on
 # precision = "f32"          # "bf16": faster on some hardware
+
+[problem.NAME.tune]          # what steersman tune tries
+# settings = { learning_rate = { low = 1e-4, high = 1e-2, log = true }, n_step = { low = 1, high = 10 } }
 
 [problem.NAME.evaluate]
 # level = 0.95
