@@ -18,7 +18,7 @@ from steersman.learn.nets.numbers import (
 from steersman.learn.nets.processes import device_of, joined, wait
 from steersman.learn.nets.scorer import PAIRS, TorchScorer, scorer_of
 from steersman.learn.nets.shape import WIDEST, Shape, actor_shape, shape_for
-from steersman.learn.nets.student import Draws, Generator, State, Student, generator, rand
+from steersman.learn.nets.student import Draws, Generator, State, Student, generator, rand, shuffled
 from steersman.learn.nets.training import (
     REPORT,
     Array,
@@ -26,6 +26,7 @@ from steersman.learn.nets.training import (
     Watch,
     cosine,
     cross_entropy,
+    from_numpy,
     gatherer,
     linspace,
     looking,
@@ -67,6 +68,7 @@ __all__ = [
     "device_of",
     "drawn",
     "drawn_head",
+    "from_numpy",
     "gatherer",
     "generator",
     "jitter",
@@ -87,6 +89,7 @@ __all__ = [
     "scaling",
     "scorer_of",
     "shape_for",
+    "shuffled",
     "squared",
     "train",
     "wait",

@@ -119,6 +119,11 @@ def _flatten(net: nn.Module) -> tuple[Tensor, Tensor]:
     return weights, gradient
 
 
+def shuffled(rows: int, source: torch.Generator) -> Array:
+    """[rows] places in [0, rows), each once, in random order."""
+    return torch.randperm(rows, generator=source).numpy()
+
+
 class State:
     """All of a training that changes from step to step: its students.
 

@@ -28,6 +28,7 @@ from steersman.learn.run import HERE, Run
 Array = np.ndarray
 no_grad = torch.no_grad
 linspace = torch.linspace
+from_numpy = torch.from_numpy
 
 REPORT = 100
 """Steps from one report of progress, and one look at whether training diverges, to the next. Minibatches are drawn, and

@@ -1,0 +1,64 @@
+"""Play a simulator by a policy over candidates: whole episodes side by side, as a Batch like any other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from steersman.core.batch import Batch
+from steersman.core.policy import CandidatesExplorer, Policy, over_candidates
+from steersman.core.simulator import Simulator
+
+Array = np.ndarray
+
+
+def play(world: Simulator, policy: Policy, seed: int) -> Batch:
+    """One episode in each of the E that run side by side, each a unit of its own.
+
+    An episode that a rule ended keeps the discount of its last row, which is marked as limited.
+
+    Args:
+        seed: of the world and of the draws.
+    """
+    source, explorer = np.random.default_rng(seed), over_candidates(policy.explorer)
+    seen = world.start(seed)
+    lane = np.arange(len(seen.context))
+    going, steps = np.ones(len(lane), dtype=bool), list[tuple[Array, ...]]()
+    while going.any():
+        action, propensity = choose(explorer, policy.scorer(seen.context, seen.candidates), seen.mask, source)
+        moved = world.step(action)
+        facts = (lane, *seen, action, propensity, moved.reward, moved.discount, moved.over)
+        steps.append(tuple(array[going] for array in facts))
+        going &= ~moved.over
+        seen = moved.seen
+    columns = [np.concatenate(column) for column in zip(*steps, strict=True)]
+    order = np.argsort(columns[0], kind="stable")  # steps were appended in order, so stable keeps them so
+    unit, context, candidates, mask, action, propensity, reward, discount, over = (array[order] for array in columns)
+    return Batch(
+        encoder=world.encoder,
+        context=context,
+        candidates=candidates,
+        mask=mask,
+        action=action,
+        propensity=propensity,
+        reward=reward,
+        metrics=np.empty((len(unit), 0)),
+        discount=discount,
+        next=np.where(over, -1, np.arange(1, len(unit) + 1)),
+        unit=unit,
+        limited=over & (discount > 0),
+    )
+
+
+def choose(
+    explorer: CandidatesExplorer, scores: Array, mask: Array, source: np.random.Generator
+) -> tuple[Array, Array]:
+    """[E] i64 places drawn by the explorer's own probabilities, and these [E] f64."""
+    chance = explorer.probabilities(scores, mask)
+    total = np.cumsum(chance, axis=1)
+    action = (source.random((len(chance), 1)) * total[:, -1:] >= total).sum(axis=1)
+    return action, chance[np.arange(len(chance)), action]
+
+
+def returns_of_episodes(batch: Batch) -> Array:
+    """[E] sum of the rewards of every episode, undiscounted."""
+    return np.bincount(batch.unit, weights=batch.reward)
