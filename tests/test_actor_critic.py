@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from steersman.core.decision import Numbers
 from steersman.core.density import LOG_SCALES, REACH, Squashed
 from steersman.core.errors import DataError, TrainingError
 from steersman.core.features import Continuous, Encoder
+from steersman.core.policy import Policy
 from steersman.learn import actor_critic, nets
-from steersman.learn.actor_critic import DDPG, SAC, TD3, TD3BC, Trainer, learn_numbers
+from steersman.learn.actor_critic import DDPG, SAC, TD3, TD3BC
 from steersman.learn.nets import Shape, Student
+from steersman.learn.numbers import Learners, Variation, learn_numbers
 
 # densities and draws: those of the explorer that serves them
 
@@ -200,17 +203,24 @@ LQ = {
 }  # fmt: skip
 
 
-def taught(config: Struct, seed: int = 0) -> tuple[learn.Policy, actor_critic.Learners]:
-    """The policy, and the learners behind it."""
-    kept: list[Trainer] = []
+Variations = Callable[[Struct], Variation]
 
-    def keep(learners: actor_critic.Learners, rows: nets.NumberRows) -> tuple[torch.Tensor, torch.Tensor | None]:
+
+def own_variation(config: Struct) -> Variation:
+    return actor_critic.variation_of(config, ENCODER)
+
+
+def taught(config: Struct, variations: Variations = own_variation) -> tuple[Policy, Learners]:
+    """The policy, and the learners behind it."""
+    kept: list[Learners] = []
+
+    def keep(learners: Learners, rows: nets.NumberRows) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not kept:
             kept.append(learners)
         return variation.update(learners, rows)
 
-    variation = actor_critic.variation_of(config, ENCODER)
-    policy = learn_numbers(two_steps(1500, 0), config, dataclasses.replace(variation, update=keep), seed)
+    variation = variations(config)
+    policy = learn_numbers(two_steps(1500, 0), config, dataclasses.replace(variation, update=keep), 0)
     return policy, kept[0]
 
 

@@ -1,6 +1,6 @@
 """Nets, the one training step, and the scorer that exports itself. Torch enters the building here, nowhere else."""
 
-from steersman.learn.nets.actors import Actor, Critics, Scalar, beside
+from steersman.learn.nets.actors import Actor, Critics, Scalar, beside, stacked
 from steersman.learn.nets.draws import drawn_head, last_hidden
 from steersman.learn.nets.filtered import NEVER, Filtered, likely
 from steersman.learn.nets.kinds import NETS
@@ -91,6 +91,7 @@ __all__ = [
     "shape_for",
     "shuffled",
     "squared",
+    "stacked",
     "train",
     "wait",
 ]

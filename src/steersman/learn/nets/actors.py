@@ -88,3 +88,8 @@ class Scalar(nn.Module):
 def beside(context: Tensor, action: Tensor) -> Tensor:
     """[B, F], [B, D] -> [B, F + D]: what critics read."""
     return torch.cat((context, action), dim=1)
+
+
+def stacked(first: Tensor, second: Tensor) -> Tensor:
+    """[B, D], [C, D] -> [B + C, D]."""
+    return torch.cat((first, second), dim=0)
