@@ -34,7 +34,8 @@ from steersman import engine as engines
 from steersman import timeline
 from steersman.core.decision import One, Problem
 from steersman.core.features import Encoder
-from steersman.learn.minibatches import matrix, minibatches
+from steersman.engine.matrix import matrix
+from steersman.learn.minibatches import minibatches
 
 CORES = 2
 S = 1_000_000
@@ -237,12 +238,9 @@ def epoch_s(context: np.ndarray, window: int | None) -> float:
 
 def from_parquet(log: Log) -> dict[str, float]:
     """Parquet to a matrix of float32, then epochs in memory: the first one, and the median of three."""
-    engine = engines.open("duckdb", threads=CORES)
     begun = time.perf_counter()
-    engine.view("decisions", log.decisions)
-    context = matrix(engine, "decisions", peers.FEATURES)
+    context = matrix(log.decisions, peers.FEATURES, threads=CORES)
     read = time.perf_counter() - begun
-    engine.close()
     epochs = [epoch_s(context, None) for _ in range(3)]
     rows = len(context)
     return {"read_s": read, "rows_s": rows / statistics.median(epochs), "rows_s_with_read": rows / (read + epochs[0])}

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steersman import engine
 from steersman.core.errors import DataError
-from steersman.learn.minibatches import BLOCK, matrix, minibatches
+from steersman.learn.minibatches import BLOCK, minibatches
 
 
 def epoch_of(rows: int, size: int, **more: int | None) -> list[np.ndarray]:
@@ -144,22 +143,3 @@ def test_an_argument_out_of_range_is_refused_at_once(change, field):
 def test_arrays_of_different_lengths_are_refused(arrays):
     with pytest.raises(DataError, match="one number of rows"):
         minibatches(arrays, 2, seed=0)
-
-
-def test_a_matrix_has_the_columns_of_all_files_in_their_order(tmp_path: Path):
-    tables = engine.open("duckdb", threads=2)
-    for i in range(3):
-        first = i * 150_000
-        numbers = "CASE WHEN x % 7 <> 0 THEN x / 3 END AS third, CAST(x AS INTEGER) AS whole"
-        tables.copy(f"SELECT {numbers} FROM range({first}, {first + 150_000}) AS t(x)", tmp_path / f"{i}.parquet")
-    tables.view("log", [str(tmp_path / f"{i}.parquet") for i in range(3)])
-    x = np.arange(450_000)
-    want = np.stack([x, np.where(x % 7 == 0, np.nan, x / 3)], axis=1).astype(np.float32)
-    found = matrix(tables, "log", ["whole", "third"])
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, want)
-    assert matrix(tables, "log", ["whole"]).tolist() == want[:, :1].tolist()
-    for columns in ([], ["nothing"]):
-        with pytest.raises(DataError):
-            matrix(tables, "log", columns)
-    tables.close()

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from steersman.core.errors import DataError
-from steersman.engine import Engine, identifier
-from steersman.engine.stream import Columns
 
 Array = np.ndarray
 
@@ -21,37 +19,6 @@ BLOCK = 4096
 
 
 _HEAPS = 256
-
-
-def matrix(engine: Engine, view: str, columns: Sequence[str]) -> Array:
-    """[N, F] f32, columns of numbers of a view, in the order of its files; NaN for null.
-
-    The engine reads some rows on its threads while those before are put in their places.
-
-    Args:
-        columns: [F] of the view, at least one.
-    Raises:
-        DataError: one is not there, or no number; or the engine has no order of rows.
-    """
-    _require("columns", len(columns), len(columns) >= 1, "at least one")
-    out = np.empty(
-        (int(engine.query(f"SELECT COUNT(*) AS n FROM {identifier(view)}")["n"][0]), len(columns)), np.float32
-    )
-    names = [f"c{j}" for j in range(len(columns))]
-    filled = 0
-
-    def take(some: Columns) -> None:
-        nonlocal filled
-        for start in range(0, len(some["c0"]), BLOCK):  # rows that stay in the processor until all columns are in them
-            for j, name in enumerate(names):
-                part = some[name][start : start + BLOCK]
-                out[filled : filled + len(part), j] = part
-            filled += len(part)
-
-    value = "CAST(COALESCE({}, CAST('NaN' AS DOUBLE)) AS FLOAT) AS {}"
-    wanted = ", ".join(value.format(identifier(column), name) for column, name in zip(columns, names, strict=True))
-    engine.stream(f"SELECT {wanted} FROM {identifier(view)}", take)
-    return out
 
 
 def minibatches(
