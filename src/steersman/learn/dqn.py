@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError
+from steersman.core.features import Encoder
 from steersman.core.policy import EpsilonGreedy, Policy
 from steersman.learn import HERE, Look, Progress, Run, nets
 from steersman.learn.cloning import Filter, Filtering, as_it_is, check_told_apart
-from steersman.learn.nets import Array, Minibatch, Net, Student, Tensor
+from steersman.learn.nets import Minibatch, Net, Student, Tensor
 from steersman.learn.settings import ValueSettings, require, returns_of, unit_of, watch_of
 
 Loss = Callable[[Net, Net, Minibatch], tuple[Tensor, Tensor]]
@@ -113,10 +114,10 @@ def fit(
     Source: Mnih et al. 2015; van Hasselt, Guez and Silver 2016, arXiv:1509.06461; Wang et al. 2016, arXiv:1511.06581,
     eq. 9, for the dueling net.
     """
-    return learn_q(batch, config, _variation(batch, config, run), seed, progress, look, run)
+    return learn_q(batch, config, variation_of(batch, config, run), seed, progress, look, run)
 
 
-def _variation(batch: Batch, config: DQN, run: Run) -> Variation:
+def variation_of(batch: Batch, config: DQN, run: Run = HERE) -> Variation:
     """The loss of a config, and what else its net has."""
     follow = FOLLOW[config.target]
     match config:
@@ -152,36 +153,63 @@ def learn_q(
         DataError: actions are numbers, candidates have no columns, or no row teaches anything.
         TrainingError: the training diverges.
     """
-    loss_of, head = variation
     unit = _unit(batch, run)
     returns = returns_of(batch, config, run)
-    threshold = config.behavior_threshold
-    shape = nets.shape_for(batch.encoder, config.hidden, dueling=config.dueling, threshold=threshold, **head)
-    device = nets.device_of(run)
-    source = nets.generator(seed)
-    rate = nets.cosine(config.learning_rate, config.final_learning_rate, config.steps)
-    values = net = nets.new_net(shape, source, device)
-    students: dict[str, Student] = {}
-    allowed: Filtering = as_it_is
-    if isinstance(net, nets.Filtered):
+    trainer = Trainer(batch.encoder, config, variation, unit, seed, run)
+    if config.behavior_threshold:
         check_told_apart(batch)
-        students["clone"] = Student(net.behavior, rate, 1.0)
-        values, allowed = net.value, Filter(students["clone"], threshold)
-    students["q"] = student = Student(values, rate, config.polyak)
-    gather = nets.gatherer(batch, returns, unit, device)
+    gather = nets.gatherer(batch, returns, unit, nets.device_of(run))
+    nets.train(
+        lambda places: trainer.update(gather(places)),
+        trainer.state,
+        nets.Draws(batch.unit[returns.row], config.batch_size),
+        config.steps,
+        watch_of(unit, config.discount * float(run.of(batch.discount).max())),
+        nets.looking(progress, look, trainer.policy),
+        run,
+    )
+    return trainer.policy()
 
-    def update(places: Array) -> tuple[Tensor, Tensor]:
-        loss, value = loss_of(student.net, student.slow, allowed(gather(places)))
-        student.step(loss)
+
+class Trainer:
+    """The nets of a training, and the policy that they are.
+
+    Attributes:
+        state: all that steps change.
+    """
+
+    def __init__(
+        self, encoder: Encoder, config: DQN, variation: Variation, unit: float, seed: int, run: Run = HERE
+    ) -> None:
+        """Draw all weights.
+
+        Args:
+            unit: of reward, that scores are given back in; rows come divided by it.
+        """
+        self._loss, head = variation
+        threshold = config.behavior_threshold
+        self._encoder, self._unit = encoder, unit
+        self._shape = nets.shape_for(encoder, config.hidden, dueling=config.dueling, threshold=threshold, **head)
+        source = nets.generator(seed)
+        rate = nets.cosine(config.learning_rate, config.final_learning_rate, config.steps)
+        values = self._net = nets.new_net(self._shape, source, nets.device_of(run))
+        students: dict[str, Student] = {}
+        self._allowed: Filtering = as_it_is
+        if isinstance(self._net, nets.Filtered):
+            students["clone"] = Student(self._net.behavior, rate, 1.0)
+            values, self._allowed = self._net.value, Filter(students["clone"], threshold)
+        students["q"] = self._q = Student(values, rate, config.polyak)
+        self.state = nets.State(source, **students)
+
+    def update(self, rows: Minibatch) -> tuple[Tensor, Tensor]:
+        """One training step: its loss, and the values [B] of the candidates taken."""
+        loss, value = self._loss(self._q.net, self._q.slow, self._allowed(rows))
+        self._q.step(loss)
         return loss, value
 
-    def now() -> Policy:
-        return Policy(batch.encoder, nets.TorchScorer.of(shape, net, unit), EpsilonGreedy(0.0))
-
-    state, draws = nets.State(source, **students), nets.Draws(batch.unit[returns.row], config.batch_size)
-    watch = watch_of(unit, config.discount * float(run.of(batch.discount).max()))
-    nets.train(update, state, draws, config.steps, watch, nets.looking(progress, look, now), run)
-    return now()
+    def policy(self) -> Policy:
+        """As it is now: the best candidate."""
+        return Policy(self._encoder, nets.TorchScorer.of(self._shape, self._net, self._unit), EpsilonGreedy(0.0))
 
 
 # what a return goes on with

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from steersman.core.batch import Batch
@@ -21,9 +25,10 @@ def play(world: Simulator, policy: Policy, seed: int) -> Batch:
     """
     source, explorer = np.random.default_rng(seed), over_candidates(policy.explorer)
     seen = world.start(seed)
-    lane = np.arange(len(seen.context))
-    going, steps = np.ones(len(lane), dtype=bool), list[tuple[Array, ...]]()
+    lane, table = np.arange(len(seen.context)), seen.candidates[0].copy()
+    going, steps, shared = np.ones(len(lane), dtype=bool), list[tuple[Array, ...]](), True
     while going.any():
+        shared &= seen.candidates.strides[0] == 0 and np.array_equal(seen.candidates[0], table)
         action, propensity = choose(explorer, policy.scorer(seen.context, seen.candidates), seen.mask, source)
         moved = world.step(action)
         facts = (lane, *seen, action, propensity, moved.reward, moved.discount, moved.over)
@@ -36,7 +41,7 @@ def play(world: Simulator, policy: Policy, seed: int) -> Batch:
     return Batch(
         encoder=world.encoder,
         context=context,
-        candidates=candidates,
+        candidates=np.broadcast_to(table, candidates.shape) if shared else candidates,
         mask=mask,
         action=action,
         propensity=propensity,
@@ -57,6 +62,29 @@ def choose(
     total = np.cumsum(chance, axis=1)
     action = (source.random((len(chance), 1)) * total[:, -1:] >= total).sum(axis=1)
     return action, chance[np.arange(len(chance)), action]
+
+
+def together(batches: Sequence[Batch]) -> Batch:
+    """Batches of one world as one: episodes of the first, then of the second, each unit once."""
+    rows = np.cumsum([0, *map(len, batches)])[:-1]
+    units = np.cumsum([0, *(int(batch.unit.max()) + 1 for batch in batches)])[:-1]
+    table = batches[0].candidates[0]
+    shared = all(one.candidates.strides[0] == 0 and np.array_equal(one.candidates[0], table) for one in batches)
+    names = ("context", "mask", "action", "propensity", "reward", "metrics", "discount", "limited")
+    joined: dict[str, Any] = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names}
+    n = len(joined["reward"])
+    return dataclasses.replace(
+        batches[0],
+        candidates=np.broadcast_to(table, (n, *table.shape))
+        if shared
+        else np.concatenate([batch.candidates for batch in batches]),
+        next=np.concatenate(
+            [np.where(one.next < 0, -1, one.next + row) for one, row in zip(batches, rows, strict=True)]
+        ),
+        unit=np.concatenate([one.unit + unit for one, unit in zip(batches, units, strict=True)]),
+        begun=np.zeros(n, dtype=bool),
+        **joined,
+    )
 
 
 def returns_of_episodes(batch: Batch) -> Array:

@@ -99,8 +99,8 @@ def acrobot(episodes: int) -> Gym:
 class Offered:
     """A game of 200 steps in which two of four actions are offered at a time, a Simulator.
 
-    An action pays 1 if it is the one of both that the context asks for, the first or the last, else 0; the others
-    can not be taken. Who values what is not offered learns from garbage. The best return is 200.
+    An action pays 1 if it is the one of both that the context asks for, the first or the last, else 0; who takes one
+    that is not offered is told so by an error. The best return is 200, that of chance 100.
     """
 
     STEPS, ACTIONS = 200, ("a", "b", "c", "d")

@@ -1,0 +1,112 @@
+"""The Q family in simulators: what is remembered, that it learns by turns, and the bars at ReAgent's own budgets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from steersman import learn
+from steersman.core.errors import DataError
+from steersman.core.policy import Policy, Uniform, constant_scorer
+from steersman.core.simulator import Simulator
+from steersman.learn.dqn import C51, DQN, QRDQN
+from steersman.learn.play import play, returns_of_episodes, together
+from steersman.learn.rounds import Rounds, improve
+from steersman.worlds.simulators import Offered, acrobot, cartpole
+
+MASKED = DQN(steps=400, n_step=1, discount=0.5)
+
+
+def uniform(world: Simulator) -> Policy:
+    return Policy(world.encoder, constant_scorer, Uniform())
+
+
+def mean_return(policy: Policy, world: Simulator, seed: int) -> float:
+    return float(returns_of_episodes(play(world, policy, 10_000 + seed)).mean())
+
+
+@pytest.mark.parametrize("featured", [False, True])
+def test_batches_of_one_world_are_one_batch_whose_episodes_stay_what_they_were(featured):
+    world = cartpole(3, steps=12, featured=featured)
+    parts = [play(world, uniform(world), seed) for seed in (0, 1)]
+    whole = together(parts)
+    assert len(whole) == sum(map(len, parts))
+    assert np.unique(whole.unit).tolist() == list(range(6))
+    assert returns_of_episodes(whole).tolist() == [*returns_of_episodes(parts[0]), *returns_of_episodes(parts[1])]
+    on = np.flatnonzero(whole.next >= 0)
+    assert (whole.next[on] == on + 1).all()
+    assert (whole.unit[whole.next[on]] == whole.unit[on]).all()
+    assert whole.candidates.strides[0] == 0
+    start = len(parts[0])
+    assert np.array_equal(whole.context[start:], parts[1].context)
+    assert np.array_equal(whole.limited[start:], parts[1].limited)
+
+
+def test_a_game_that_offers_few_of_its_actions_is_played_without_a_mistake():
+    """200 of 200 in three episodes, after 500 random decisions and three episodes: the budget of ReAgent's tester."""
+    policy = improve(Offered(3), MASKED, Rounds(random=500, rounds=2), seed=0)
+    assert returns_of_episodes(play(Offered(3), policy, seed=1)).tolist() == [200.0] * 3
+
+
+def test_what_is_not_offered_can_not_be_taken():
+    world = Offered(2)
+    seen = world.start(0)
+    with pytest.raises(ValueError, match="not offered"):
+        world.step(np.where(seen.mask[:, 0], seen.mask.argmin(axis=1), 0))
+
+
+def test_the_same_seed_gives_the_same_policy_bit_for_bit_and_another_seed_another():
+    config, rounds = structs.replace(MASKED, steps=20), Rounds(random=100, rounds=2)
+    first, again, other = (learn.to_onnx(improve(Offered(1), config, rounds, seed)) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_progress_comes_round_by_round_and_ends_at_the_end():
+    told: list[tuple[int, int, dict[str, float]]] = []
+    improve(cartpole(2), DQN(steps=31), Rounds(random=100, rounds=3), 0, lambda *report: told.append(report))
+    assert [report[:2] for report in told] == [(10, 31), (20, 31), (31, 31)]
+    assert all({"return", "loss", "q"} <= set(report[2]) for report in told)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("random", 0), ("rounds", 0), ("epsilon", 1.5)])
+def test_a_setting_out_of_range_is_refused_by_name(setting, value):
+    with pytest.raises(DataError, match=f"{setting} is .*must be") as refused:
+        Rounds(**{setting: value})
+    assert refused.value.field == setting
+
+
+BARS = {
+    "dqn": (cartpole, 8, DQN(), Rounds(random=30_000, rounds=16)),
+    "c51": (cartpole, 4, C51(), Rounds(random=20_000, rounds=11)),
+    "qr-dqn": (cartpole, 4, QRDQN(), Rounds(random=20_000, rounds=11)),
+    "parametric dqn": (lambda episodes: cartpole(episodes, featured=True), 9, DQN(steps=3000),
+                       Rounds(random=20_000, rounds=11)),
+}  # fmt: skip
+"""World, episodes side by side, learner, turns: not more random decisions and episodes than ReAgent's tests have."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BARS)
+def test_the_pole_is_balanced_seed_after_seed(name):
+    make, episodes, config, rounds = BARS[name]
+    returns = []
+    for seed in range(5):
+        policy = improve(make(episodes), config, rounds, seed)
+        returns.append(mean_return(policy, make(100), seed))
+    assert sum(mean >= 195 for mean in returns) >= 4, returns
+
+
+@pytest.mark.slow
+def test_acrobot_swings_up_seed_after_seed():
+    returns = []
+    for seed in range(5):
+        policy = improve(acrobot(8), DQN(steps=8000), Rounds(random=20_000, rounds=20), seed)
+        returns.append(mean_return(policy, acrobot(100), seed))
+    assert sum(mean >= -95 for mean in returns) >= 4, returns
+
+
+@pytest.mark.slow
+def test_the_game_of_offers_is_played_without_a_mistake_seed_after_seed():
+    policies = [improve(Offered(3), MASKED, Rounds(random=500, rounds=2), seed) for seed in range(5)]
+    assert sum(mean_return(policy, Offered(3), seed) == 200.0 for seed, policy in enumerate(policies)) >= 4
