@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steersman.core import policy as policies
 from steersman.core.batch import Batch
 from steersman.core.decision import Numbers
 from steersman.core.density import Gaussian, Point, UniformBox
 from steersman.core.errors import DataError
 from steersman.core.features import Continuous, Encoder
-from steersman.core.policy import EpsilonGreedy, Policy, Softmax, SquareCB, Uniform, constant_scorer, draw
+from steersman.core.policy import EpsilonGreedy, Policy, Softmax, SquareCB, Thompson, Uniform, constant_scorer, draw
 from steersman.worlds import tabular
+from steersman.worlds.logit import logit
 
 LAST_BELOW_ONE = 1.0 - 2.0**-53
 
@@ -210,3 +212,21 @@ def test_squarecb_weighs_by_the_inverse_of_the_gap_and_gives_the_best_what_is_le
     assert even[0, 4] >= even[0, 0]  # 1 - 4 * 0.2 is a hair below 0.2
     with pytest.raises(DataError, match="gamma is -1, must be at least 0"):
         SquareCB(-1.0)
+
+
+def test_propensities_in_parts_are_those_of_all_rows_and_an_error_says_in_which_part(monkeypatch):
+    """Two rows of three candidates a part; the fifth row's score is not finite."""
+    batch = logit(numbers=1, actions=3).sample(7, 0)
+    scores = np.random.default_rng(0).normal(size=(7, 3, 4)).astype(np.float32)
+    scores_of = {row.tobytes(): score for row, score in zip(batch.context, scores, strict=True)}
+
+    def scorer(context: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        return np.stack([scores_of[row.tobytes()] for row in context])
+
+    made = Policy(batch.encoder, scorer, Thompson(0.1))
+    whole = made.propensities(batch)
+    monkeypatch.setattr(policies, "PAIRS", 6)
+    assert np.array_equal(made.propensities(batch), whole)
+    scores[4, 1, 2] = np.nan
+    with pytest.raises(DataError, match="rows from 4 on: row 0: a score is not finite"):
+        made.propensities(batch)

@@ -16,8 +16,8 @@ from steersman.core.ranking import Lists
 
 Array = np.ndarray
 
-ROWS = 16_384
-"""Rows whose propensities are computed together: draws of their scores are many times as large as the rows."""
+PAIRS = 2**18
+"""Pairs of row and candidate whose propensities are computed together: of draws of scores each pair has a hundred."""
 
 
 class Scorer(Protocol):
@@ -174,8 +174,9 @@ class Policy:
         """
         explorer = over_candidates(self.explorer)
         found = np.empty(batch.mask.shape)
-        for start in range(0, len(batch), ROWS):
-            rows = slice(start, start + ROWS)
+        size = max(PAIRS // max(batch.mask.shape[1], 1), 1)
+        for start in range(0, len(batch), size):
+            rows = slice(start, start + size)
             try:
                 found[rows] = explorer.probabilities(self._scores(batch, rows), batch.mask[rows])
             except DataError as error:
