@@ -233,3 +233,61 @@ def test_two_processes_learn_what_one_learns_and_the_first_alone_writes(unbroken
         assert one.figures["loss"] == pytest.approx(other.figures["loss"], rel=1e-4)
         assert one.figures["q_largest"] == pytest.approx(other.figures["q_largest"], rel=1e-4)
         assert one.picked == other.picked
+
+
+LARGE = """
+import sys, threading, numpy as np
+from steersman import learn
+from steersman.core.batch import Batch
+from steersman.core.features import Continuous, Encoder
+from steersman.learn.dqn import DQN
+
+rows, fields, path = 250_000, 125, sys.argv[1]
+rng = np.random.default_rng(0)
+context = np.lib.format.open_memmap(path, "w+", np.float32, (rows, 2 * fields))
+for start in range(0, rows, 10_000):
+    context[start : start + 10_000] = rng.random((10_000, 2 * fields), dtype=np.float32)
+context.flush()
+context = np.load(path, mmap_mode="r")
+row, last = np.arange(rows), np.arange(rows) % 5 == 4
+batch = Batch(
+    encoder=Encoder(context=tuple(Continuous(f"x{i:03d}", 0.0, 1.0) for i in range(fields)), actions=("a", "b")),
+    context=context, candidates=np.broadcast_to(np.eye(2, dtype=np.float32), (rows, 2, 2)),
+    mask=np.ones((rows, 2), dtype=bool), action=rng.integers(2, size=rows), propensity=np.full(rows, 0.5),
+    reward=rng.random(rows), metrics=np.empty((rows, 0)), discount=np.where(last, 0.0, 1.0),
+    next=np.where(last, -1, row + 1), unit=row // 5,
+)
+
+def own():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+def learned(steps, run):
+    learn.fit(batch, DQN(hidden=(16,), steps=steps, batch_size=64), 0, run=run)
+
+training = np.flatnonzero(batch.unit % 10 > 2)
+learned(1, learn.Run(rows=training[:5000]))  # what torch takes for itself
+before, peak, over = own(), [0.0], threading.Event()
+
+def watch():
+    while not over.wait(0.001):
+        peak[0] = max(peak[0], own())
+
+thread = threading.Thread(target=watch)
+thread.start()
+learned(200, learn.Run(rows=training))
+over.set()
+thread.join()
+print(peak[0] - before, context.nbytes / 2**20)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says how much memory is a process's own")
+def test_rows_that_lie_on_a_disk_are_learned_from_where_they_lie(tmp_path):
+    """Of 238 MiB of contexts, 70% of them to learn from, none is copied but minibatches; the rest is 100 B a row."""
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, str(tmp_path / "context.npy")], capture_output=True, text=True, check=True
+    )
+    grown, whole = map(float, done.stdout.split())
+    assert whole > 238
+    assert grown < 40

@@ -385,8 +385,8 @@ learner = "dqn"
 explorer = { kind = "epsilon", epsilon = 0.1 }   # or { kind = "softmax", temperature = 1.0, floor = 0.02 }
 # settings = { n_step = 5, discount = 0.99 }   # of the learner
 # holdout = 0.3              # share of the units that training never sees and evaluation judges on
-# validation = 0.0           # share of the units by which training chooses between its nets
-# keep = "best"              # the net that these estimate best; "last": the last one
+validation = 0.1             # share of the units by which training chooses between its nets; 0 if left out
+# keep = "best"              # the net that does best on these; "last": the last one
 # checkpoint_steps = 1000    # between two checkpoints, from which steersman train --resume goes on
 # precision = "f32"          # "bf16": faster on some hardware
 
