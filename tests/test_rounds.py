@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gymnasium
 import numpy as np
 import pytest
 from msgspec import structs
@@ -13,7 +14,7 @@ from steersman.core.simulator import Simulator
 from steersman.learn.dqn import C51, DQN, QRDQN
 from steersman.learn.play import play, returns_of_episodes, together
 from steersman.learn.rounds import Rounds, improve
-from steersman.worlds.simulators import Offered, acrobot, cartpole
+from steersman.worlds.simulators import ACROBOT, Offered, acrobot, cartpole
 
 MASKED = DQN(steps=400, n_step=1, discount=0.5)
 
@@ -47,6 +48,22 @@ def test_a_game_that_offers_few_of_its_actions_is_played_without_a_mistake():
     """200 of 200 in three episodes, after 500 random decisions and three episodes: the budget of ReAgent's tester."""
     policy = improve(Offered(3), MASKED, Rounds(random=500, rounds=2), seed=0)
     assert returns_of_episodes(play(Offered(3), policy, seed=1)).tolist() == [200.0] * 3
+
+
+def test_a_world_of_gymnasium_gives_its_own_observations_and_rewards_and_begins_anew_after_a_rule_ends_an_episode():
+    world, own = acrobot(1), gymnasium.make("Acrobot-v1")
+    seen, (observation, _) = world.start(3), own.reset(seed=int(np.random.SeedSequence([3, 0]).generate_state(1)[0]))
+    size = np.array(list(ACROBOT.values()))
+    for step in range(500):
+        assert seen.context[0, ::2] == pytest.approx(observation / size, abs=1e-6)
+        moved = world.step(np.array([step % 3]))
+        observation, reward, ended, cut, _ = own.step(step % 3)
+        assert moved.reached.context[0, ::2] == pytest.approx(observation / size, abs=1e-6)
+        assert (moved.reward[0], moved.discount[0], moved.over[0]) == (reward, float(not ended), ended or cut)
+        seen = moved.seen
+        if moved.over[0]:
+            assert abs(seen.context[0, ::2] * size - observation).max() > 0.01
+            observation, _ = own.reset()
 
 
 def test_what_is_not_offered_can_not_be_taken():

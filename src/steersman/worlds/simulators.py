@@ -14,10 +14,10 @@ Array = np.ndarray
 
 CARTPOLE = {"cart_position": 1.0, "cart_velocity": 1.0, "pole_angle": 0.1, "pole_velocity": 1.0}
 ACROBOT = {
-    "cosine_first": 0.7,
-    "sine_first": 0.7,
-    "cosine_second": 0.7,
-    "sine_second": 0.7,
+    "first_cosine": 0.7,
+    "first_sine": 0.7,
+    "second_cosine": 0.7,
+    "second_sine": 0.7,
     "speed_first": 2.0,
     "speed_second": 4.0,
 }
