@@ -139,6 +139,12 @@ class Trainer:
         """One training step: its loss, and the values of the actions taken, if any."""
         return self.variation.update(self.learners, rows)
 
+    def scores(self, context: Array) -> Array:
+        """[E, F] f32 -> [E, S] f32, of the actor as it is now: to act with, in between."""
+        with nets.no_grad():
+            found: Array = self.learners.actor.net(nets.tensor(context).to(self.learners.device)).cpu().numpy()
+        return found
+
     def policy(self) -> Policy:
         """As it is now: the point or the density of the actor."""
         scorer = nets.TorchScorer.of(self._shape, self.learners.actor.net, 1.0)

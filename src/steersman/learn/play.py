@@ -1,4 +1,4 @@
-"""Play a simulator by a policy over candidates: whole episodes side by side, as a Batch like any other."""
+"""Play a simulator by a policy: whole episodes side by side, as a Batch like any other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from steersman.core.batch import Batch
-from steersman.core.policy import CandidatesExplorer, Policy, over_candidates
+from steersman.core.density import Aims
+from steersman.core.policy import CandidatesExplorer, Policy, over_candidates, over_numbers
 from steersman.core.simulator import Simulator
 
 Array = np.ndarray
@@ -21,15 +22,21 @@ def play(world: Simulator, policy: Policy, seed: int) -> Batch:
     An episode that a rule ended keeps the discount of its last row, which is marked as limited.
 
     Args:
+        policy: with a density, where actions are numbers.
         seed: of the world and of the draws.
     """
-    source, explorer = np.random.default_rng(seed), over_candidates(policy.explorer)
-    seen = world.start(seed)
+    source, box, seen = np.random.default_rng(seed), world.encoder.numbers, world.start(seed)
     lane, table = np.arange(len(seen.context)), seen.candidates[0].copy()
     going, steps, shared = np.ones(len(lane), dtype=bool), list[tuple[Array, ...]](), True
     while going.any():
         shared &= seen.candidates.strides[0] == 0 and np.array_equal(seen.candidates[0], table)
-        action, propensity = choose(explorer, policy.scorer(seen.context, seen.candidates), seen.mask, source)
+        scores = policy.scorer(seen.context, seen.candidates)
+        if box is None:
+            action, propensity = choose(over_candidates(policy.explorer), scores, seen.mask, source)
+        else:
+            aims = Aims(over_numbers(policy.explorer), scores, box)
+            action = aims.draws(source.random((len(aims), 1, len(box.low) + 1)))[:, 0].astype(np.float32)
+            propensity = aims.density(action)
         moved = world.step(action)
         facts = (lane, *seen, action, propensity, moved.reward, moved.discount, moved.over)
         steps.append(tuple(array[going] for array in facts))

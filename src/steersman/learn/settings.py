@@ -79,7 +79,11 @@ def unit_of(batch: Batch, run: Run = HERE) -> float:
     Raises:
         DataError: all rewards are 0, or they are too large or small for float32.
     """
-    reward = run.of(batch.reward)
+    return largest_of(run.of(batch.reward))
+
+
+def largest_of(reward: nets.Array) -> float:
+    """The largest |reward|; see `unit_of`."""
     unit = float(np.abs(reward).max())
     if unit == 0:
         raise DataError(

@@ -11,6 +11,7 @@ from steersman.learn.nets.numbers import (
     jitter,
     log_density,
     number_gatherer,
+    number_rows,
     overshoot,
     point,
     scaling,
@@ -18,7 +19,7 @@ from steersman.learn.nets.numbers import (
 from steersman.learn.nets.processes import device_of, joined, wait
 from steersman.learn.nets.scorer import PAIRS, TorchScorer, scorer_of
 from steersman.learn.nets.shape import WIDEST, Shape, actor_shape, shape_for
-from steersman.learn.nets.student import Draws, Generator, State, Student, generator, rand, shuffled
+from steersman.learn.nets.student import Draws, Generator, State, Student, generator, places, rand, shuffled, tensor
 from steersman.learn.nets.training import (
     REPORT,
     Array,
@@ -81,9 +82,11 @@ __all__ = [
     "new_net",
     "no_grad",
     "number_gatherer",
+    "number_rows",
     "one_thread",
     "overshoot",
     "pick",
+    "places",
     "point",
     "rand",
     "scaling",
@@ -92,6 +95,7 @@ __all__ = [
     "shuffled",
     "squared",
     "stacked",
+    "tensor",
     "train",
     "wait",
 ]

@@ -25,7 +25,7 @@ class Actor(Net):
         width = len(shape.bounds) * (1 if shape.kind == "point" else 2)
         self.layers = layers_of((shape.context, *shape.hidden, width))
 
-    def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
+    def forward(self, context: Tensor, candidates: Tensor | None = None) -> Tensor:
         """[B, F] -> [B, S]; there are no candidates."""
         raw: Tensor = self.layers(context)
         if self.shape.kind == "squashed":

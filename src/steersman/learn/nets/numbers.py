@@ -62,16 +62,17 @@ def number_gatherer(
 
     def gather(places: Array) -> NumberRows:
         row, until = returns.row.take(places), returns.until.take(places)
-        arrays = (
-            rows_of(batch.context, row),
-            to_training(rows_of(batch.action, row)),
-            reward.take(places),
-            discount.take(places),
-            rows_of(batch.context, until),
+        context, action = rows_of(batch.context, row), to_training(rows_of(batch.action, row))
+        return number_rows(
+            context, action, reward.take(places), discount.take(places), rows_of(batch.context, until), device=device
         )
-        return NumberRows(*(torch.from_numpy(array).to(device) for array in arrays))
 
     return gather
+
+
+def number_rows(*arrays: Array, device: torch.device | str = "cpu") -> NumberRows:
+    """Arrays as tensors, f32, in the order of NumberRows."""
+    return NumberRows(*(torch.from_numpy(array.astype(np.float32, copy=False)).to(device) for array in arrays))
 
 
 def scaling(box: Numbers) -> Callable[[Array], Array]:

@@ -23,6 +23,7 @@ Array = np.ndarray
 M = TypeVar("M", bound=nn.Module)
 Generator = torch.Generator
 rand = torch.rand
+tensor = torch.from_numpy
 no_grad = torch.no_grad
 
 
@@ -171,6 +172,11 @@ class State:
 def generator(seed: int) -> torch.Generator:
     """The source of every random number of one training: nobody else draws from it, so the seed decides."""
     return torch.Generator().manual_seed(seed)
+
+
+def places(rows: int, size: int, source: torch.Generator) -> Array:
+    """[size] places in [0, rows), drawn with replacement."""
+    return torch.randint(rows, (size,), generator=source).numpy()
 
 
 def _seed(seed: int, done: int, what: str) -> int:
