@@ -36,8 +36,8 @@ from steersman.core.version import Parents, Version
 from steersman.log import Pen, read
 from steersman.models import onnx as graphs
 from steersman.serve import workers
-from steersman.serve.http import Settings
 from steersman.serve.plane import Live, Plane, time_ordered_id
+from steersman.serve.settings import Settings
 
 FIELDS, CANDIDATES, HIDDEN, BODIES = 16, 10, 128, 256
 CONTEXT = tuple(f"c{i:02d}" for i in range(FIELDS))

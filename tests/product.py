@@ -40,9 +40,10 @@ def project(directory: Path, toml: str = TOML) -> Project:
     return made
 
 
-def start(made: Project) -> tuple[subprocess.Popen[bytes], str]:
+def start(made: Project, *options: str) -> tuple[subprocess.Popen[bytes], str]:
     """`steersman serve` on a free port: the process and its URL, once it is ready."""
     command = [sys.executable, "-m", "steersman", "serve", "--project", str(made.root), "--port", "0", "--json"]
+    command += options
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     line = process.stdout.readline()

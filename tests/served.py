@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import socket
@@ -25,8 +26,10 @@ from steersman.core.version import Parents, Version
 from steersman.models.graph import Graph
 from steersman.models.onnx import compose
 from steersman.serve import workers
-from steersman.serve.http import Settings
+from steersman.serve.http import Server
 from steersman.serve.plane import Live, Plane, time_ordered_id
+from steersman.serve.predicting import Models
+from steersman.serve.settings import Settings
 
 SHOP = Problem(
     name="shop",
@@ -160,6 +163,44 @@ class Client:
             return self._in.read() == b""
         except ConnectionResetError:
             return True
+
+
+class Running:
+    """A server in a thread of this process, without signals."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        settings: Settings,
+        new_loop: Callable[[], asyncio.AbstractEventLoop] = workers.new_loop,
+        models: Models | None = None,
+    ) -> None:
+        self.plane = plane
+        self.models = models
+        self.loop = new_loop()
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(settings,), daemon=True)
+        self._thread.start()
+        assert self._up.wait(20)
+
+    def _run(self, settings: Settings) -> None:
+        self.loop.run_until_complete(self._main(settings))
+        self.loop.close()
+
+    async def _main(self, settings: Settings) -> None:
+        with workers.bind(settings) as sock:
+            self.server = Server(self.plane, settings, self.loop, self.models)
+            self.port = sock.getsockname()[1]
+            await self.server.listen(sock)
+            self._stop = asyncio.Event()
+            self._up.set()
+            await self._stop.wait()
+            await self.server.drain()
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
 
 
 # -- as a program -------------------------------------------------------------------------------------------------

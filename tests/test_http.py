@@ -9,10 +9,9 @@ import os
 import signal
 import socket
 import struct
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,48 +20,16 @@ import httpx
 import numpy as np
 import pytest
 
-from served import Client, Clients, logged, plane_of, process, want
+from served import Client, Clients, Running, logged, plane_of, process, want
 from steersman import log
 from steersman.core.errors import ConfigError, ConflictError, Error
 from steersman.serve import workers
-from steersman.serve.http import Server, Settings
-from steersman.serve.plane import Plane
+from steersman.serve.settings import Settings
 
 SHOP = {"unit": "u", "candidates": [{"id": "a", "features": {"price": 1}}, {"id": "b"}]}
 BODY = json.dumps(SHOP).encode()
 DECIDE = "/v1/decide/shop"
 KEYS = {"error", "hint", "field"}
-
-
-class Running:
-    """A server in a thread of this process, without signals."""
-
-    def __init__(self, plane: Plane, settings: Settings, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-        self.plane = plane
-        self.loop = new_loop()
-        self._up = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(settings,), daemon=True)
-        self._thread.start()
-        assert self._up.wait(20)
-
-    def _run(self, settings: Settings) -> None:
-        self.loop.run_until_complete(self._main(settings))
-        self.loop.close()
-
-    async def _main(self, settings: Settings) -> None:
-        with workers.bind(settings) as sock:
-            self.server = Server(self.plane, settings, self.loop)
-            self.port = sock.getsockname()[1]
-            await self.server.listen(sock)
-            self._stop = asyncio.Event()
-            self._up.set()
-            await self._stop.wait()
-            await self.server.drain()
-
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
 
 
 @contextmanager

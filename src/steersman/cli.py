@@ -73,7 +73,8 @@ def parser() -> argparse.ArgumentParser:
     )
     init.add_argument("--high", type=float, nargs="+", metavar="X", help="the high bounds of the same")
     _demo_options(verb("demo", _demo, "Run a closed loop on a world whose truth is known."))
-    serve = verb("serve", _serve, "Serve decisions over HTTP and log each before its answer leaves.")
+    serve = verb("serve", _serve, "Serve decisions over HTTP, each logged before its answer leaves; and predictions.")
+    serve.add_argument("--models", type=Path, metavar="DIR", help="without a project: the models DIR/NAME/1/model.onnx")
     serve.add_argument("--port", type=int, help="instead of the port in steersman.toml; 0 takes a free one")
     _log_options(verb("log", _log, "Look at the log, compact it, or import another one."))
     build = verb("build", _build, "Join and order the log into a Batch.")
@@ -97,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     publish = verb("publish", _publish, "Store the last candidate as the next version, if its gates passed.")
     publish.add_argument("name")
     publish.add_argument("--force", action="store_true", help="even if a gate failed; the version says so for ever")
+    publish.add_argument("--onnx", type=Path, metavar="FILE", help="a model that was not made here, to predict with")
     promote = verb("promote", _promote, "Make a version the champion; running servers swap to it.")
     promote.add_argument("name", metavar="NAME[@VERSION]", help="alone: the challenger")
     verb("rollback", _rollback, "Move the champion back to where it was before.").add_argument("name")
@@ -244,7 +246,7 @@ def _init(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    project = config.load(options.project)
+    project = config.only_models(options.models) if options.models else config.load(options.project)
     return flow.serve(project, port=options.port, on_ready=lambda url: _show_ready(options, project, url))
 
 
@@ -252,7 +254,7 @@ def _show_ready(options: argparse.Namespace, project: config.Project, url: str) 
     _show(
         options,
         {"url": url, "policies": sorted(project.policies)},
-        f"serving {', '.join(sorted(project.policies))} on {url}   (stop with Ctrl-C: it drains)",
+        f"serving {', '.join(sorted(project.policies)) or project.models} on {url}   (stop with Ctrl-C: it drains)",
         *(
             f"try     curl -d '{flow.example_request(project, name)}' {url}/v1/decide/{name}"
             for name in project.policies
@@ -517,7 +519,13 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _publish(options: argparse.Namespace) -> None:
-    version = flow.publish(config.load(options.project), options.name, force=options.force)
+    project = config.load(options.project)
+    if options.onnx:
+        number = flow.publish_model(project, options.name, options.onnx)
+        place = f"{project.models_url}/{options.name}/{number}"
+        _show(options, {"name": options.name, "number": number, "place": place}, f"stored  {place}; servers follow")
+        return
+    version = flow.publish(project, options.name, force=options.force)
     forced = "   [yellow]forced: a gate had failed[/]" if version.forced else ""
     _show(
         options,

@@ -17,7 +17,7 @@ from steersman import timeline
 from steersman.core.decision import Actions, Numbers, One, Problem, Ranked, check_rules
 from steersman.core.errors import ConfigError, DataError, NotFoundError, did_you_mean
 from steersman.core.policy import EpsilonGreedy, Explorer
-from steersman.serve.http import Settings
+from steersman.serve.settings import Settings
 
 FILE = "steersman.toml"
 _SECTIONS = ("build", "learn", "tune", "evaluate", "gates")
@@ -163,6 +163,28 @@ class PolicyConfig(Struct, frozen=True):
     tune: TuneConfig = TuneConfig()
 
 
+class ModelConfig(Struct, frozen=True):
+    """Which versions of a plain model are served.
+
+    Attributes:
+        latest: so many of the highest versions; 0: all there are.
+        numbers: these and no others, if it is not empty.
+        labels: other names of versions, for TensorFlow Serving's `/labels/`.
+    """
+
+    latest: int = 1
+    numbers: tuple[int, ...] = ()
+    labels: dict[str, int] = {}
+
+    def __post_init__(self) -> None:
+        if self.latest < 0:
+            raise ConfigError(f"latest is {self.latest}, must be 0 (all) or more", field="latest")
+
+    def chosen(self, there: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the versions that are there, those to serve; and all of `numbers`, there or not."""
+        return self.numbers or there[-self.latest :]
+
+
 class Project(Struct, frozen=True):
     """A directory with a steersman.toml.
 
@@ -170,6 +192,8 @@ class Project(Struct, frozen=True):
         root: of everything that is relative.
         warehouse: fsspec URL, or a path relative to the root.
         policies: problem name -> its settings.
+        models: where plain ONNX models lie, as the warehouse.
+        model: name of a plain model -> its settings; those that are not named have the default ones.
     """
 
     root: Path
@@ -178,6 +202,8 @@ class Project(Struct, frozen=True):
     engine: EngineConfig
     warehouse: str
     policies: dict[str, PolicyConfig]
+    models: str = "models"
+    model: dict[str, ModelConfig] = {}
 
     def policy(self, name: str) -> PolicyConfig:
         """The settings of a problem.
@@ -204,7 +230,15 @@ class Project(Struct, frozen=True):
     @property
     def warehouse_url(self) -> str:
         """An fsspec URL or an absolute path."""
-        return self.warehouse if "://" in self.warehouse else str(self.root / self.warehouse)
+        return self._url(self.warehouse)
+
+    @property
+    def models_url(self) -> str:
+        """An fsspec URL or an absolute path."""
+        return self._url(self.models)
+
+    def _url(self, place: str) -> str:
+        return place if "://" in place else str(self.root / place)
 
 
 def load(directory: Path) -> Project:
@@ -218,6 +252,12 @@ def load(directory: Path) -> Project:
     if not path.exists():
         raise ConfigError(f"{path} is not there", hint="steersman init writes one")
     return parse(_table(path), directory.resolve())
+
+
+def only_models(directory: Path) -> Project:
+    """A project without problems, for a directory of plain models that has no steersman.toml."""
+    root = directory.resolve()
+    return Project(root, LogConfig(), Settings(), EngineConfig(), "warehouse", {}, models=str(root))
 
 
 def read(kind: type[T], path: Path) -> T:
@@ -238,7 +278,7 @@ def _table(path: Path) -> dict[str, Any]:
 
 def parse(table: Mapping[str, Any], root: Path) -> Project:
     """A project from the table of a TOML file; see `load`."""
-    _known(table, ("log", "serve", "engine", "warehouse", "problem"), "")
+    _known(table, ("log", "serve", "engine", "warehouse", "models", "model", "problem"), "")
     problems = table.get("problem", {})
     if not isinstance(problems, dict) or not problems:
         raise ConfigError(
@@ -246,6 +286,10 @@ def parse(table: Mapping[str, Any], root: Path) -> Project:
         )
     warehouse = table.get("warehouse", {})
     _known(warehouse, ("url",), "warehouse")
+    models = table.get("models", {})
+    _known(models, ("url",), "models")
+    model = table.get("model", {})
+    _known(model, model, "model")
     return Project(
         root=root,
         log=section(LogConfig, table.get("log", {}), "log"),
@@ -253,6 +297,8 @@ def parse(table: Mapping[str, Any], root: Path) -> Project:
         engine=section(EngineConfig, table.get("engine", {}), "engine"),
         warehouse=str(warehouse.get("url", "warehouse")),
         policies={name: _policy(name, problem) for name, problem in problems.items()},
+        models=str(models.get("url", "models")),
+        model={name: section(ModelConfig, one, f"model.{name}") for name, one in model.items()},
     )
 
 
@@ -351,6 +397,12 @@ _TEMPLATE = """\
 # workers = 1                # processes that share the port
 # max_body_bytes = 1048576
 # poll_s = 1.0               # how often a server looks whether an alias moved
+
+[models]
+# url = "models"             # plain ONNX models, as models/NAME/1/model.onnx: served beside the policies
+# [model.NAME]               # a TOML table of its own for one that is not served by its highest version:
+# latest = 1                 # so many of its highest versions; 0: all
+# labels = { stable = 3 }
 
 [engine]
 # url = "duckdb"

@@ -28,7 +28,7 @@ from steersman.flow import places
 from steersman.flow.judging import draw, encoded_by, judge, judge_policy
 from steersman.flow.logs import Replayed, compact, import_log, opened, read_source, replay, replay_all
 from steersman.flow.places import CHAMPION, Candidate, code_version, latest_candidate, now_us
-from steersman.flow.serving import serve
+from steersman.flow.serving import publish_model, serve
 from steersman.flow.training import Asked, Trained, train, trained
 from steersman.learn.run import rank
 from steersman.models import onnx
@@ -61,6 +61,7 @@ __all__ = [
     "now_us",
     "promote",
     "publish",
+    "publish_model",
     "publish_uniform",
     "rank",
     "read_source",

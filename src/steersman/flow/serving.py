@@ -1,19 +1,26 @@
-"""The server of a project: the warehouse and the pen behind one plane, in one process or several."""
+"""The server of a project: warehouse, shelf and pen behind one plane, in one process or several."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from socket import socket
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from steersman import log
-from steersman.config import Project
+from steersman.config import ModelConfig, Project
+from steersman.core.errors import ConflictError, Error
+from steersman.core.version import Version
 from steersman.flow.places import CHAMPION, now_us
 from steersman.models.graph import Graph
+from steersman.models.plain import Plain
+from steersman.models.shelf import Shelf
 from steersman.models.warehouse import Warehouse
-from steersman.serve import plane, workers
+from steersman.serve import plane, predicting, workers
 
 
 def serve(project: Project, *, port: int | None = None, on_ready: Callable[[str], None] | None = None) -> int:
@@ -26,11 +33,22 @@ def serve(project: Project, *, port: int | None = None, on_ready: Callable[[str]
     settings = project.serve if port is None else msgspec.structs.replace(project.serve, port=port)
 
     def work(_: int, sock: socket | None, ready: Callable[[int], None]) -> int:
+        graphs = _Graphs(project)
         segment_bytes = project.log.segment_mb << 20
-        with log.Pen(project.log_directory, durability=project.log.durability, segment_bytes=segment_bytes) as pen:
-            served = _plane(project, pen)
+        with contextlib.ExitStack() as stack:
+            record: plane.Record = _no_log
+            flush: Callable[[], None] | None = None
+            if project.policies:
+                pen = log.Pen(project.log_directory, durability=project.log.durability, segment_bytes=segment_bytes)
+                record, flush = stack.enter_context(pen).append, pen.flush
             return workers.run(
-                served, settings, wanted=lambda: _champions(project), on_ready=ready, on_drained=pen.flush, sock=sock
+                _plane(project, graphs, record),
+                settings,
+                wanted=lambda: _champions(project),
+                models=_models(project, graphs),
+                on_ready=ready,
+                on_drained=flush,
+                sock=sock,
             )
 
     def ready(taken: int) -> None:
@@ -42,18 +60,71 @@ def serve(project: Project, *, port: int | None = None, on_ready: Callable[[str]
     return workers.supervise(settings, work, ready)
 
 
-def _plane(project: Project, pen: log.Pen) -> plane.Plane:
-    warehouse = Warehouse(project.warehouse_url)
+class _Graphs:
+    """Graphs of the warehouse, each loaded once however many rooms of the server want it."""
 
+    def __init__(self, project: Project) -> None:
+        self.warehouse = Warehouse(project.warehouse_url)
+        self._loaded: WeakValueDictionary[tuple[str, int], Graph] = WeakValueDictionary()
+
+    def read(self, name: str, number: int) -> tuple[Version, Graph]:
+        version, data = self.warehouse.read(name, number)
+        graph = self._loaded.get((name, number))
+        if graph is None:
+            self._loaded[name, number] = graph = Graph(data)
+        return version, graph
+
+
+def _plane(project: Project, graphs: _Graphs, record: plane.Record) -> plane.Plane:
     def load(name: str, number: int) -> plane.Live:
-        version, data = warehouse.read(name, number)
-        graph = Graph(data)
+        version, graph = graphs.read(name, number)
         return plane.Live(version, project.policy(name).problem, graph.scores, rowwise=graph.rowwise)
 
     def new_id() -> str:
         return plane.time_ordered_id(now_us(), os.urandom(8))
 
-    return plane.Plane(load, pen.append, now=now_us, new_id=new_id, durability=project.log.durability)
+    return plane.Plane(load, record, now=now_us, new_id=new_id, durability=project.log.durability)
+
+
+def _no_log(records: Sequence[tuple[bytes, bytes]], done: Callable[[Error | None], None]) -> None:
+    raise ConflictError("this server has models and no problem: it has no log", hint="steersman init makes a project")
+
+
+def _models(project: Project, graphs: _Graphs) -> predicting.Models:
+    """Versions of policies that an alias points at, the champion by default; and the plain models on the shelf."""
+    shelf = Shelf(project.models_url)
+
+    def load(name: str, number: int) -> predicting.Model:
+        plain = Plain(graphs.read(name, number)[1] if name in project.policies else shelf.read(name, number))
+        return predicting.Model(plain.signature, plain.run)
+
+    def wanted() -> dict[str, predicting.Wanted]:
+        found = {}
+        off = shelf.off()
+        for name in sorted({*shelf.names(), *project.model} - off):
+            settings = project.model.get(name, ModelConfig())
+            if numbers := settings.chosen(shelf.numbers(name)):
+                found[name] = predicting.Wanted(numbers, labels=settings.labels)
+        for name in project.policies:
+            aliases = graphs.warehouse.aliases(name)
+            if aliases:
+                numbers = tuple(sorted(set(aliases.values())))
+                found[name] = predicting.Wanted(numbers, aliases.get(CHAMPION), aliases)
+        return found
+
+    return predicting.Models(load, wanted, turn_on=shelf.switch)
+
+
+def publish_model(project: Project, name: str, file: Path) -> int:
+    """Store an ONNX model that was not made here under its next number, which is returned; servers follow.
+
+    Raises:
+        ConflictError: a policy has this name.
+        DataError: it can not be served.
+    """
+    if name in project.policies:
+        raise ConflictError(f"{name} is a policy of this project", hint="give the model another name")
+    return Shelf(project.models_url).publish(name, file.read_bytes())
 
 
 def _champions(project: Project) -> dict[str, int]:

@@ -39,16 +39,16 @@ class Graph:
     """
 
     def __init__(self, data: bytes) -> None:
-        self._session = open_session(data)
-        self.inputs = tuple(node.name for node in self._session.get_inputs())
-        outputs = [node.name for node in self._session.get_outputs()]
+        self.session = open_session(data)
+        self.inputs = tuple(node.name for node in self.session.get_inputs())
+        outputs = [node.name for node in self.session.get_outputs()]
         if CANDIDATE_IDS not in self.inputs or not set(self.inputs) <= set(INPUTS) or outputs != [SCORES]:
             raise DataError(
                 f"a graph from {', '.join(self.inputs)} to {', '.join(outputs)}; must be from {CANDIDATE_IDS} "
                 f"and any of {', '.join(INPUTS[:-1])} to {SCORES}",
                 hint="only a composed graph, with its encoder inside, can be served",
             )
-        self.rowwise = self._session.get_modelmeta().custom_metadata_map.get(ROWWISE) == "yes"
+        self.rowwise = self.session.get_modelmeta().custom_metadata_map.get(ROWWISE) == "yes"
         self._context = [name in self.inputs for name in CONTEXT_INPUTS]
         self._candidates = [name in self.inputs for name in CANDIDATE_INPUTS]
 
@@ -75,7 +75,7 @@ class Graph:
                 feed[names[1]] = _texts(raw)
             if read[2]:
                 feed[names[2]] = raw.lists
-        return _run(self._session, feed)
+        return _run(self.session, feed)
 
 
 class EncodedScorer:

@@ -246,6 +246,11 @@ class Plane:
         """Whether every wanted policy has a version that decides."""
         return bool(self._serving) and self._wanted.keys() <= self._serving.keys()
 
+    @property
+    def unused(self) -> bool:
+        """Whether no policy was ever wanted or served here."""
+        return not self._serving and not self._wanted
+
     def status(self) -> dict[str, object]:
         """Versions, loading errors, the log and counts, ready for JSON."""
         return {

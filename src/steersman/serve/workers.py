@@ -20,8 +20,10 @@ from dataclasses import dataclass
 import msgspec
 
 from steersman.core.errors import ConfigError, ConflictError
-from steersman.serve.http import Server, Settings
+from steersman.serve.http import Server
 from steersman.serve.plane import Plane
+from steersman.serve.predicting import Models
+from steersman.serve.settings import Settings
 
 Wanted = Callable[[], Mapping[str, int]]
 Ready = Callable[[int], None]
@@ -65,6 +67,7 @@ def run(
     settings: Settings,
     *,
     wanted: Wanted | None = None,
+    models: Models | None = None,
     on_ready: Ready | None = None,
     on_drained: Callable[[], None] | None = None,
     sock: socket.socket | None = None,
@@ -73,6 +76,7 @@ def run(
 
     Args:
         wanted: policy -> version number; asked every `poll_s` and on SIGHUP, on a thread of its own.
+        models: what predicts beside the plane; they follow at the same times.
         on_ready: takes the port, when the first loads are over and connections are accepted.
         on_drained: called when all is answered that will be: flushes the log.
         sock: a bound socket to listen on, instead of one of the settings' host and port.
@@ -86,7 +90,7 @@ def run(
     sock = sock or bind(settings)
     loop = new_loop()
     try:
-        answered = loop.run_until_complete(_serve(plane, settings, sock, wanted, on_ready))
+        answered = loop.run_until_complete(_serve(plane, settings, sock, wanted, models, on_ready))
         if on_drained:
             on_drained()
     finally:
@@ -100,15 +104,16 @@ async def _serve(
     settings: Settings,
     sock: socket.socket,
     wanted: Wanted | None,
+    models: Models | None,
     on_ready: Ready | None,
 ) -> bool:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    server = Server(plane, settings, loop)
+    server = Server(plane, settings, loop, models)
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    if wanted:
-        follower = _Follower(plane, wanted, settings.poll_s)
+    if wanted or models:
+        follower = _Follower(_follow(plane, wanted, models), settings.poll_s)
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, follower.look)
         loaded = asyncio.Event()
@@ -132,12 +137,21 @@ def _allow_connections(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
+def _follow(plane: Plane, wanted: Wanted | None, models: Models | None) -> Callable[[bool], None]:
+    def follow(at_once: bool) -> None:
+        if wanted:
+            plane.follow(wanted, at_once)
+        if models:
+            models.follow(at_once)
+
+    return follow
+
+
 class _Follower:
     """A thread of low priority that loads what is wanted, so that a load costs the requests next to nothing."""
 
-    def __init__(self, plane: Plane, wanted: Wanted, poll_s: float) -> None:
-        self._plane = plane
-        self._wanted = wanted
+    def __init__(self, follow: Callable[[bool], None], poll_s: float) -> None:
+        self._to_follow = follow
         self._poll_s = poll_s
         self._look = threading.Event()
 
@@ -154,12 +168,12 @@ class _Follower:
         if sys.platform == "linux":
             # A thread's own priority exists on Linux only; elsewhere the whole process would become slow.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        self._plane.follow(self._wanted)
+        self._to_follow(False)
         first()
         while True:
             asked = self._look.wait(self._poll_s)
             self._look.clear()
-            self._plane.follow(self._wanted, at_once=asked)
+            self._to_follow(asked)
 
 
 def new_loop() -> asyncio.AbstractEventLoop:

@@ -1,0 +1,96 @@
+"""The shelf: plain ONNX models that nobody trained here, in numbered folders; read by servers, written by `publish`."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from steersman.core.errors import DataError, NotFoundError, did_you_mean
+from steersman.models.plain import Plain
+from steersman.models.stores import open_store
+from steersman.models.warehouse import MODEL, NUMBER
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+OFF = "off.json"
+
+
+class Shelf:
+    """`<root>/<name>/<number>/model.onnx`: the layout that TF Serving and Triton poll.
+
+    Args:
+        url: a path, or any URL that fsspec knows.
+    Raises:
+        ConfigError: the URL has no known scheme.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._store = open_store(url)
+
+    def publish(self, name: str, model: bytes) -> int:
+        """Store a model under the next number, which is returned; nobody sees it before it is whole.
+
+        Raises:
+            DataError: the name is not one, or the bytes are not a model that can be served.
+        """
+        check_name(name)
+        Plain(model)
+        number = max(self.numbers(name), default=0) + 1
+        while not self._store.place(f"{name}/{number}", {MODEL: model}):
+            number += 1
+        return number
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the models that have a version, sorted."""
+        names = sorted(name for name in self._store.entries("") if NAME.fullmatch(name))
+        return tuple(name for name in names if self.numbers(name))
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """Numbers of the versions there are, ascending; none if there is no such model."""
+        check_name(name)
+        found = sorted(int(entry) for entry in self._store.entries(name) if NUMBER.fullmatch(entry))
+        return tuple(number for number in found if self._store.exists(f"{name}/{number}/{MODEL}"))
+
+    def read(self, name: str, number: int) -> bytes:
+        """A version, as it lies there.
+
+        Raises:
+            NotFoundError: there is no such version.
+        """
+        check_name(name)
+        try:
+            return self._store.read(f"{name}/{number:d}/{MODEL}")
+        except FileNotFoundError:
+            raise NotFoundError(f"{self.url} has no {name}/{number}/{MODEL}") from None
+
+    def off(self) -> frozenset[str]:
+        """Names of the models that shall not be served although they are there."""
+        try:
+            return frozenset(msgspec.json.decode(self._store.read(OFF), type=list[str]))
+        except FileNotFoundError:
+            return frozenset()
+        except msgspec.MsgspecError as error:
+            raise DataError(f"{self.url}/{OFF} is damaged: {error}", hint="delete it, and switch off again") from None
+
+    def switch(self, name: str, on: bool) -> None:
+        """Serve a model, or serve it no more, until it is switched again; servers follow.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        if not self.numbers(name):
+            raise NotFoundError(f"{self.url} has no model {name!r}", hint=did_you_mean(name, self.names()))
+        with self._store.locked(""):
+            off = self.off() - {name} if on else self.off() | {name}
+            self._store.replace(OFF, msgspec.json.encode(sorted(off)))
+
+
+def check_name(name: str) -> None:
+    """Raises DataError for a name that could not be a folder of the shelf."""
+    if not NAME.fullmatch(name):
+        raise DataError(
+            f"model name {name[:80]!r} must match {NAME.pattern}",
+            hint="letters, digits, -, _ and dots, a letter or digit first; it is a folder",
+            field="name",
+        )

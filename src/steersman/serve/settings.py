@@ -1,0 +1,49 @@
+"""Settings of a server: where to listen, and what a client may ask for."""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import Struct
+
+from steersman.core.errors import ConfigError
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where to listen, and what a client may ask for.
+
+    Attributes:
+        host, port: port 0 takes a free one.
+        workers: processes that share the port; 1 serves in this process.
+        max_body_bytes, max_head_bytes: of one request, the head with its request line.
+        max_connections: open at once, in one worker.
+        max_waiting: requests without an answer yet, in one worker; more are refused with 503.
+        idle_s: a connection without a request is closed after this.
+        request_s: a request must be complete, and an answer be read, within this.
+        drain_s: after SIGTERM, until what is not answered is dropped.
+        quiet_s: after SIGTERM, how long an idle connection stays open for a request that is on its way.
+        poll_s: between two looks at which versions are wanted.
+        tf_serving: whether TensorFlow Serving's REST API is spoken.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 1
+    max_body_bytes: int = 1 << 20
+    max_head_bytes: int = 16 << 10
+    max_connections: int = 4096
+    max_waiting: int = 4096
+    idle_s: float = 75.0
+    request_s: float = 30.0
+    drain_s: float = 20.0
+    quiet_s: float = 0.2
+    poll_s: float = 1.0
+    tf_serving: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"port is {self.port}, must be 0 to 65535", field="port")
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if name != "port" and type(value) in (int, float) and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} is {value:g}, must be above 0", field=name)
