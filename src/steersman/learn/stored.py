@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-import numpy as np
 from msgspec import Struct
 
 from steersman.core.errors import DataError, NotFoundError
 from steersman.core.features import Encoder
 from steersman.core.policy import Explorer, Policy
-from steersman.engine.disk import replacing
 from steersman.learn.nets import Shape, TorchScorer, scorer_of
+from steersman.learn.packed import packed, read_sealed, unpacked, write, write_sealed
 from steersman.learn.sums import Sums
 
 POLICY, WEIGHTS = "policy.json", "weights.npz"
@@ -44,7 +40,7 @@ class Stored(Struct, frozen=True, forbid_unknown_fields=True):
 def save(policy: Policy, directory: Path) -> None:
     """Write a policy to a directory, see `steersman.learn.save`."""
     scorer = scorer_of(policy)
-    weights = _packed(scorer.weights())
+    weights = packed(scorer.weights())
     stored = Stored(
         encoder=policy.encoder,
         explorer=policy.explorer,
@@ -55,8 +51,8 @@ def save(policy: Policy, directory: Path) -> None:
     aside = directory.with_name(f".{directory.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)  # of a process with our id that died here
     aside.mkdir(parents=True)
-    _write(aside / WEIGHTS, weights)
-    _write(aside / POLICY, msgspec.json.format(msgspec.json.encode(stored)))
+    write(aside / WEIGHTS, weights)
+    write(aside / POLICY, msgspec.json.format(msgspec.json.encode(stored)))
     _replace(directory, aside)
 
 
@@ -71,7 +67,7 @@ def load(directory: Path) -> Policy:
         raise DataError(f"{directory / POLICY} is damaged: {error}") from None
     if hashlib.sha256(body).hexdigest() != stored.weights:
         raise DataError(f"{directory / WEIGHTS} is not the file that was written: its SHA-256 differs")
-    weights = _unpacked(body, directory / WEIGHTS)
+    weights = unpacked(body, directory / WEIGHTS)
     columns = (stored.encoder.context_width, stored.encoder.candidate_width)
     if columns != (stored.net.context, stored.net.candidate):
         raise DataError(
@@ -82,43 +78,16 @@ def load(directory: Path) -> Policy:
 
 
 def save_sums(sums: Sums, path: Path) -> None:
-    """Write sums to a file, see `steersman.learn.save_sums`: their SHA-256 stands in front."""
-    body = _packed(sums)
-    with replacing(path) as aside:
-        _write(aside, hashlib.sha256(body).digest() + body)
+    """Write sums to a file, see `steersman.learn.save_sums`."""
+    write_sealed(sums, path)
 
 
 def load_sums(path: Path) -> Sums:
     """Read sums from a file, see `steersman.learn.load_sums`."""
     try:
-        written = path.read_bytes()
+        return read_sealed(path, hint="train anew")
     except FileNotFoundError:
         raise NotFoundError(f"{path} is not there: no sums were kept") from None
-    digest, body = written[:32], written[32:]
-    if hashlib.sha256(body).digest() != digest:
-        raise DataError(f"{path} is not the file that was written: its SHA-256 differs", hint="train anew")
-    return _unpacked(body, path)
-
-
-def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # names of arrays are no options of savez
-    return buffer.getvalue()
-
-
-def _unpacked(body: bytes, path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(io.BytesIO(body), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} holds no arrays: {error}") from None
-
-
-def _write(path: Path, body: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _replace(directory: Path, aside: Path) -> None:

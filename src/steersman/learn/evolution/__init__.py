@@ -1,0 +1,27 @@
+"""Evolution strategies: a search over parameters by the rewards of perturbed copies. NumPy only, no gradients."""
+
+from __future__ import annotations
+
+from steersman.learn.evolution.cma import CMA, SepCMA
+from steersman.learn.evolution.search import Account, Search, Settings, Told, ask, begin, tell
+from steersman.learn.evolution.solvers import ARS, PGPE, SNES, OpenES
+from steersman.learn.evolution.steps import SGD, Adam, ClipUp
+
+__all__ = [
+    "ARS",
+    "CMA",
+    "PGPE",
+    "SGD",
+    "SNES",
+    "Account",
+    "Adam",
+    "ClipUp",
+    "OpenES",
+    "Search",
+    "SepCMA",
+    "Settings",
+    "Told",
+    "ask",
+    "begin",
+    "tell",
+]
