@@ -104,6 +104,21 @@ def test_weights_undo_a_log_that_chose_by_the_context():
     assert scores(fit(batch, "ucb1", alpha=0.0), batch)[0, 1] == pytest.approx(0.9, abs=0.02)
 
 
+@pytest.mark.parametrize("loss", ["direct", "mtr"])
+@pytest.mark.parametrize("learner", ["ucb1", "beta-thompson"])
+def test_windows_added_one_after_the_other_are_one_fit_on_all_their_rows(learner, loss):
+    batch = logit(numbers=1, actions=4).sample(900, 3)
+    config = learn.configure(learner, {"loss": loss})
+    whole, sums = learn.extend(batch, config, 7)
+    parts = None
+    for window in np.split(np.arange(900), [100, 500]):
+        policy, parts = learn.extend(batch.take(window), config, 7, parts)
+    assert {name: array.tolist() for name, array in parts.items()} == {
+        name: pytest.approx(array, rel=1e-12) for name, array in sums.items()
+    }
+    assert scores(policy, batch) == pytest.approx(scores(whole, batch), abs=1e-9)
+
+
 def test_what_such_a_bandit_can_not_learn_from_is_refused():
     with pytest.raises(DataError, match=r"row 2: the reward is 1.5, must be in \[0, 1\] \(1 such rows of 4\)"):
         fit(log([0, 1, 2, 3], [1, 0, 1.5, 0]), "ucb1")

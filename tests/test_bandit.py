@@ -213,7 +213,7 @@ def test_too_many_products_numbers_and_bad_settings_are_refused():
 
 
 def test_every_loss_reaches_the_bar_on_200_000_decisions():
-    """20 numbers, 10 actions, best 0.729: at least 0.724; the log itself has 0.50, uniform 0.305."""
+    """20 numbers, 10 actions, best 0.730: at least 0.725; the log itself has 0.50, uniform 0.305."""
     world = logit()
     batch = world.sample(200_000, 1)
     numbers = np.random.default_rng(5).normal(size=(50_000, 20))
@@ -222,4 +222,4 @@ def test_every_loss_reaches_the_bar_on_200_000_decisions():
     for loss in LOSSES:
         policy = learn.fit(batch, learn.configure("linear", {"loss": loss}), 0)
         best = policy.scorer(world.columns(numbers), candidates).argmax(axis=1)
-        assert mean[np.arange(len(mean)), best].mean() >= 0.993 * mean.max(axis=1).mean(), loss
+        assert mean[np.arange(len(mean)), best].mean() >= 0.725, loss
