@@ -193,3 +193,11 @@ def test_kept_windows_say_what_was_learned_from(three_days):
         (DAY * S, 2 * DAY * S), (2 * DAY * S, 3 * DAY * S),
     ]  # fmt: skip
     assert 150 < kept["windows"][0]["rows"] < 240 < kept["windows"][1]["rows"] < 420
+
+
+def test_a_posterior_is_sampled_unless_the_project_names_another_explorer(tmp_path):
+    made = project(tmp_path, LINEAR.replace('"linear"', '"beta-thompson"\nsettings = { lowest = -1.0 }'))
+    write(made, 1, 60)
+    window(made, 1, 2)
+    flow.train(made, "offer")
+    assert learn.load(Path(flow.latest_candidate(made, "offer").directory) / "policy").explorer == Thompson(0.02)

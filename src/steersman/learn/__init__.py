@@ -16,7 +16,7 @@ from msgspec import Struct
 from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError, MissingExtra, did_you_mean
 from steersman.core.features import Encoder
-from steersman.core.policy import Explorer, Policy, Softmax
+from steersman.core.policy import Explorer, Policy, Softmax, Thompson
 from steersman.learn.run import HERE, Keep, Run, rank, world
 from steersman.learn.sums import Sums
 
@@ -68,8 +68,11 @@ LEARNERS: dict[str, str] = {
 }
 """Name -> "module:Config". The module is a Learner; its config is a frozen Struct."""
 
-EXPLORERS: dict[str, Explorer] = dict.fromkeys(("discrete-sac", "iql", "awac", "crr", "bc"), Softmax(1.0))
-"""Name -> what serves its scores as they were learned, where these are a policy over candidates and not values."""
+EXPLORERS: dict[str, Explorer] = {
+    **dict.fromkeys(("discrete-sac", "iql", "awac", "crr", "bc"), Softmax(1.0)),
+    **dict.fromkeys(("thompson", "neural-thompson", "beta-thompson"), Thompson(0.02)),
+}
+"""Name -> what serves its scores as they were learned, where these are a policy over candidates, or draws of values."""
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """(steps done, steps in all, figures such as loss, q, steps/s) -> None."""
