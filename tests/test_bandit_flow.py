@@ -200,4 +200,4 @@ def test_a_posterior_is_sampled_unless_the_project_names_another_explorer(tmp_pa
     write(made, 1, 60)
     window(made, 1, 2)
     flow.train(made, "offer")
-    assert learn.load(Path(flow.latest_candidate(made, "offer").directory) / "policy").explorer == Thompson(0.02)
+    assert learn.load(Path(flow.latest_candidate(made, "offer").directory) / "policy").explorer == Thompson()

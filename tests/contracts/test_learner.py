@@ -173,10 +173,10 @@ def test_it_learns_which_candidate_is_better(name, where):
 
 
 @each_learner_and_world
-def test_a_policy_that_is_learned_as_probabilities_is_served_as_it_is_unless_somebody_says_otherwise(name, where):
-    meant = learn.EXPLORERS.get(name)
-    assert (meant is not None) == isinstance(learned(name, where).explorer, Softmax)
-    assert meant is None or learned(name, where).explorer == meant
+def test_a_policy_that_is_learned_as_probabilities_or_as_draws_is_served_as_it_is_unless_somebody_says_otherwise(
+    name, where
+):
+    assert learned(name, where).explorer == learn.EXPLORERS.get(name, EpsilonGreedy(0.0))
 
 
 @each_learner

@@ -70,7 +70,7 @@ LEARNERS: dict[str, str] = {
 
 EXPLORERS: dict[str, Explorer] = {
     **dict.fromkeys(("discrete-sac", "iql", "awac", "crr", "bc"), Softmax(1.0)),
-    **dict.fromkeys(("thompson", "neural-thompson", "beta-thompson"), Thompson(0.02)),
+    **dict.fromkeys(("thompson", "neural-thompson", "beta-thompson"), Thompson()),
 }
 """Name -> what serves its scores as they were learned, where these are a policy over candidates, or draws of values."""
 
