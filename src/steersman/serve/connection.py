@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -71,6 +72,10 @@ class Owner(Protocol):
 
     def count(self, error: Error) -> None:
         """A request was refused."""
+        ...
+
+    def aside(self, work: Callable[[], None], done: Callable[[Exception | None], None]) -> None:
+        """Do what may block on a thread; `done` is called on the loop's."""
         ...
 
     def lost(self, connection: Connection) -> None:

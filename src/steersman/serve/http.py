@@ -7,6 +7,7 @@ import contextlib
 import email.utils
 import socket
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 
 from steersman.core.errors import Error, NotFoundError
@@ -103,6 +104,15 @@ class Server:
                 error = Error(f"{type(error).__name__}: {error}", hint="this is a defect of the server")
             self.count(error)
             slot.refuse(error)
+
+    def aside(self, work: Callable[[], None], done: Callable[[Exception | None], None]) -> None:
+        """Do what may block on a thread; `done` is called on the loop's, with what was raised."""
+
+        def told(future: asyncio.Future[None]) -> None:
+            error = future.exception()
+            done(error if error is None or isinstance(error, Exception) else Error(f"{error}"))
+
+        self._loop.run_in_executor(None, work).add_done_callback(told)
 
     def response(self, slot: Slot, close: bool) -> bytes:
         """The bytes of an answer."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,9 +11,10 @@ from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary
 
 import msgspec
+import numpy as np
 
-from steersman.core.errors import Error, NotFoundError, OverloadedError, did_you_mean
-from steersman.serve import tfserving
+from steersman.core.errors import DataError, Error, NotFoundError, OverloadedError, did_you_mean
+from steersman.serve import kserve, tfserving
 from steersman.serve.connection import Asked, HttpError, Owner, Slot
 from steersman.serve.plane import Plane
 from steersman.serve.predicting import Models, Serving
@@ -20,6 +23,7 @@ from steersman.serve.settings import Settings
 DECIDE = "/v1/decide/"
 OUTCOME = "/v1/outcome"
 _PLAIN_GET = ("/v1/live", "/v1/ready", "/v1/status")
+Array = np.ndarray
 _to_json = msgspec.json.Encoder().encode
 Errors = Callable[[Error], bytes]
 
@@ -57,6 +61,7 @@ class Routes:
         self._settings = settings
         self._server = server
         self._readers: WeakKeyDictionary[Serving, tfserving.Reader] = WeakKeyDictionary()
+        self._version = importlib.metadata.version("steersman")
         self._known = (f"{DECIDE}{{policy}}", OUTCOME, *_PLAIN_GET)
 
     def handle(self, asked: Asked, slot: Slot) -> None:
@@ -68,6 +73,8 @@ class Routes:
         path = split(asked.target)
         if self._settings.tf_serving and path.text[:10].lower() == tfserving.PREFIX:
             self._guarded(self._tf_serving, asked, path, slot, tfserving.error_body)
+        elif self._settings.open_inference and (path.text == kserve.PREFIX or path.text.startswith("/v2/")):
+            self._guarded(self._open_inference, asked, path, slot, kserve.error_body)
         else:
             self._own(asked, unquote(path.text), slot)
 
@@ -163,17 +170,30 @@ class Routes:
         else:
             question = tfserving.read_examples(asked.body, signature)
 
-        def answer(outputs: Any) -> None:
+        def write(outputs: list[Array]) -> bytes:
+            return tfserving.write(call.verb, question, outputs, signature)
+
+        self._predict(serving, question.feeds, slot, write, tfserving.error_body)
+
+    def _predict(
+        self,
+        serving: Serving,
+        feeds: dict[str, Array],
+        slot: Slot,
+        write: Callable[[list[Array]], bytes],
+        errors: Errors,
+    ) -> None:
+        def answer(outputs: list[Array] | Error) -> None:
             try:
                 if isinstance(outputs, Error):
                     raise outputs
-                body = tfserving.write(call.verb, question, outputs, signature)
+                body = write(outputs)
             except Exception as error:
-                self._refuse(slot, error, tfserving.error_body)
+                self._refuse(slot, error, errors)
             else:
                 slot.answer(200, body)
 
-        self._models.predict(serving, question.feeds, answer)
+        self._models.predict(serving, feeds, answer)
 
     def _find(self, call: tfserving.Call) -> Serving:
         try:
@@ -186,3 +206,72 @@ class Routes:
         if reader is None:
             self._readers[serving] = reader = tfserving.reader(serving.model.signature)
         return reader
+
+    # -- Open Inference Protocol -------------------------------------------------------------------------------
+
+    def _open_inference(self, asked: Asked, path: Path, slot: Slot) -> None:
+        call = kserve.route(asked.method.decode(), path.text)
+        if call is None:
+            raise NotFoundError(f"no such call: {asked.method.decode()} {path.text[:200]}")
+        if call.verb == "infer":
+            self._infer(call, asked, slot)
+        elif call.verb in ("load", "unload"):
+            self._switch(call, slot)
+        else:
+            status, answer = self._about(call, asked.body)
+            slot.answer(status, _to_json(answer))
+
+    def _about(self, call: kserve.Call, body: bytes) -> tuple[int, Any]:
+        """Whatever is known without running a model."""
+        match call.verb:
+            case "server":
+                return 200, {"name": "steersman", "version": self._version, "extensions": kserve.EXTENSIONS}
+            case "live":
+                return 200, {"live": True}
+            case "server ready":
+                return 200 if self.ready else 400, {"ready": self.ready}
+            case "index":
+                states = {name: self._models.states(name) for name in self._models.names}
+                return 200, kserve.index(states, kserve.wants_ready(body))
+            case "all stats":
+                return 200, kserve.stats(list(self._models.served()))
+        if call.verb == "ready":
+            with contextlib.suppress(NotFoundError):
+                self._models.find(call.name, call.number)
+                return 200, {"name": call.name, "ready": True}
+            return 400, {"name": call.name, "ready": False}
+        serving = self._models.find(call.name, call.number)
+        signature = serving.model.signature
+        if call.verb == "stats":
+            return 200, kserve.stats([serving])
+        if call.verb == "config":
+            return 200, kserve.config(serving.name, signature)
+        known = self._models.states(serving.name)
+        numbers = sorted(state.number for state in known if state.state == "available")
+        return 200, kserve.metadata(serving.name, numbers, signature)
+
+    def _infer(self, call: kserve.Call, asked: Asked, slot: Slot) -> None:
+        serving = self._models.find(call.name, call.number)
+        length = asked.headers.get(b"inference-header-content-length")
+        if length is not None and not length.isdigit():
+            raise DataError(f"Inference-Header-Content-Length is {length[:40]!r}, must be a number of bytes")
+        signature = serving.model.signature
+        question = kserve.read_infer(asked.body, None if length is None else int(length), signature)
+
+        def write(outputs: list[Array]) -> bytes:
+            body, json_bytes = kserve.write_infer(serving.name, serving.number, question, outputs, signature)
+            if json_bytes is not None:
+                slot.kind = kserve.BINARY
+                slot.more = b"inference-header-content-length: %d\r\n" % json_bytes
+            return body
+
+        self._predict(serving, question.feeds, slot, write, kserve.error_body)
+
+    def _switch(self, call: kserve.Call, slot: Slot) -> None:
+        def done(error: Exception | None) -> None:
+            if error is None:
+                slot.answer(200, b"{}")
+            else:
+                self._refuse(slot, error, kserve.error_body)
+
+        self._server.aside(lambda: self._models.switch(call.name, call.verb == "load"), done)

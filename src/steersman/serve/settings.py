@@ -23,7 +23,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         drain_s: after SIGTERM, until what is not answered is dropped.
         quiet_s: after SIGTERM, how long an idle connection stays open for a request that is on its way.
         poll_s: between two looks at which versions are wanted.
-        tf_serving: whether TensorFlow Serving's REST API is spoken.
+        tf_serving, open_inference: whether TensorFlow Serving's REST API and the Open Inference Protocol are spoken.
     """
 
     host: str = "127.0.0.1"
@@ -39,6 +39,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     quiet_s: float = 0.2
     poll_s: float = 1.0
     tf_serving: bool = True
+    open_inference: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:

@@ -1,0 +1,183 @@
+"""What an unmodified tritonclient does with our server: run by its own Python, prints a JSON object of what held."""
+
+import json
+import sys
+import traceback
+from types import ModuleType
+
+import numpy as np
+
+
+def infer(api: ModuleType, client, model: str, arrays: dict, outputs=None, **more):
+    kinds = {"float32": "FP32", "float64": "FP64", "object": "BYTES", "bool": "BOOL", "float16": "FP16"}
+    inputs = []
+    binary = more.pop("binary", None)
+    for name, array in arrays.items():
+        one = api.InferInput(name, list(array.shape), kinds.get(str(array.dtype), str(array.dtype).upper()))
+        one.set_data_from_numpy(array, *([] if binary is None else [binary]))
+        inputs.append(one)
+    return client.infer(model, inputs, outputs=outputs, **more)
+
+
+def refused(api: ModuleType, call) -> str:
+    try:
+        call()
+    except Exception as error:
+        assert type(error).__name__ == "InferenceServerException", repr(error)
+        return str(error)
+    raise AssertionError("it was not refused")
+
+
+def binary_and_json(api, client, http):
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    expected = None
+    for binary_in in (True, False) if http else (None,):
+        for binary_out in (True, False) if http else (None,):
+            asked = [api.InferRequestedOutput("y", *([] if binary_out is None else [binary_out]))]
+            found = infer(api, client, "mlp", {"x": x}, asked, binary=binary_in).as_numpy("y")
+            assert found.shape == (5, 3) and found.dtype == np.float32
+            expected = found if expected is None else expected
+            np.testing.assert_array_equal(found, expected)
+
+
+def all_outputs(api, client, http):
+    arrays = {"a": np.array([[1, 2], [3, 4]], np.float32), "b": np.array([10, 20], np.int32)}
+    found = infer(api, client, "pair", arrays, request_id="r7")
+    np.testing.assert_array_equal(found.as_numpy("total"), [13.0, 27.0])
+    np.testing.assert_array_equal(found.as_numpy("b_again"), [10, 20])
+    answer = found.get_response()
+    assert (answer["id"] if http else answer.id) == "r7"
+
+
+def every_type(api, client, http):
+    for kind in (
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint32",
+        "uint64",
+        "bool",
+    ):
+        x = np.array([0, 1, 1, 0]).astype(kind)
+        for binary in (True, False) if http and kind != "float16" else (None,):
+            found = infer(api, client, kind, {"x": x}, binary=binary).as_numpy("y")
+            assert found.dtype == x.dtype
+            np.testing.assert_array_equal(found, x)
+
+
+def texts(api, client, http):
+    x = np.array(["a", "", "\u00fc\u20ac", "x" * 300], dtype=object)
+    for binary in (True, False) if http else (None,):
+        found = infer(api, client, "str", {"x": x}, binary=binary).as_numpy("y")
+        assert [one.decode() for one in found.tolist()] == x.tolist()
+
+
+def versions(api, client, http):
+    x = np.array([1], np.float32)
+    for version, expected in (("1", 1.5), ("2", 2.5), ("", 2.5)):
+        assert infer(api, client, "half", {"x": x}, model_version=version).as_numpy("y").tolist() == [expected]
+    assert "version 9" in refused(api, lambda: infer(api, client, "half", {"x": x}, model_version="9"))
+    assert "no model" in refused(api, lambda: infer(api, client, "hlaf", {"x": x}))
+
+
+def not_finite(api, client, http):
+    x = np.array([np.nan, np.inf, -np.inf, 1], np.float64)
+    for binary in (True, False) if http else (None,):
+        asked = [api.InferRequestedOutput("y", *([] if binary is None else [binary]))]
+        np.testing.assert_array_equal(infer(api, client, "float64", {"x": x}, asked, binary=binary).as_numpy("y"), x)
+
+
+def classes(api, client, http):
+    more = {"class_count": 1}
+    asked = [api.InferRequestedOutput("y", **more)]
+    found = infer(api, client, "names", {"x": np.array([[0.25, 0.75], [1, 0]], np.float32)}, asked)
+    assert [[one.decode() for one in row] for row in found.as_numpy("y").tolist()] == [
+        ["0.750000:1:yes"],
+        ["1.000000:0:no"],
+    ]
+
+
+def bad_requests(api, client, http):
+    x = np.zeros((1, 4), np.float32)
+    assert "must be float32" in refused(api, lambda: infer(api, client, "mlp", {"x": np.zeros((1, 5), np.float32)}))
+    assert "expects FP32" in refused(api, lambda: infer(api, client, "mlp", {"x": x.astype(np.int32)}))
+    assert "unexpected inference input" in refused(api, lambda: infer(api, client, "mlp", {"z": x}))
+    asked = [api.InferRequestedOutput("z")]
+    assert "unexpected inference output" in refused(api, lambda: infer(api, client, "mlp", {"x": x}, asked))
+    assert "can not take" in refused(api, lambda: infer(api, client, "gather", {"i": np.array([99])}))
+
+
+def health_and_metadata(api, client, http):
+    assert client.is_server_live() and client.is_server_ready()
+    assert (
+        client.is_model_ready("mlp") and client.is_model_ready("half", "1") and not client.is_model_ready("half", "9")
+    )
+    about = client.get_server_metadata(**({} if http else {"as_json": True}))
+    assert about["name"] == "steersman" and "binary_tensor_data" in about["extensions"]
+    model = client.get_model_metadata("half", **({} if http else {"as_json": True}))
+    assert model["versions"] == ["1", "2"] and model["platform"] == "onnx_onnxv1"
+    [x] = model["inputs"]
+    assert (x["name"], x["datatype"], [int(size) for size in x["shape"]]) == ("x", "FP32", [-1])
+
+
+def config_and_statistics(api, client, http):
+    if not http:
+        return
+    assert client.get_model_config("mlp")["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [-1, 4]}]
+    [stats] = client.get_inference_statistics("mlp")["model_stats"]
+    assert stats["inference_count"] >= stats["execution_count"] > 0
+
+
+def repository(api, client, http):
+    if not http:
+        return
+    index = {(one["name"], one["version"]): one["state"] for one in client.get_model_repository_index()}
+    assert index["half", "2"] == "READY"
+    client.unload_model("cube")
+    assert not client.is_model_ready("cube")
+    assert "no model" in refused(api, lambda: infer(api, client, "cube", {"x": np.zeros((1, 1, 1), np.float32)}))
+    client.load_model("cube")
+    assert client.is_model_ready("cube")
+    assert "did you mean" in refused(api, lambda: client.load_model("cubes"))
+
+
+CHECKS = (
+    binary_and_json,
+    all_outputs,
+    every_type,
+    texts,
+    versions,
+    not_finite,
+    classes,
+    bad_requests,
+    health_and_metadata,
+    config_and_statistics,
+    repository,
+)
+
+
+def main() -> None:
+    kind, port = sys.argv[1], sys.argv[2]
+    if kind == "http":
+        import tritonclient.http as api
+    else:
+        import tritonclient.grpc as api
+    client = api.InferenceServerClient(f"127.0.0.1:{port}")
+    found = {}
+    for check in CHECKS:
+        try:
+            check(api, client, kind == "http")
+            found[check.__name__] = ""
+        except Exception:
+            found[check.__name__] = traceback.format_exc()
+    client.close()
+    print(json.dumps(found))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
