@@ -14,7 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from steersman import config, demo, flow
+from steersman import cli_evolution, config, demo, flow
 from steersman.core.decision import Numbers, One, json_schemas
 from steersman.core.errors import ConfigError, DiskError, Error, GateError, SupportError
 from steersman.core.report import Distribution, Estimate, Report
@@ -104,6 +104,8 @@ def parser() -> argparse.ArgumentParser:
     verb("rollback", _rollback, "Move the champion back to where it was before.").add_argument("name")
     verb("replay", _replay, "Make a logged decision again and compare.").add_argument("decision")
     verb("status", _status, "Where each problem stands.")
+    evolution = verb("es", _es, "Evolution strategies: learn from the rewards of perturbed policies.")
+    cli_evolution.options(evolution, _shared_options(argparse.SUPPRESS, argparse.SUPPRESS), _show)
     return root
 
 
@@ -575,6 +577,10 @@ def _status(options: argparse.Namespace) -> None:
         versions = ", ".join(map(str, row.versions)) or "none yet"
         table.add_row(row.problem, versions, aliases, row.build or "none yet", row.candidate or "none yet")
     out.print(table)
+
+
+def _es(options: argparse.Namespace) -> None:
+    options.action(options)
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steersman.learn.evolution.cma import CMA, SepCMA
 from steersman.learn.evolution.search import Account, Search, Settings, Told, ask, begin, tell
-from steersman.learn.evolution.solvers import ARS, PGPE, SNES, OpenES
+from steersman.learn.evolution.solvers import ARS, PGPE, SNES, OpenES, Solver
 from steersman.learn.evolution.steps import SGD, Adam, ClipUp
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Search",
     "SepCMA",
     "Settings",
+    "Solver",
     "Told",
     "ask",
     "begin",

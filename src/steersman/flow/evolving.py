@@ -1,0 +1,145 @@
+"""Evolution in a world, without a server: perturbed policies play, their rewards move the search."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+
+from steersman.core.errors import ConfigError, NotFoundError
+from steersman.learn import evolution as es
+from steersman.learn.evolution import stored
+from steersman.learn.evolution.population import Net
+from steersman.worlds import poles
+
+Array = np.ndarray
+
+NET = Net((4, 20, 2))
+POPULATION = 16
+EPISODES = 20
+"""Of the policy without noise, in every generation: whether the world is solved. They are no evaluations."""
+
+
+class Generation(Struct, frozen=True):
+    """What the perturbed policies of a batch earned, and what the one without noise did.
+
+    Attributes:
+        generation: of the search that was perturbed; it stays where a batch says nothing.
+        evaluations: episodes of perturbed policies until now.
+        mean, best: return of an episode over the perturbed policies.
+        clean: mean return of `EPISODES` episodes without noise.
+    """
+
+    generation: int
+    evaluations: int
+    mean: float
+    best: float
+    clean: float
+
+
+class Evolved(Struct, frozen=True):
+    """How it ended.
+
+    Attributes:
+        solved: the policy without noise has a mean return of `poles.SOLVED`.
+        evaluations: episodes of perturbed policies that it took.
+        clean: mean return of the policy without noise, `EPISODES` episodes.
+        batches: that were told.
+        refused: rewards that were no numbers.
+    """
+
+    solved: bool
+    evaluations: int
+    clean: float
+    batches: int
+    refused: int
+
+
+Tell = Callable[[Generation], None]
+
+
+def play(parameters: Array, state: Array) -> Array:
+    """[P] f64: the return of an episode of CartPole of each net.
+
+    Args:
+        parameters: [P, d] f32, of `NET`.
+        state: [P, 4] f64, where each begins.
+    """
+    members, rows = NET.members(parameters), np.arange(len(state))
+    returns, state = np.full(len(state), float(poles.STEPS)), state.T
+    for done in range(1, poles.STEPS):
+        scores = members(state.T.astype(np.float32)[:, None, :])[:, 0]
+        state, fell = poles.step(state, scores[:, 1] > scores[:, 0])
+        if fell.any():  # what fell is asked no more
+            returns[rows[fell]] = done
+            rows, state, members = rows[~fell], state[:, ~fell], members.only(~fell)
+            if not len(rows):
+                break
+    return returns
+
+
+def evolve_cartpole(
+    settings: es.Settings,
+    *,
+    population: int = POPULATION,
+    batches: int = 200,
+    seed: int | None = None,
+    path: Path | None = None,
+    tell: Tell = lambda _: None,
+) -> Evolved:
+    """Search until the policy without noise solves CartPole, or until so many batches were told.
+
+    Args:
+        population: perturbed policies in a generation, an episode each.
+        seed: of the world and of the keys, so that it can be repeated; None: both from the system's entropy.
+        path: of the search: it goes on from there if there is one, and is written after every generation.
+        tell: called with every batch.
+    Raises:
+        ConfigError: the search at `path` has other settings.
+    """
+    search = _begun(settings, seed, path)
+    evaluations = refused = idle = 0
+    for batch in itertools.count():
+        entropy, rng = _drawn(seed, search.generation, idle)
+        keys = es.ask(search, population, entropy)
+        clean = np.broadcast_to(search.mean.astype(np.float32), (EPISODES, NET.size))
+        returns = play(np.concatenate([search.perturbed(keys), clean]), poles.starts(population + EPISODES, rng))
+        earned, value = returns[:population], float(returns[population:].mean())
+        if value >= poles.SOLVED or batch == batches:  # what these perturbed policies earned changes nothing any more
+            break
+        evaluations += population
+        tell(Generation(search.generation, evaluations, float(earned.mean()), float(earned.max()), value))
+        generation = np.full(population, search.generation)
+        told = es.Told(search.run, keys, generation, earned, {search.generation: search.digest})
+        search, account = es.tell(search, told)
+        refused += account.refused
+        idle = 0 if account.moved else idle + 1
+        if path is not None:
+            stored.save(search, path)
+    return Evolved(value >= poles.SOLVED, evaluations, value, batch, refused)
+
+
+def _begun(settings: es.Settings, seed: int | None, path: Path | None) -> es.Search:
+    if path is not None:
+        try:
+            found = stored.load(path)
+        except NotFoundError:
+            pass
+        else:
+            if found.settings != settings:
+                raise ConfigError(f"{path} has other settings: {found.settings}", hint="name another file")
+            return found
+    run = os.urandom(16) if seed is None else np.random.default_rng([seed, 2**32]).bytes(16)
+    return es.begin(settings, np.zeros(NET.size), run)
+
+
+def _drawn(seed: int | None, generation: int, idle: int) -> tuple[Callable[[int], bytes], np.random.Generator]:
+    """What keys and starts of a batch are drawn from: of a seed each has its own, so a restart repeats none."""
+    if seed is None:
+        return os.urandom, np.random.default_rng()
+    keys, world = np.random.SeedSequence([seed, generation, idle]).spawn(2)
+    return np.random.default_rng(keys).bytes, np.random.default_rng(world)
