@@ -118,7 +118,8 @@ def test_the_pole_is_balanced_seed_after_seed(name):
 def test_acrobot_swings_up_seed_after_seed():
     returns = []
     for seed in range(5):
-        policy = improve(acrobot(8), DQN(steps=8000), Rounds(random=20_000, rounds=20), seed)
+        config = DQN(steps=8000, polyak=0.01, n_step=10)
+        policy = improve(acrobot(16), config, Rounds(random=60_000, rounds=20, epsilon=0.05), seed)
         returns.append(mean_return(policy, acrobot(100), seed))
     assert sum(mean >= -95 for mean in returns) >= 4, returns
 
