@@ -15,7 +15,9 @@ from steersman import learn
 from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError
 from steersman.core.features import Continuous, Encoder
-from steersman.core.policy import EpsilonGreedy, Policy, Softmax, Thompson
+from steersman.core.policy import EpsilonGreedy, Policy, Softmax, Thompson, Uniform
+from steersman.core.ranking import Lists
+from steersman.core.slots import Slots
 
 QUICK_POLICY = {"hidden": [16], "steps": 150, "batch_size": 128, "learning_rate": 2e-2, "polyak": 0.05}
 QUICK = {
@@ -28,6 +30,8 @@ QUICK = {
     "awac": QUICK_POLICY,
     "crr": QUICK_POLICY,
     "bc": {"hidden": [16], "steps": 150},
+    "slate-q": {"hidden": [16], "steps": 150, "batch_size": 64, "learning_rate": 2e-2, "polyak": 0.05},
+    "plackett-luce": {"hidden": [16], "steps": 150, "batch_size": 128, "learning_rate": 2e-2, "credit": "cascade"},
     "linear": {},
     "linucb": {"alpha": 0.1},
     "thompson": {},
@@ -48,6 +52,9 @@ SAMPLED = {"thompson", "beta-thompson"}
 
 BLIND = {"ucb1", "beta-thompson"}
 """Learners of named actions without a context: what a candidate's features or the context say is not for them."""
+
+LISTS = {"slate-q", "plackett-luce"}
+"""Learners of ranked lists."""
 
 N, K = 1200, 4
 
@@ -89,6 +96,38 @@ def plain() -> Batch:
     return dataclasses.replace(rows, reward=0.5 * (rows.action == 1) + 0.5 * noise)
 
 
+def pages() -> Batch:
+    """Lists of two named actions; people choose what stands first twice as often as what stands below, or nothing."""
+    return listed(named())
+
+
+def featured_pages() -> Batch:
+    """The same of one to four candidates with a feature: of one alone the list is shorter."""
+    return listed(featured())
+
+
+def listed(rows: Batch) -> Batch:
+    """Lists drawn evenly, in the place of single actions; what is chosen of them pays what it would pay alone."""
+    rng = np.random.default_rng(2)
+    items, propensity = Lists(Uniform(), np.zeros(rows.mask.shape), rows.mask, 2).draw(rng.random((N, 2)))
+    chosen = rng.choice(3, size=N, p=[0.5, 0.25, 0.25])[:, None] == np.arange(2)
+    alone = np.where(rows.mask, worth(rows), 0.0)
+    paid = np.take_along_axis(alone, np.maximum(items, 0), axis=1) * chosen * (items >= 0)
+    slots = Slots(propensity, paid.astype(np.float64), np.empty((N, 2, 0)))
+    return dataclasses.replace(
+        rows, action=items, propensity=propensity.prod(axis=1), reward=slots.reward.sum(axis=1), slots=slots
+    )
+
+
+def paying(rows: Batch, reward: np.ndarray) -> Batch:
+    """The same with other rewards [N], of ranked lists at their first items."""
+    if rows.slots is None:
+        return dataclasses.replace(rows, reward=reward)
+    first = np.zeros_like(rows.slots.reward)
+    first[:, 0] = reward
+    return dataclasses.replace(rows, reward=reward, slots=dataclasses.replace(rows.slots, reward=first))
+
+
 def batch(
     encoder: Encoder,
     wish: np.ndarray,
@@ -124,7 +163,13 @@ def worth(rows: Batch) -> np.ndarray:
     return rows.context[:, :1] * rows.candidates[:, :, 0]
 
 
-WORLDS = {"named": named, "featured": featured, "plain": plain}
+WORLDS = {
+    "named": named,
+    "featured": featured,
+    "plain": plain,
+    "pages": pages,
+    "featured pages": featured_pages,
+}
 
 
 @functools.cache
@@ -137,9 +182,16 @@ def learned(name: str, where: str) -> Policy:
     return fit(name, world(where))
 
 
+def homes(name: str) -> tuple[str, ...]:
+    """The worlds that the learner learns in: first with named actions, then, if it sees them, with features."""
+    if name in BLIND:
+        return ("plain",)
+    return ("pages", "featured pages") if name in LISTS else ("named", "featured")
+
+
 def home(name: str) -> str:
-    """A world with named actions that the learner learns in."""
-    return "plain" if name in BLIND else "named"
+    """The first of them."""
+    return homes(name)[0]
 
 
 def fit(name: str, rows: Batch, seed: int = 0) -> Policy:
@@ -148,7 +200,7 @@ def fit(name: str, rows: Batch, seed: int = 0) -> Policy:
 
 each_learner = pytest.mark.parametrize("name", QUICK)
 each_learner_with_features = pytest.mark.parametrize("name", [name for name in QUICK if name not in BLIND])
-PAIRS = [(name, where) for name in QUICK for where in (("plain",) if name in BLIND else ("named", "featured"))]
+PAIRS = [(name, where) for name in QUICK for where in homes(name)]
 each_learner_and_world = pytest.mark.parametrize(("name", "where"), PAIRS)
 
 
@@ -192,12 +244,13 @@ def test_a_training_that_goes_on_from_what_was_kept_of_it_gives_the_same_bits(na
 
 @each_learner
 def test_rows_that_are_not_learned_from_change_nothing(name):
-    rows = world("plain" if name in BLIND else "featured")
+    rows = world(homes(name)[-1])
     some = np.flatnonzero(rows.unit % 3 > 0)
     others = np.flatnonzero(rows.unit % 3 == 0)
     context, reward = rows.context.copy(), rows.reward.copy()
     context[others], reward[others] = -context[others], 50.0
-    strange = dataclasses.replace(rows, context=context, reward=reward)
+    strange = paying(dataclasses.replace(rows, context=context), reward)
+    rows = paying(rows, rows.reward)
     config = learn.configure(name, {**QUICK[name], **({} if name in CLOSED_FORM else {"steps": 120})})
     made = [learn.fit(batch, config, 0, run=learn.Run(rows=some)) for batch in (rows, strange)]
     assert learn.to_onnx(made[0]) == learn.to_onnx(made[1])
@@ -257,7 +310,7 @@ def test_the_place_of_a_candidate_in_its_row_means_nothing(name, where):
         rows,
         candidates=rows.candidates[:, ::-1],
         mask=rows.mask[:, ::-1],
-        action=rows.mask.shape[1] - 1 - rows.action,
+        action=np.where(rows.action < 0, -1, rows.mask.shape[1] - 1 - rows.action),
     )
     found, there = policy.propensities(turned), policy.propensities(rows)[:, ::-1]
     assert found == pytest.approx(there, rel=1e-12, abs=0)  # a softmax adds up in the order of the candidates
@@ -265,10 +318,10 @@ def test_the_place_of_a_candidate_in_its_row_means_nothing(name, where):
 
 @each_learner_with_features
 def test_what_stands_in_padding_never_reaches_the_policy(name):
-    rows = world("featured")
+    rows = world(homes(name)[1])
     candidates = np.where(rows.mask[:, :, None], rows.candidates, np.float32(1e6))
     garbage = dataclasses.replace(rows, candidates=candidates)
-    assert learn.to_onnx(fit(name, garbage)) == learn.to_onnx(learned(name, "featured"))
+    assert learn.to_onnx(fit(name, garbage)) == learn.to_onnx(learned(name, homes(name)[1]))
 
 
 @each_learner

@@ -59,6 +59,8 @@ LEARNERS: dict[str, str] = {
     "awac": "steersman.learn.policies:AWAC",
     "crr": "steersman.learn.policies:CRR",
     "bc": "steersman.learn.policies:BC",
+    "slate-q": "steersman.learn.slateq:SlateQ",
+    "plackett-luce": "steersman.learn.plackett_luce:PlackettLuce",
     "linear": "steersman.learn.bandit:Linear",
     "linucb": "steersman.learn.bandit:LinUCB",
     "thompson": "steersman.learn.bandit:LinearThompson",
@@ -69,7 +71,7 @@ LEARNERS: dict[str, str] = {
 """Name -> "module:Config". The module is a Learner; its config is a frozen Struct."""
 
 EXPLORERS: dict[str, Explorer] = {
-    **dict.fromkeys(("discrete-sac", "iql", "awac", "crr", "bc"), Softmax(1.0)),
+    **dict.fromkeys(("discrete-sac", "iql", "awac", "crr", "bc", "plackett-luce"), Softmax(1.0)),
     **dict.fromkeys(("thompson", "neural-thompson", "beta-thompson"), Thompson()),
 }
 """Name -> what serves its scores as they were learned, where these are a policy over candidates, or draws of values."""

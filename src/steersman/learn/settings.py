@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError
+from steersman.core.slots import Slots
 from steersman.learn import HERE, Run, nets
 from steersman.learn.returns import Returns, n_step
 
@@ -95,6 +96,20 @@ def largest_of(reward: nets.Array) -> float:
             f"the largest |reward| is {unit:g}: scores would not fit into float32", hint="change the unit of the reward"
         )
     return unit
+
+
+def slots_of(batch: Batch, who: str) -> Slots:
+    """The slots of a batch of ranked lists.
+
+    Args:
+        who: learns, for the error.
+    Raises:
+        DataError: the actions are something else.
+    """
+    if batch.slots is None:
+        kind = "numbers" if batch.numbers else "single candidates"
+        raise DataError(f"{who} learns over ranked lists; the actions of this batch are {kind}", field="learner")
+    return batch.slots
 
 
 def returns_of(batch: Batch, config: ValueSettings, run: Run = HERE) -> Returns:

@@ -4,7 +4,8 @@ from steersman.learn.nets.actors import Actor, Critics, Scalar, beside, stacked
 from steersman.learn.nets.draws import drawn_head, last_hidden
 from steersman.learn.nets.filtered import NEVER, Filtered, likely
 from steersman.learn.nets.kinds import NETS
-from steersman.learn.nets.modules import Net, Tensor, pick
+from steersman.learn.nets.lists import ListRows, list_gatherer, list_log_chances
+from steersman.learn.nets.modules import Net, Tensor, of_items, pick
 from steersman.learn.nets.numbers import (
     NumberRows,
     drawn,
@@ -19,6 +20,7 @@ from steersman.learn.nets.numbers import (
 from steersman.learn.nets.processes import device_of, joined, wait
 from steersman.learn.nets.scorer import PAIRS, TorchScorer, scorer_of
 from steersman.learn.nets.shape import WIDEST, Shape, actor_shape, shape_for
+from steersman.learn.nets.slates import Slate, Worth, and_none, best_slate, slate_of, slate_shape, slate_value
 from steersman.learn.nets.student import Draws, Generator, State, Student, generator, places, rand, shuffled, tensor
 from steersman.learn.nets.training import (
     REPORT,
@@ -51,19 +53,24 @@ __all__ = [
     "Draws",
     "Filtered",
     "Generator",
+    "ListRows",
     "Minibatch",
     "Net",
     "NumberRows",
     "Scalar",
     "Shape",
+    "Slate",
     "State",
     "Student",
     "Tensor",
     "TorchScorer",
     "Twins",
     "Watch",
+    "Worth",
     "actor_shape",
+    "and_none",
     "beside",
+    "best_slate",
     "cosine",
     "cross_entropy",
     "device_of",
@@ -77,12 +84,15 @@ __all__ = [
     "last_hidden",
     "likely",
     "linspace",
+    "list_gatherer",
+    "list_log_chances",
     "log_density",
     "looking",
     "new_net",
     "no_grad",
     "number_gatherer",
     "number_rows",
+    "of_items",
     "one_thread",
     "overshoot",
     "pick",
@@ -93,6 +103,9 @@ __all__ = [
     "scorer_of",
     "shape_for",
     "shuffled",
+    "slate_of",
+    "slate_shape",
+    "slate_value",
     "squared",
     "stacked",
     "tensor",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-from onnx import TensorProto
-
 from steersman.learn.nets.graph import Graph
 from steersman.learn.nets.modules import ActionNet, FeatureNet, Net, Tensor
 from steersman.learn.nets.shape import Kind, Shape
@@ -43,8 +41,7 @@ class Filtered(Net):
         return self.value.mean_of(atoms)
 
     def export(self, graph: Graph, context: str, candidates: str) -> str:
-        largest = graph.op("ReduceMax", graph.op("Abs", candidates), graph.constant([2]), keepdims=0)
-        real = graph.op("Cast", largest, to=TensorProto.BOOL)
+        real = graph.real(candidates)
         lowest = graph.constant(-math.inf)
         logits = graph.op("Where", real, self.behavior.export(graph, context, candidates), lowest)
         best = graph.op("ReduceMax", logits, graph.constant([1]), keepdims=1)

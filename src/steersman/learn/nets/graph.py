@@ -24,6 +24,18 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
+    def both(self, kind: str, *inputs: str, **attributes: Any) -> tuple[str, str]:
+        """Add a node with two outputs; their names."""
+        name = f"{kind}_{len(self.nodes)}"
+        outputs = f"{name}_0", f"{name}_1"
+        self.nodes.append(helper.make_node(kind, list(inputs), list(outputs), name=name, **attributes))
+        return outputs
+
+    def real(self, candidates: str) -> str:
+        """Add what tells candidates from padding, whose columns are all 0; the name of the [N, K] bool result."""
+        largest = self.op("ReduceMax", self.op("Abs", candidates), self.constant([2]), keepdims=0)
+        return self.op("Cast", largest, to=TensorProto.BOOL)
+
     def constant(self, value: Any) -> str:
         """Add a constant: i64 from whole numbers, f64 from others; its name."""
         name = f"constant_{len(self.constants)}"

@@ -9,6 +9,7 @@ from steersman.learn.nets.draws import ActionDraws, Arms, Draws, FeatureDraws
 from steersman.learn.nets.filtered import Filtered
 from steersman.learn.nets.modules import ActionNet, Bilinear, FeatureNet, Net, Optimist
 from steersman.learn.nets.shape import Shape
+from steersman.learn.nets.slates import Slate
 
 NETS: dict[str, Callable[[Shape], Net]] = {
     "actions": ActionNet,
@@ -18,6 +19,8 @@ NETS: dict[str, Callable[[Shape], Net]] = {
     "own-optimist": Optimist,
     "filtered-actions": Filtered,
     "filtered-features": Filtered,
+    "slate-actions": Slate,
+    "slate-features": Slate,
     "arms": Arms,
     "arm-draws": Arms,
     "draws": Draws,

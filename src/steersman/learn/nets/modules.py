@@ -146,6 +146,11 @@ def pick(candidates: Tensor, place: Tensor) -> Tensor:
     return candidates[torch.arange(len(place), device=place.device), place][:, None]
 
 
+def of_items(values: Tensor, items: Tensor) -> Tensor:
+    """[B, L] of values [B, K], at the places [B, L] of the items of lists; behind the last item it is 0."""
+    return values.gather(1, items.clamp(min=0)) * (items >= 0)
+
+
 def mean_of_atoms(shape: Shape, atoms: Tensor) -> Tensor:
     """[B, K, Z] -> [B, K], the mean returns."""
     if shape.atoms == 1:

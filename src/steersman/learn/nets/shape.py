@@ -17,7 +17,7 @@ WIDEST = 2**16
 ActorKind = Literal["point", "squashed"]
 Kind = ActorKind | Literal[
     "actions", "features", "bilinear", "optimist", "own-optimist", "filtered-actions", "filtered-features",
-    "arms", "arm-draws", "draws", "action-draws", "feature-draws",
+    "arms", "arm-draws", "draws", "action-draws", "feature-draws", "slate-actions", "slate-features",
 ]  # fmt: skip
 
 
@@ -30,7 +30,7 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
             named action. Filtered nets hold back what was hardly logged, see `filtered.py`. Draws of scores give
             `arm-draws`, `draws` of a linear model, and `action-draws` and `feature-draws` on top of the last hidden
             layer of `actions` and `features`. For numbers see `actors.py`: `point`: where the action shall be;
-            `squashed`: a density of `Squashed`.
+            `squashed`: a density of `Squashed`. Slates have a choice model of both, and what choices are worth.
         context: F, number of context columns.
         candidate: A, number of candidate columns, at least 1; 0 for numbers.
         hidden: width of each hidden layer, in [1, WIDEST]; empty: a linear net.
@@ -41,6 +41,7 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
         threshold: of a filtered net, in (0, 1]; of others 0.
         draws: M, draws of every score that a net of draws gives, in [1, WIDEST]; 0: it gives the scores.
         bounds: of numbers, low and high of each.
+        slots: L, of the slates that a net of slates is for, in [1, WIDEST]; of others 0.
     """
 
     kind: Kind
@@ -53,6 +54,7 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
     threshold: float = 0.0
     draws: int = 0
     bounds: tuple[tuple[float, float], ...] = ()
+    slots: int = 0
 
     @property
     def scores(self) -> int:
@@ -85,6 +87,10 @@ class Shape(Struct, frozen=True, forbid_unknown_fields=True):
             raise DataError(f"draws of a net of kind {self.kind} is {self.draws}, must be {law}", field="draws")
         if self.kind in ("action-draws", "feature-draws") and not self.hidden:
             raise DataError(f"a net of kind {self.kind} needs a hidden layer to stand on", field="hidden")
+        least, most = (1, WIDEST) if self.kind.startswith("slate-") else (0, 0)
+        if not least <= self.slots <= most:
+            law = f"in [{least}, {most}]"
+            raise DataError(f"slots of a net of kind {self.kind} is {self.slots}, must be {law}", field="slots")
         if self.support is not None and not (-math.inf < self.support[0] < self.support[1] < math.inf):
             raise DataError(f"the support is {self.support}, must be [lowest, highest]", field="support")
         if self.filtered != (0 < self.threshold <= 1):
