@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 from steersman import learn, timeline
 from steersman.config import PolicyConfig, Project
 from steersman.core.batch import Batch
+from steersman.core.decision import Numbers
 from steersman.core.errors import ConfigError
 from steersman.core.policy import Policy, Thompson
 from steersman.core.report import Learned
@@ -130,9 +131,10 @@ class _Work:
     @classmethod
     def of(cls, project: Project, name: str, asked: Asked, group: learn.Group) -> _Work:
         """All that is needed, read and checked."""
-        policy = _with_explorer(project.policy(name))
+        given = project.policy(name).learn
+        settings = learn.configure(given.learner, given.settings)
+        policy = _with_explorer(project.policy(name), settings)
         directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
-        settings = learn.configure(policy.learn.learner, policy.learn.settings)
         if isinstance(policy.learn.explorer, Thompson) and not learn.gives_draws(settings):
             raise ConfigError(
                 f"the explorer thompson has nothing to sample: {policy.learn.learner} learns no posterior",
@@ -246,7 +248,8 @@ def _finished(place: Path) -> Trained | None:
     return _summed_up(candidate, learned, learned[-1].step if learned else 0)
 
 
-def _with_explorer(policy: PolicyConfig) -> PolicyConfig:
+def _with_explorer(policy: PolicyConfig, settings: Struct) -> PolicyConfig:
     """The same with the explorer that serves what its learner scores, unless the project names one."""
-    own = learn.EXPLORERS.get(policy.learn.learner, policy.learn.serves)
-    return structs.replace(policy, learn=structs.replace(policy.learn, explorer=policy.learn.explorer or own))
+    own = learn.explorer_of(policy.learn.learner, settings, isinstance(policy.problem.actions, Numbers))
+    explorer = policy.learn.explorer or own or policy.learn.serves
+    return structs.replace(policy, learn=structs.replace(policy.learn, explorer=explorer))

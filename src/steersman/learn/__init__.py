@@ -33,6 +33,7 @@ __all__ = [
     "Sums",
     "check_explorer",
     "configure",
+    "explorer_of",
     "extend",
     "fit",
     "gives_draws",
@@ -208,14 +209,30 @@ def check_explorer(config: Struct, encoder: Encoder, explorer: Explorer) -> None
     Raises:
         ConfigError: it can not.
     """
-    kind, readers = type(explorer).__struct_config__.tag, getattr(type(config), "EXPLORERS", ())
-    if encoder.numbers is not None and readers and kind not in readers:
-        kinds = " or ".join(f'"{name}"' for name in readers)
+    readers = getattr(type(config), "EXPLORERS", ())
+    if encoder.numbers is not None and readers and not isinstance(explorer, tuple(map(type, readers))):
         raise ConfigError(
-            f"the explorer {kind} can not read what {type(config).__name__} learns over numbers",
-            hint=f"use an explorer of kind {kinds}",
+            f"the explorer {_kind(explorer)} can not read what {type(config).__name__} learns over numbers",
+            hint=f"use an explorer of kind {' or '.join(map(_kind, readers))}",
             field="explorer",
         )
+
+
+def explorer_of(name: str, config: Struct, numbers: bool) -> Explorer | None:
+    """What serves the scores of a learner as they were learned; None: they are values, and any explorer will do.
+
+    Args:
+        name, config: of the learner.
+        numbers: the actions are numbers.
+    """
+    if not numbers:
+        return EXPLORERS.get(name)
+    readers: tuple[Explorer, ...] = getattr(type(config), "EXPLORERS", ())
+    return readers[0] if readers else None
+
+
+def _kind(explorer: Explorer) -> str:
+    return str(type(explorer).__struct_config__.tag)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from steersman.core.batch import Batch
+from steersman.core.density import NumbersExplorer
 from steersman.core.errors import DataError
 from steersman.core.features import Encoder
 from steersman.core.policy import Policy
@@ -23,7 +24,7 @@ class DDPG(ValueSettings, frozen=True, forbid_unknown_fields=True):
     Source: Lillicrap et al. 2016, arXiv:1509.02971.
     """
 
-    EXPLORERS: ClassVar[tuple[str, ...]] = POINTS
+    EXPLORERS: ClassVar[tuple[NumbersExplorer, ...]] = POINTS
 
 
 class TD3(ValueSettings, frozen=True, forbid_unknown_fields=True):
@@ -36,7 +37,7 @@ class TD3(ValueSettings, frozen=True, forbid_unknown_fields=True):
     Source: Fujimoto, van Hoof and Meger 2018, arXiv:1802.09477, algorithm 1. Slow copies follow at every step.
     """
 
-    EXPLORERS: ClassVar[tuple[str, ...]] = POINTS
+    EXPLORERS: ClassVar[tuple[NumbersExplorer, ...]] = POINTS
 
     noise: float = 0.2
     noise_limit: float = 0.5
@@ -74,7 +75,7 @@ class SAC(ValueSettings, frozen=True, forbid_unknown_fields=True):
     Source: Haarnoja et al. 2018, arXiv:1812.05905, algorithm 1.
     """
 
-    EXPLORERS: ClassVar[tuple[str, ...]] = DENSITIES
+    EXPLORERS: ClassVar[tuple[NumbersExplorer, ...]] = DENSITIES
 
     temperature: float = 0.1
     entropy: float | None = None

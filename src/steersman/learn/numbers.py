@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from steersman.core.batch import Batch
-from steersman.core.density import Point, Squashed
+from steersman.core.density import Gaussian, NumbersExplorer, Point, Squashed, UniformBox
 from steersman.core.errors import DataError
 from steersman.core.features import Encoder
 from steersman.core.policy import Policy
@@ -25,8 +25,10 @@ from steersman.learn.returns import Returns
 from steersman.learn.run import HERE, Run
 from steersman.learn.settings import SLACK, Settings, ValueSettings, returns_of, unit_of, watch_of
 
-POINTS, DENSITIES = ("gaussian", "point", "box"), ("squashed", "box")
-"""Kinds of explorers that can read the scores of an actor of points, and of one of densities."""
+POINTS: tuple[NumbersExplorer, ...] = (Gaussian(0.1, 0.05), Point(), UniformBox())
+DENSITIES: tuple[NumbersExplorer, ...] = (Squashed(0.05), UniformBox())
+"""Explorers that can read the scores of an actor of points, and of one of densities. The first serves them, unless the
+project names another."""
 
 HASTE = 5.0
 """How much faster than the nets the temperature learns: it has one number, and trainings here are short."""

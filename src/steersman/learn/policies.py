@@ -6,6 +6,7 @@ import math
 from typing import ClassVar, Literal
 
 from steersman.core.batch import Batch
+from steersman.core.density import NumbersExplorer
 from steersman.core.errors import DataError
 from steersman.core.policy import Policy
 from steersman.learn import HERE, Look, Progress, Run, discrete, numbers, weighted
@@ -16,7 +17,7 @@ from steersman.learn.settings import Settings, ValueSettings, require
 class BC(Settings, frozen=True, forbid_unknown_fields=True):
     """Behavior cloning: the most likely policy to have logged the actions, whatever came of them."""
 
-    EXPLORERS: ClassVar[tuple[str, ...]] = numbers.DENSITIES
+    EXPLORERS: ClassVar[tuple[NumbersExplorer, ...]] = numbers.DENSITIES
 
 
 class IQL(ValueSettings, frozen=True, forbid_unknown_fields=True):
@@ -31,7 +32,7 @@ class IQL(ValueSettings, frozen=True, forbid_unknown_fields=True):
     Source: Kostrikov, Nair and Levine 2022, arXiv:2110.06169.
     """
 
-    EXPLORERS: ClassVar[tuple[str, ...]] = numbers.DENSITIES
+    EXPLORERS: ClassVar[tuple[NumbersExplorer, ...]] = numbers.DENSITIES
 
     expectile: float = 0.8
     temperature: float = 0.5
@@ -52,7 +53,7 @@ class AWAC(ValueSettings, frozen=True, forbid_unknown_fields=True):
     Source: Nair, Gupta, Dalal and Levine 2020, arXiv:2006.09359.
     """
 
-    EXPLORERS: ClassVar[tuple[str, ...]] = numbers.DENSITIES
+    EXPLORERS: ClassVar[tuple[NumbersExplorer, ...]] = numbers.DENSITIES
 
     temperature: float = 0.5
     largest_weight: float = 20.0
