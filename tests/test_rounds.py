@@ -115,15 +115,6 @@ def test_the_pole_is_balanced_seed_after_seed(name):
 
 
 @pytest.mark.slow
-def test_acrobot_swings_up_seed_after_seed():
-    returns = []
-    for seed in range(5):
-        policy = improve(acrobot(8), DQN(steps=8000), Rounds(random=20_000, rounds=20), seed)
-        returns.append(mean_return(policy, acrobot(100), seed))
-    assert sum(mean >= -95 for mean in returns) >= 4, returns
-
-
-@pytest.mark.slow
 def test_the_game_of_offers_is_played_without_a_mistake_seed_after_seed():
     policies = [improve(Offered(3), MASKED, Rounds(random=500, rounds=2), seed) for seed in range(5)]
     assert sum(mean_return(policy, Offered(3), seed) == 200.0 for seed, policy in enumerate(policies)) >= 4

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError
-from steersman.learn.nets import Minibatch, Net, Student, Tensor, likely, no_grad
+from steersman.learn.nets import Array, Minibatch, Net, Student, Tensor, likely, no_grad
 
 CHUNK = 65_536
 """Rows whose candidates are looked at together."""
@@ -63,17 +65,22 @@ def as_it_is(rows: Minibatch) -> Minibatch:
 Filtering = Callable[[Minibatch], Minibatch]
 
 
-def check_told_apart(batch: Batch) -> None:
-    """Raise DataError if a candidate of the batch can not be told from padding: a filter inside a net needs that."""
+def check_told_apart(batch: Batch, rows: Array | None = None) -> None:
+    """Raise DataError if a candidate can not be told from padding: a filter inside a net needs that.
+
+    Args:
+        rows: of the batch, that are looked at; None: all.
+    """
     shared = batch.candidates.strides[0] == 0
-    for start in range(0, 1 if shared else len(batch), CHUNK):
-        part = slice(start, start + CHUNK)
-        alike = batch.mask[part] & ~batch.candidates[part][: 1 if shared else None].any(axis=2)
+    looked_at = np.arange(len(batch)) if rows is None else rows
+    for start in range(0, len(looked_at), CHUNK):
+        some = looked_at[start : start + CHUNK]
+        told = batch.candidates[:1].any(axis=2) if shared else batch.candidates[some].any(axis=2)
+        alike = (batch.mask[some] & ~told).any(axis=1)
         if alike.any():
-            row = start + int(alike.any(axis=1).argmax())
             raise DataError(
-                f"row {row}: all columns of a candidate are 0, and so are those of padding: a filter can not tell them "
-                f"apart",
+                f"row {some[alike.argmax()]}: all columns of a candidate are 0, and so are those of padding: a filter "
+                f"can not tell them apart",
                 hint="give candidates a feature that is never 0, a text for example, or set behavior_threshold = 0",
                 field="behavior_threshold",
             )

@@ -26,8 +26,8 @@ from steersman.learn.settings import SLACK, Settings, ValueSettings, require, re
 Cast = Mapping[str, Student[Any]]
 """Who learns, by name: `actor` always, and what else the objective needs."""
 
-Update = Callable[[Cast, Minibatch], tuple[Tensor, Tensor]]
-"""One step of all that learn -> a loss to report, and the values [B] of the candidates taken."""
+Update = Callable[[Cast, Minibatch], tuple[Tensor, Tensor | None]]
+"""One step of all that learn -> a loss to report, and the values [B] of the candidates taken, if any are learned."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ def policy_of(batch: Batch, config: Settings, cast: Cast) -> Policy:
 # objectives
 
 
-def _clone(cast: Cast, rows: Minibatch) -> tuple[Tensor, Tensor]:
-    away = surprise(cast["actor"].net, rows)
-    cast["actor"].step(away.mean())
-    return away.mean(), (-away).exp()
+def _clone(cast: Cast, rows: Minibatch) -> tuple[Tensor, None]:
+    loss = surprise(cast["actor"].net, rows).mean()
+    cast["actor"].step(loss)
+    return loss, None
 
 
 cloning = Objective(_clone, {})

@@ -157,7 +157,7 @@ def learn_q(
     returns = returns_of(batch, config, run)
     trainer = Trainer(batch.encoder, config, variation, unit, seed, run)
     if config.behavior_threshold:
-        check_told_apart(batch)
+        check_told_apart(batch, run.rows)
     gather = nets.gatherer(batch, returns, unit, nets.device_of(run))
     nets.train(
         lambda places: trainer.update(gather(places)),
