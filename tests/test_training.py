@@ -14,10 +14,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from bandit_project import DAY, TOML, S, offers, write
 from steersman import cli, config, flow, learn, timeline
-from steersman.core.errors import ConflictError, DataError
+from steersman.core.errors import ConfigError, ConflictError, DataError
 from steersman.core.policy import EpsilonGreedy, Policy
 from steersman.flow import watching
 from steersman.flow.checkpoint import BEST, CHECKPOINT
@@ -213,6 +214,14 @@ def test_bf16_learns_and_gives_other_bits(unbroken, tmp_path):
     assert best is not None
     # 0.9 of the decisions take what is right, the rest any of three: 0.2 + 0.5 * (0.9 + 0.1 / 3) - 0.06
     assert best.values[0].value == pytest.approx(0.2 + 0.5 * (0.9 + 0.1 / 3) - 0.06, abs=0.1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_and_auto_takes_the_cpu(unbroken, tmp_path):
+    made = copied(unbroken, tmp_path / "gpu", old="1200", new="100")
+    with pytest.raises(ConfigError, match="this is process 0 of its machine, which has 0 CUDA devices"):
+        flow.train(made, "offer", device="cuda")
+    assert flow.train(made, "offer", device="auto").policy == flow.train(made, "offer", device="cpu").policy
 
 
 def test_two_processes_learn_what_one_learns_and_the_first_alone_writes(unbroken, tmp_path):
