@@ -12,7 +12,6 @@ from msgspec import Struct
 
 from steersman.core.errors import ConfigError, NotFoundError
 from steersman.learn import evolution as es
-from steersman.learn.evolution import stored
 from steersman.learn.evolution.population import Net
 from steersman.worlds import poles
 
@@ -119,14 +118,14 @@ def evolve_cartpole(
         refused += account.refused
         idle = 0 if account.moved else idle + 1
         if path is not None:
-            stored.save(search, path)
+            es.save(search, path)
     return Evolved(value >= poles.SOLVED, evaluations, value, batch, refused)
 
 
 def _begun(settings: es.Settings, seed: int | None, path: Path | None) -> es.Search:
     if path is not None:
         try:
-            found = stored.load(path)
+            found = es.load(path)
         except NotFoundError:
             pass
         else:

@@ -6,6 +6,7 @@ from steersman.learn.evolution.cma import CMA, SepCMA
 from steersman.learn.evolution.search import Account, Search, Settings, Told, ask, begin, tell
 from steersman.learn.evolution.solvers import ARS, PGPE, SNES, OpenES, Solver
 from steersman.learn.evolution.steps import SGD, Adam, ClipUp
+from steersman.learn.evolution.stored import load, save
 
 __all__ = [
     "ARS",
@@ -24,5 +25,7 @@ __all__ = [
     "Told",
     "ask",
     "begin",
+    "load",
+    "save",
     "tell",
 ]
