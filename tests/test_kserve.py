@@ -53,8 +53,8 @@ def shelved(root: Path) -> Models:
         return Model(made.signature, made.run)
 
     def wanted() -> dict[str, Wanted]:
-        off = shelf.off()
-        return {name: Wanted(shelf.numbers(name)) for name in shelf.names() if name not in off}
+        on = shelf.switched()
+        return {name: Wanted(shelf.numbers(name)) for name in shelf.names() if on.get(name, True)}
 
     models = Models(load, wanted, turn_on=shelf.switch)
     models.follow()

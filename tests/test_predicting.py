@@ -373,9 +373,9 @@ def test_a_shelf_is_the_layout_that_others_poll(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="must match"):
             shelf.read(name, 1)
     shelf.switch("half", on=False)
-    assert shelf.off() == {"half"}
+    assert shelf.switched() == {"half": False}
     shelf.switch("half", on=True)
-    assert shelf.off() == frozenset()
+    assert shelf.switched() == {"half": True}
     with pytest.raises(NotFoundError, match="did you mean half"):
         shelf.switch("hlaf", on=True)
 

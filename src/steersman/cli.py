@@ -74,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("--high", type=float, nargs="+", metavar="X", help="the high bounds of the same")
     _demo_options(verb("demo", _demo, "Run a closed loop on a world whose truth is known."))
     serve = verb("serve", _serve, "Serve decisions over HTTP, each logged before its answer leaves; and predictions.")
+    serve.add_argument("--host", help="instead of the host in steersman.toml; 0.0.0.0: all that this machine has")
+    serve.add_argument("--explicit", action="store_true", help="plain models are served only after a call to load them")
     serve.add_argument("--models", type=Path, metavar="DIR", help="without a project: the models DIR/NAME/1/model.onnx")
     serve.add_argument("--port", type=int, help="instead of the port in steersman.toml; 0 takes a free one")
     _log_options(verb("log", _log, "Look at the log, compact it, or import another one."))
@@ -249,7 +251,9 @@ def _init(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     project = config.only_models(options.models) if options.models else config.load(options.project)
-    return flow.serve(project, port=options.port, on_ready=lambda url: _show_ready(options, project, url))
+    changes = {"port": options.port, "host": options.host, "explicit": options.explicit or None}
+    changed = {name: value for name, value in changes.items() if value is not None}
+    return flow.serve(project, on_ready=lambda url: _show_ready(options, project, url), **changed)
 
 
 def _show_ready(options: argparse.Namespace, project: config.Project, url: str) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from socket import socket
+from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -23,14 +24,14 @@ from steersman.models.warehouse import Warehouse
 from steersman.serve import plane, predicting, workers
 
 
-def serve(project: Project, *, port: int | None = None, on_ready: Callable[[str], None] | None = None) -> int:
+def serve(project: Project, *, on_ready: Callable[[str], None] | None = None, **changed: Any) -> int:
     """Serve the champions until SIGTERM, drain, and return the exit code.
 
     Args:
-        port: instead of the project's; 0 takes a free one.
         on_ready: takes the URL, when connections are accepted.
+        changed: settings that are not as in the project, e.g. port=0.
     """
-    settings = project.serve if port is None else msgspec.structs.replace(project.serve, port=port)
+    settings = msgspec.structs.replace(project.serve, **changed)
 
     def work(_: int, sock: socket | None, ready: Callable[[int], None]) -> int:
         graphs = _Graphs(project)
@@ -45,7 +46,7 @@ def serve(project: Project, *, port: int | None = None, on_ready: Callable[[str]
                 _plane(project, graphs, record),
                 settings,
                 wanted=lambda: _champions(project),
-                models=_models(project, graphs),
+                models=_models(project, graphs, settings.explicit),
                 on_ready=ready,
                 on_drained=flush,
                 sock=sock,
@@ -90,7 +91,7 @@ def _no_log(records: Sequence[tuple[bytes, bytes]], done: Callable[[Error | None
     raise ConflictError("this server has models and no problem: it has no log", hint="steersman init makes a project")
 
 
-def _models(project: Project, graphs: _Graphs) -> predicting.Models:
+def _models(project: Project, graphs: _Graphs, explicit: bool) -> predicting.Models:
     """Versions of policies that an alias points at, the champion by default; and the plain models on the shelf."""
     shelf = Shelf(project.models_url)
 
@@ -100,8 +101,10 @@ def _models(project: Project, graphs: _Graphs) -> predicting.Models:
 
     def wanted() -> dict[str, predicting.Wanted]:
         found = {}
-        off = shelf.off()
-        for name in sorted({*shelf.names(), *project.model} - off):
+        switched = shelf.switched()
+        for name in sorted({*shelf.names(), *project.model}):
+            if not switched.get(name, not explicit):
+                continue
             settings = project.model.get(name, ModelConfig())
             if numbers := settings.chosen(shelf.numbers(name)):
                 found[name] = predicting.Wanted(numbers, labels=settings.labels)
@@ -112,7 +115,10 @@ def _models(project: Project, graphs: _Graphs) -> predicting.Models:
                 found[name] = predicting.Wanted(numbers, aliases.get(CHAMPION), aliases)
         return found
 
-    return predicting.Models(load, wanted, turn_on=shelf.switch)
+    def place(name: str) -> str:
+        return f"{project.warehouse_url if name in project.policies else project.models_url}/{name}"
+
+    return predicting.Models(load, wanted, turn_on=shelf.switch, place=place)
 
 
 def publish_model(project: Project, name: str, file: Path) -> int:

@@ -12,11 +12,13 @@ from steersman.models.stores import open_store
 from steersman.models.warehouse import MODEL, NUMBER
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-OFF = "off.json"
+SWITCHED = "switched.json"
 
 
 class Shelf:
     """`<root>/<name>/<number>/model.onnx`: the layout that TF Serving and Triton poll.
+
+    A folder without numbers is version 1 of its model, if it holds model.onnx or model/model.onnx.
 
     Args:
         url: a path, or any URL that fsspec knows.
@@ -50,7 +52,8 @@ class Shelf:
         """Numbers of the versions there are, ascending; none if there is no such model."""
         check_name(name)
         found = sorted(int(entry) for entry in self._store.entries(name) if NUMBER.fullmatch(entry))
-        return tuple(number for number in found if self._store.exists(f"{name}/{number}/{MODEL}"))
+        there = tuple(number for number in found if self._store.exists(f"{name}/{number}/{MODEL}"))
+        return there or ((1,) if self._flat(name) else ())
 
     def read(self, name: str, number: int) -> bytes:
         """A version, as it lies there.
@@ -59,19 +62,23 @@ class Shelf:
             NotFoundError: there is no such version.
         """
         check_name(name)
+        place = f"{name}/{number:d}/{MODEL}"
+        if number == 1 and not self._store.exists(place):
+            place = self._flat(name) or place
         try:
-            return self._store.read(f"{name}/{number:d}/{MODEL}")
+            return self._store.read(place)
         except FileNotFoundError:
             raise NotFoundError(f"{self.url} has no {name}/{number}/{MODEL}") from None
 
-    def off(self) -> frozenset[str]:
-        """Names of the models that shall not be served although they are there."""
+    def switched(self) -> dict[str, bool]:
+        """Models that somebody switched on or off, whatever servers do with the others."""
         try:
-            return frozenset(msgspec.json.decode(self._store.read(OFF), type=list[str]))
+            return msgspec.json.decode(self._store.read(SWITCHED), type=dict[str, bool])
         except FileNotFoundError:
-            return frozenset()
+            return {}
         except msgspec.MsgspecError as error:
-            raise DataError(f"{self.url}/{OFF} is damaged: {error}", hint="delete it, and switch off again") from None
+            hint = "delete it, and switch again"
+            raise DataError(f"{self.url}/{SWITCHED} is damaged: {error}", hint=hint) from None
 
     def switch(self, name: str, on: bool) -> None:
         """Serve a model, or serve it no more, until it is switched again; servers follow.
@@ -82,8 +89,12 @@ class Shelf:
         if not self.numbers(name):
             raise NotFoundError(f"{self.url} has no model {name!r}", hint=did_you_mean(name, self.names()))
         with self._store.locked(""):
-            off = self.off() - {name} if on else self.off() | {name}
-            self._store.replace(OFF, msgspec.json.encode(sorted(off)))
+            self._store.replace(SWITCHED, msgspec.json.encode(self.switched() | {name: on}, order="sorted"))
+
+    def _flat(self, name: str) -> str:
+        """Where the model of a folder without numbers lies; empty: nowhere."""
+        places = (f"{name}/{MODEL}", f"{name}/model/{MODEL}")
+        return next((place for place in places if self._store.exists(place)), "")
 
 
 def check_name(name: str) -> None:

@@ -54,6 +54,7 @@ class _DecideBody(Struct, frozen=True, forbid_unknown_fields=True):
     candidates: tuple[_Offered, ...] | None = None
     id: str | None = None
     step: Instant | None = None
+    deferred: bool = False
 
 
 class _OutcomeBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,6 +63,7 @@ class _OutcomeBody(Struct, frozen=True, forbid_unknown_fields=True):
     ends: Ends | None = None
     id: str | None = None
     at: Instant | None = None
+    activates: bool = False
 
 
 class Request(Struct, frozen=True):
@@ -72,6 +74,7 @@ class Request(Struct, frozen=True):
         unit, context, step: as in Decision.
         candidates: at least one; all named actions in sorted order if the client sent none.
         chosen: the id is the client's own.
+        deferred: as in Decision.
     """
 
     id: str
@@ -80,6 +83,7 @@ class Request(Struct, frozen=True):
     candidates: tuple[Candidate, ...]
     step: int | None = None
     chosen: bool = False
+    deferred: bool = False
 
 
 class Answer(Struct, frozen=True):
@@ -155,7 +159,7 @@ def reader(problem: Problem, max_candidates: int = MAX_CANDIDATES) -> Callable[[
                 if not fits_candidate(candidate.features, typed):
                     _check_fields(candidate.features, problem.candidate, f"candidates[{i}].features")
         chosen = wire.id is not None
-        return Request(wire.id or new_id(), wire.unit, wire.context, candidates, wire.step, chosen)
+        return Request(wire.id or new_id(), wire.unit, wire.context, candidates, wire.step, chosen, wire.deferred)
 
     return read
 
@@ -183,6 +187,7 @@ def read_outcomes(
                     at=wire.at if wire.at is not None else now(),
                     metrics=wire.metrics,
                     ends=wire.ends,
+                    activates=wire.activates,
                 )
             )
         except DataError as error:
@@ -249,7 +254,19 @@ def _decision(
         propensity=propensity,
         version=version.number,
         step=request.step,
+        deferred=request.deferred,
     )
+
+
+def probabilities_of(version: Version, scores: Array) -> list[float]:
+    """Probability of each candidate of one request, the bits that its propensity has.
+
+    Args:
+        scores: [K] f32 of its own candidates, or draws of them [K, M].
+    """
+    row = np.ascontiguousarray(scores)[None]
+    mask = np.ones(row.shape[:2], dtype=bool)
+    return over_candidates(version.explorer).probabilities(row, mask)[0].tolist()
 
 
 def answer_to(decision: Decision) -> Answer:

@@ -119,6 +119,8 @@ class Server:
         end = b"\r\nconnection: close\r\n\r\n" if close else b"\r\n\r\n"
         if slot.version == "1.0" and not close:
             end = b"\r\nconnection: keep-alive\r\n\r\n"
+        if slot.status == HTTPStatus.NO_CONTENT:  # it has no length
+            return b"HTTP/1.1 204 No Content" + end
         key = slot.status, slot.allow, slot.kind
         head = self._heads.get(key) or self._head(*key)
         more = b"\r\n" + slot.more[:-2] if slot.more else b""

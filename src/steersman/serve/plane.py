@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from steersman.core.decision import MAX_ID, Problem
+from steersman.core.decision import MAX_ID, Decision, Problem
 from steersman.core.errors import ConfigError, ConflictError, Error, NotFoundError, OverloadedError, did_you_mean
 from steersman.core.version import Version
 from steersman.serve.decide import (
-    MAX_CANDIDATES,
-    MAX_OUTCOMES,
+    Array,
     Request,
-    Score,
     answer_to,
     decide,
     encode,
+    probabilities_of,
     read_outcomes,
     reader,
     same_alone,
     score_rows,
 )
+from steersman.serve.live import Counts, Limits, Live
 
 DECISION = b"D"
 OUTCOME = b"O"
@@ -36,45 +36,13 @@ WRITE_BYTES = 1 << 22
 Reply = Callable[[int, bytes], None]
 """Takes an HTTP status and a JSON body. Called once, on the loop's thread."""
 
+Form = Callable[[Decision, list[float]], bytes]
+"""A decision and the probability of each of its candidates to the answer, for who wants more than ours."""
+
 Done = Callable[[Error | None], None]
 Record = Callable[[Sequence[tuple[bytes, bytes]], Done], None]
 Soon = Callable[..., object]
 _to_json = msgspec.json.Encoder().encode
-
-
-@dataclass(frozen=True, eq=False)
-class Live:
-    """A version, ready to decide: what `load` returns.
-
-    Attributes:
-        run: the graph, from raw rows to scores.
-        rowwise: the graph is made of matrix products and exact operations (add, multiply, maximum, ...), so that a
-            row's bits can hardly depend on the rows beside it. Then a micro-batch is one run of the graph, if
-            `same_alone` agrees; else each row is run alone, because a replay must give the same bits.
-    """
-
-    version: Version
-    problem: Problem
-    run: Score
-    rowwise: bool = False
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request, and one run of the graph, may hold.
-
-    Attributes:
-        candidates: of one decide request.
-        outcomes: in one body.
-        rows, cells: of one run of the graph; cells are rows times the largest number of candidates.
-        remembered: ids chosen by clients whose answers are kept for retries.
-    """
-
-    candidates: int = MAX_CANDIDATES
-    outcomes: int = MAX_OUTCOMES
-    rows: int = 256
-    cells: int = 4096
-    remembered: int = 10000
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +80,8 @@ class _Asking:
     request: Request
     reply: Reply
     remembered: _Remembered | None
+    form: Form | None = None
+    apprentice: bool = False
 
 
 @dataclass(slots=True)
@@ -122,26 +92,6 @@ class _Written:
     answer: bytes
     records: list[tuple[bytes, bytes]]
     remembered: _Remembered | None = None
-
-
-@dataclass
-class Counts:
-    """Since the plane began.
-
-    Attributes:
-        decisions, outcomes: written down and acknowledged.
-        refused: requests that the client got wrong (4xx).
-        failed: requests that we got wrong (5xx).
-        batches: decisions / batches is the mean size of a micro-batch.
-        swaps: versions that went live.
-    """
-
-    decisions: int = 0
-    outcomes: int = 0
-    refused: int = 0
-    failed: int = 0
-    batches: int = 0
-    swaps: int = 0
 
 
 class Plane:
@@ -292,8 +242,16 @@ class Plane:
 
     # -- requests ----------------------------------------------------------------------------------------------
 
-    def decide(self, name: str, body: bytes, reply: Reply) -> None:
-        """Answer a decide request, at the earliest when this turn of the loop ends."""
+    def decide(
+        self, name: str, body: bytes, reply: Reply, *, form: Form | None = None, apprentice: bool = False
+    ) -> None:
+        """Answer a decide request, at the earliest when this turn of the loop ends.
+
+        Args:
+            form: makes another answer than ours; for actions that are candidates.
+            apprentice: take the first candidate, with certainty, and count how the policy agrees. The decision is
+                the product's own: its version is 0.
+        """
         serving = self._serving.get(name)
         if serving is None:
             self._refuse(reply, self._no_policy(name))
@@ -308,7 +266,7 @@ class Plane:
             remembered = self._recall((name, request.id), body, reply)
             if remembered is None:
                 return
-        self._asked.setdefault(serving, []).append(_Asking(request, reply, remembered))
+        self._asked.setdefault(serving, []).append(_Asking(request, reply, remembered, form, apprentice))
         self._turn()
 
     def outcome(self, body: bytes, reply: Reply) -> None:
@@ -321,6 +279,15 @@ class Plane:
         answer = _to_json({"accepted": len(outcomes), "ids": [outcome.id for outcome in outcomes]})
         self._written.append(_Written(reply, answer, [(OUTCOME, _to_json(outcome)) for outcome in outcomes]))
         self._turn()
+
+    @property
+    def problems(self) -> dict[str, Problem]:
+        """Problem of every policy that decides."""
+        return {name: serving.live.problem for name, serving in self._serving.items()}
+
+    def new_id(self) -> str:
+        """An id that is unique for ever."""
+        return self._new_id()
 
     def _no_policy(self, name: str) -> Error:
         if name in self._wanted:
@@ -370,7 +337,7 @@ class Plane:
         """Decide a group in one run of the graph; whoever cannot be decided is told so, alone."""
         try:
             self.counts.batches += 1
-            made = _decide_group(serving, group, self._now())
+            made = _decide_group(serving, group, self._now(), self.counts)
         except Exception as error:  # a graph library raises what it likes; every request must get an answer
             if len(group) > 1:
                 half = len(group) // 2
@@ -452,14 +419,32 @@ def time_ordered_id(now: int, entropy: bytes) -> str:
     return f"{now:014x}{entropy.hex()}"
 
 
-def _decide_group(serving: _Serving, group: list[_Asking], now: int) -> list[tuple[bytes, bytes]]:
+def _decide_group(serving: _Serving, group: list[_Asking], now: int, counts: Counts) -> list[tuple[bytes, bytes]]:
     """The record and the answer of each, as JSON."""
     live = serving.live
     requests = [asking.request for asking in group]
     encoded = encode(live.version.encoder, requests)
     scores = score_rows(live.run, encoded, serving.together)
     decisions = decide(live.problem, live.version, requests, scores, encoded.mask, now)
-    return [(_to_json(decision), _to_json(answer_to(decision))) for decision in decisions]
+    return [
+        _formed(live.version, asking, decision, row, counts)
+        if asking.form
+        else (_to_json(decision), _to_json(answer_to(decision)))
+        for asking, decision, row in zip(group, decisions, scores, strict=True)
+    ]
+
+
+def _formed(
+    version: Version, asking: _Asking, decision: Decision, scores: Array, counts: Counts
+) -> tuple[bytes, bytes]:
+    assert asking.form is not None
+    probabilities = probabilities_of(version, scores[: len(decision.candidates)])
+    if asking.apprentice:
+        counts.apprentice += 1
+        counts.agreement += probabilities[0]
+        first = decision.candidates[0].id
+        decision = msgspec.structs.replace(decision, action=first, propensity=1.0, version=0)
+    return _to_json(decision), asking.form(decision, probabilities)
 
 
 def _groups(askings: list[_Asking], limits: Limits) -> Iterator[list[_Asking]]:

@@ -115,6 +115,7 @@ class Models:
         load: (name, number) -> Model; may block; whatever it raises leaves the old versions serving.
         wanted: gives name -> Wanted; may block. A name that is absent is served no more.
         turn_on: (name, on) changes what `wanted` gives; None: nobody may.
+        place: where a model lies, in words.
     """
 
     def __init__(
@@ -123,11 +124,13 @@ class Models:
         wanted: Callable[[], Mapping[str, Wanted]],
         *,
         turn_on: Callable[[str, bool], None] | None = None,
+        place: Callable[[str], str] = str,
         limits: Limits | None = None,
     ) -> None:
         self._load = load
         self._look = wanted
         self._turn_on = turn_on
+        self.place = place
         self._limits = limits or Limits()
         self._serving: dict[str, dict[int, Serving]] = {}
         self._wanted: Mapping[str, Wanted] = {}
@@ -176,7 +179,7 @@ class Models:
 
         Raises:
             NotFoundError: the store has no such model.
-            Error: it could not be loaded.
+            Error: it could not be loaded; it is switched off again.
         """
         if self._turn_on is None:
             raise NotFoundError("this server can not load or unload models", hint="put them into its models directory")
@@ -184,6 +187,8 @@ class Models:
         self.follow(at_once=True)
         if on and name not in self._serving:
             failures = [failure.error for key, failure in self._failures.items() if key[0] == name]
+            self._turn_on(name, False)
+            self.follow()
             raise failures[0] if failures else NotFoundError(f"model {name!r} is not wanted", hint=self.error)
 
     def _try(self, name: str, number: int, at_once: bool) -> None:

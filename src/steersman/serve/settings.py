@@ -23,7 +23,13 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         drain_s: after SIGTERM, until what is not answered is dropped.
         quiet_s: after SIGTERM, how long an idle connection stays open for a request that is on its way.
         poll_s: between two looks at which versions are wanted.
-        tf_serving, open_inference: whether TensorFlow Serving's REST API and the Open Inference Protocol are spoken.
+        tf_serving, open_inference, sagemaker: whether TensorFlow Serving's REST API, the Open Inference Protocol and
+            SageMaker's container contract are spoken.
+        model: the one that answers SageMaker's /invocations; empty: the only one there is.
+        personalizer: whether Azure Personalizer's calls are spoken.
+        personalizer_policy: the policy that they are about; empty: the only one there is.
+        apprentice: they are answered with the product's own action, the first, and the policy only learns from it.
+        explicit: plain models are served only after a call to load them, not because they are there.
     """
 
     host: str = "127.0.0.1"
@@ -40,6 +46,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     poll_s: float = 1.0
     tf_serving: bool = True
     open_inference: bool = True
+    sagemaker: bool = True
+    model: str = ""
+    personalizer: bool = True
+    personalizer_policy: str = ""
+    apprentice: bool = False
+    explicit: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:

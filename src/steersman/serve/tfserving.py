@@ -114,7 +114,21 @@ def read_predict(body: bytes, signature: Signature) -> Question:
     Raises:
         DataError: the body is not what the signature takes.
     """
-    document = _object(body)
+    return read_document(values.parse(body), signature)
+
+
+def from_instances(instances: list[Any], signature: Signature) -> Question:
+    """The arrays of the rows of a predict request.
+
+    Raises:
+        DataError: they are not what the signature takes.
+    """
+    return Question(_rows(instances, signature))
+
+
+def read_document(document: Any, signature: Signature) -> Question:
+    """The same as `read_predict`, of a body that was parsed."""
+    document = _checked_object(document)
     _check_signature(document)
     if "instances" in document and "inputs" in document:
         raise DataError("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
@@ -160,8 +174,7 @@ def _check_rows(outputs: Sequence[Array], signature: Signature) -> None:
         size = len(array)
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    document = values.parse(body)
+def _checked_object(document: Any) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise DataError(f"JSON Value: {shown(document)} Is not object")
     return document
@@ -294,7 +307,7 @@ def read_examples(body: bytes, signature: Signature) -> Question:
     Raises:
         DataError: the body is not what the signature takes.
     """
-    document = _object(body)
+    document = _checked_object(values.parse(body))
     _check_signature(document)
     examples, context = document.get("examples"), document.get("context", {})
     if not isinstance(examples, list) or not examples:
