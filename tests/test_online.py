@@ -1,206 +1,275 @@
-"""Learning while acting: the pendulum against Gymnasium's, the replay and the loop, and the bars on the pendulum."""
+"""A live policy that evolves: a real server with perturbed copies, its log, and updates that may be killed anywhere."""
 
 from __future__ import annotations
 
-import itertools
-import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from steersman import learn
-from steersman.core.decision import Numbers
-from steersman.core.density import Squashed, UniformBox
-from steersman.core.errors import DataError
+from product import Client, project, serving
+from steersman import config, flow, log
+from steersman.cli import main
+from steersman.config import Project
+from steersman.core.decision import Candidate
+from steersman.core.errors import ConfigError, ConflictError, DataError, NotFoundError
 from steersman.core.features import Continuous, Encoder
-from steersman.core.policy import Policy, constant_scorer
-from steersman.core.simulator import Moved, Seen
-from steersman.learn.actor_critic import DDPG, SAC, TD3
-from steersman.learn.online import Online, Replay, experience, learn_online
-from steersman.learn.play import play, returns_of_episodes
-from steersman.worlds import pendulum
+from steersman.core.policy import EpsilonGreedy
+from steersman.core.version import Parents
+from steersman.demo import wait_for_version
+from steersman.flow import online, perturbing
+from steersman.learn import evolution as es
+from steersman.models import parameters
+from steersman.models.graph import Graph
+from steersman.models.onnx import compose
+from steersman.models.warehouse import Draft, Warehouse
 
-RANDOM = Policy(pendulum.ENCODER, constant_scorer, UniformBox())
+TOML = """\
+[serve]
+poll_s = 0.02
 
+[problem.side]
+reward = "right"
+wait_s = 1
+actions = { kind = "one", names = ["left", "right"] }
 
-# the world
-
-
-def test_the_pendulum_moves_and_is_rewarded_as_gymnasiums():
-    theirs, ours, rng = gymnasium.make("Pendulum-v1"), pendulum.Pendulum(3), np.random.default_rng(0)
-    seen = ours.start(0)
-    theirs.reset(seed=0)
-    theirs.unwrapped.state = np.array([ours._angle[1], ours._speed[1]])
-    for step in range(200):
-        action = rng.uniform(-2.5, 2.5, (3, 1)).astype(np.float32)
-        moved = ours.step(action)
-        observation, reward, terminated, truncated, _ = theirs.step(action[1])
-        assert moved.reward[1] == pytest.approx(reward, abs=1e-5)
-        assert moved.reached.context[1, ::2] == pytest.approx(observation / np.array([1, 1, 3]), abs=1e-5)
-        assert not moved.reached.context[:, 1::2].any()  # nothing is missing
-        assert not terminated
-        assert (moved.discount == 1).all()
-        assert moved.over.tolist() == [truncated] * 3 == [step == 199] * 3
-        assert not np.shares_memory(moved.reached.context, seen.context)
-        seen = moved.seen
-    assert np.hypot(seen.context[:, 0], seen.context[:, 2]) == pytest.approx(1.0, abs=1e-6)
-    assert (np.abs(seen.context[:, 4]) <= 1 / 3).all()
-    assert not np.allclose(seen.context, moved.reached.context)
+[problem.side.context]
+x = "number"
+"""
+ENCODER = Encoder(context=(Continuous("x", 0.0, 1.0),), actions=("left", "right"))
+COPIES = 8
 
 
-def test_a_log_of_the_pendulum_has_whole_episodes_that_a_rule_ended():
-    batch = play(pendulum.Pendulum(4), RANDOM, 0)
-    assert len(batch) == 800
-    assert batch.propensity == pytest.approx(1 / 4)
-    assert not batch.terminated.any()
-    last = np.flatnonzero(batch.next < 0)
-    assert last.tolist() == np.flatnonzero(batch.limited).tolist() == [199, 399, 599, 799]
-    angle = np.arctan2(batch.context[:, 2], batch.context[:, 0]).astype(np.float64)
-    speed, torque = 3.0 * batch.context[:, 4].astype(np.float64), batch.action[:, 0].astype(np.float64)
-    assert batch.reward == pytest.approx(-(angle**2 + 0.1 * speed**2 + 0.001 * torque**2), abs=1e-4)
-    there = batch.next >= 0
-    after = np.clip(speed + 0.05 * (15 * np.sin(angle) + 3 * torque), -8, 8)
-    assert 3.0 * batch.context[batch.next[there], 4] == pytest.approx(after[there], abs=1e-4)
+def scorer(seed: int = 0) -> bytes:
+    """Context and candidate through one layer of tanh: what a product begins with."""
+    random = np.random.default_rng(seed)
+    shapes = {"wc": (ENCODER.context_width, 4), "wa": (ENCODER.candidate_width, 4), "w2": (4, 1)}
+    constants = [numpy_helper.from_array(random.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
+    constants += [numpy_helper.from_array(np.array([i]), n) for n, i in (("one", 1), ("last", -1))]
+    nodes = [
+        helper.make_node("MatMul", ["context", "wc"], ["c"]),
+        helper.make_node("Unsqueeze", ["c", "one"], ["c3"]),
+        helper.make_node("MatMul", ["candidates", "wa"], ["a"]),
+        helper.make_node("Add", ["c3", "a"], ["ca"]),
+        helper.make_node("Tanh", ["ca"], ["h"]),
+        helper.make_node("MatMul", ["h", "w2"], ["v"]),
+        helper.make_node("Squeeze", ["v", "last"], ["out"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "net",
+        [
+            helper.make_tensor_value_info("context", TensorProto.FLOAT, ["N", ENCODER.context_width]),
+            helper.make_tensor_value_info("candidates", TensorProto.FLOAT, ["N", "K", ENCODER.candidate_width]),
+        ],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", "K"])],
+        constants,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return model.SerializeToString()
 
 
-def test_the_value_of_a_policy_is_the_mean_return_of_a_log_of_it():
-    returns = returns_of_episodes(play(pendulum.Pendulum(40), RANDOM, 5))
-    rng = np.random.default_rng(9)
-    played = pendulum.value(lambda context: rng.uniform(-2, 2, (len(context), 1)), 200, 3)
-    assert played == pytest.approx(returns.mean(), abs=4 * returns.std() / math.sqrt(33))
+def product(directory: Path, settings: es.Settings, share: float = 0.75) -> Project:
+    """Version 2 is a net, version 3 the same with its search; 3 is the champion."""
+    made = project(directory, TOML)
+    draft = Draft(
+        name="side", encoder=ENCODER, explorer=EpsilonGreedy(0.1), parents=Parents("", "", ""), seed="s", made_at=1
+    )
+    Warehouse(made.warehouse_url).publish(draft, compose(ENCODER, scorer()))
+    version = online.init(made, "side", "2", settings, share=share, copies=COPIES)
+    assert version.number == 3
+    flow.promote(made, "side", "3")
+    return made
 
 
-# replay and experience
+def play(url: str, count: int, prefix: str, steps: int = 2) -> dict[str, tuple[str, float]]:
+    """Units of a few steps each, all but every tenth of them over; unit -> its first decision and its return."""
+    client, rng, found = Client(url), np.random.default_rng(len(prefix)), {}
+    for number in range(count):
+        unit, total, first = f"{prefix}{number}", 0.0, ""
+        for step in range(steps):
+            x = float(rng.normal())
+            status, answer = client.post("/v1/decide/side", {"unit": unit, "context": {"x": x}, "step": step})
+            assert status == 200
+            first = first or answer["id"]
+            right = float((answer["action"] == "right") == (x > 0)) + 1e-3 * number  # no two units have the same
+            total += right
+            outcome: dict[str, Any] = {"decision": answer["id"], "metrics": {"right": right}}
+            if step == steps - 1 and number % 10:
+                outcome["ends"] = "terminated"
+            assert client.post("/v1/outcome", outcome)[0] == 200
+        found[unit] = first, total
+    time.sleep(1.05)  # the wait of the last decisions
+    return found
 
 
-def test_a_replay_forgets_the_oldest_and_mixes_nothing_up():
-    replay = Replay(5)
-    for start in (0, 2, 4):
-        number = np.arange(start, start + 2)
-        assert replay.add({"a": number, "b": np.stack([number, -number], axis=1)}) == 2
-    assert len(replay) == 5
-    assert sorted(replay["a"]) == [1, 2, 3, 4, 5]
-    taken = replay.take(np.array([0, 0, 3]))
-    assert taken["a"].tolist() == [5, 5, 3]
-    assert taken["b"].tolist() == [[5, -5], [5, -5], [3, -3]]
-    with pytest.raises(DataError, match="6 decisions at once do not fit into a memory of 5"):
-        replay.add({"a": np.arange(6), "b": np.zeros((6, 2))})
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[str, float]]]:
+    made = product(tmp_path_factory.mktemp("evolving"), es.Settings(sigma=0.2))
+    with serving(made) as url:
+        units = play(url, 120, "u")
+    flow.compact(made)
+    return made.root, units
 
 
-class Countdown:
-    """Two episodes of two and three steps over and over; the context counts all steps, the reward is what the action
-    says; a rule ends the first kind, the world the second."""
-
-    encoder = Encoder(context=(Continuous("count", 0.0, 1.0),), numbers=Numbers(low=(-1.0,), high=(1.0,)))
-
-    def __init__(self, reward: float = 1.0) -> None:
-        self.reward = reward
-
-    def start(self, seed: int) -> Seen:
-        self.number = 0
-        return self._seen()
-
-    def step(self, action: np.ndarray) -> Moved:
-        self.number += 1
-        over = np.array([self.number % 2 == 0, self.number % 3 == 0])
-        reached = self._seen()
-        start = reached._replace(context=np.where(over[:, None], np.float32(-1), reached.context))
-        discount = np.where(over & [False, True], 0.0, 1.0)
-        return Moved(self.reward * action[:, 0].astype(np.float64), discount, over, reached, start)
-
-    def _seen(self) -> Seen:
-        context = np.full((2, 2), self.number % 6, dtype=np.float32)
-        return Seen(context, np.zeros((2, 0, 0), dtype=np.float32), np.zeros((2, 0), dtype=bool))
+def copied(played: tuple[Path, Any], into: Path) -> Project:
+    shutil.copytree(played[0], into)
+    return config.load(into)
 
 
-def test_experience_ends_an_episode_with_what_it_reached_and_begins_the_next_with_its_start():
-    seen: list[np.ndarray] = []
-
-    def decide(now: Seen) -> np.ndarray:
-        seen.append(now.context[:, 0].copy())
-        return np.full((2, 1), 0.5, dtype=np.float32)
-
-    rows = list(itertools.islice(experience(Countdown(), 0, decide), 4))
-    assert [row["context"][:, 0].tolist() for row in rows] == [now.tolist() for now in seen]
-    assert np.stack(seen).T.tolist() == [[0, 1, -1, 3], [0, 1, 2, -1]]
-    assert [row["next_context"][:, 0].tolist() for row in rows] == [[1, 1], [2, 2], [3, 3], [4, 4]]
-    assert [row["over"].tolist() for row in rows] == [[False, False], [True, False], [False, True], [True, False]]
-    assert [row["discount"].tolist() for row in rows] == [[1, 1], [1, 1], [1, 0], [1, 1]]
-    assert all((row["reward"] == 0.5).all() for row in rows)
+def decisions(made: Project) -> dict[str, tuple[str, int | None]]:
+    with flow.logs.opened(made) as tables:
+        tables.view("every", log.files(made.log_directory, "side", 0, flow.now_us()).decisions)
+        rows = tables.query("SELECT id, unit, noise FROM every")
+    return {
+        decision: (unit, None if noise is None else int(noise))
+        for decision, unit, noise in zip(rows["id"], rows["unit"], rows["noise"], strict=True)
+    }
 
 
-# the loop
-
-SMALL = {"hidden": (8,), "batch_size": 32, "learning_rate": 3e-3}
-
-
-@pytest.mark.parametrize("config", [TD3(**SMALL), SAC(**SMALL)])
-def test_the_same_seed_gives_the_same_policy_and_progress_counts_the_steps(config):
-    told: list[tuple[int, int]] = []
-    online = Online(decisions=300, random=100)
-
-    def run(seed: int, progress: learn.Progress | None = None) -> bytes:
-        return learn.to_onnx(learn_online(pendulum.Pendulum(4), config, online, seed, progress))
-
-    first = run(0, lambda done, steps, figures: told.append((done, steps)))
-    assert first == run(0) != run(1)
-    assert told == [(100, 200), (200, 200)]
+def test_a_share_of_the_units_meets_copies_and_stays_with_its_own(played: Any, tmp_path: Path) -> None:
+    made = copied(played, tmp_path / "p")
+    logged = decisions(made)
+    by_unit: dict[str, set[int | None]] = {}
+    for unit, noise in logged.values():
+        by_unit.setdefault(unit, set()).add(noise)
+    assert all(len(noises) == 1 for noises in by_unit.values())  # an episode is never split
+    met = [next(iter(noises)) for noises in by_unit.values()]
+    _, served = perturbing.read(made, "side", 3)
+    assert set(met) - {None} == set(served.keys)
+    assert 0.6 < np.mean([key is not None for key in met]) < 0.9  # 0.75, three standard errors of 120
 
 
-def test_what_it_does_while_it_learns_becomes_better():
-    """The reward is what the action says, so everything should end at the upper bound."""
-    done: list[float] = []
-
-    class Watched(Countdown):
-        def step(self, action: np.ndarray) -> Moved:
-            done.extend(action[:, 0].tolist())
-            return super().step(action)
-
-    policy = learn_online(Watched(), SAC(**SMALL, discount=0.5, entropy=-2.0), Online(decisions=600, random=100), 0)
-    assert np.mean(done[:100]) == pytest.approx(0.0, abs=0.2)
-    assert np.mean(done[-100:]) > 0.7
-    assert policy.explorer == Squashed()
+def test_decisions_of_copies_are_made_again_to_the_bit(played: Any, tmp_path: Path) -> None:
+    made = copied(played, tmp_path / "p")
+    logged = decisions(made)
+    perturbed = [decision for decision, (_, noise) in logged.items() if noise is not None][:40]
+    clean = [decision for decision, (_, noise) in logged.items() if noise is None][:10]
+    assert all(one.identical for one in flow.replay_all(made, perturbed + clean))
 
 
-def test_a_world_that_teaches_nothing_and_settings_out_of_range_are_refused():
-    quick = Online(decisions=10, random=5)
-    with pytest.raises(DataError, match="the reward of all"):
-        learn_online(Countdown(reward=0.0), TD3(**SMALL), quick, 0)
-    with pytest.raises(DataError, match="n_step is 2, must be 1"):
-        learn_online(Countdown(), TD3(**SMALL, n_step=2), quick, 0)
-    for setting, value in (("decisions", 0), ("random", 0), ("steps", 0), ("memory", 0)):
-        with pytest.raises(DataError, match=f"{setting} is 0, must be at least 1"):
-            Online(**{setting: value})
-    with pytest.raises(DataError, match="scale is 0"):
-        Online(scale=0.0)
+def test_a_copy_scores_as_a_graph_with_its_parameters(played: Any, tmp_path: Path) -> None:
+    made = copied(played, tmp_path / "p")
+    data = Warehouse(made.warehouse_url).read("side", 3)[1]
+    search, served = perturbing.read(made, "side", 3)
+    found = parameters.parameters_of(data)
+    assert np.array_equal(found.flat, search.mean) and len(found.flat) == 2 * 4 + 2 * 4 + 4
+    rows = ENCODER.raw_context([{"x": x} for x in (-2.0, 0.3, 1.0)])
+    candidates, ids = ENCODER.raw_candidates([(Candidate("left"), Candidate("right"))] * 3, 2)
+    copies = perturbing.of(made, "side", 3, Graph(data))
+    assert copies is not None
+    for key in served.keys[:3]:
+        whole = parameters.opened(data, search.perturbed(np.array([key], dtype=np.uint64))[0].astype(np.float64))
+        assert np.array_equal(copies.run(key)(rows, candidates, ids), Graph(whole).scores(rows, candidates, ids))
+    with pytest.raises(DataError, match="open to"):
+        Graph(compose(ENCODER, scorer())).perturbed(search.mean)
+    with pytest.raises(DataError, match="no parameters"):
+        online.init(made, "side", "1", es.Settings(), share=0.5, copies=4)
+    with pytest.raises(ConfigError, match="share"):
+        online.init(made, "side", "2", es.Settings(), share=0.0, copies=4)
 
 
-# bars: five seeds each, at least four of which must pass; issue 5
+def test_an_update_is_what_the_clients_saw_told_to_the_search(played: Any, tmp_path: Path) -> None:
+    """The log, the build and the join give the same bits as the rewards in the client's hands."""
+    made = copied(played, tmp_path / "p")
+    search, served = perturbing.read(made, "side", 3)
+    logged, copies = decisions(made), {}
+    for number, (first, total) in enumerate(played[1].values()):
+        key = logged[first][1]
+        if key is not None and number % 10:  # every tenth is not over
+            copies.setdefault(key, []).append(total)
+    keys = np.array(sorted(copies), dtype=np.uint64)
+    reward = np.array([np.mean(np.sort(copies[key])) for key in sorted(copies)])
+    told = es.Told(search.run, keys, np.zeros(len(keys), dtype=int), reward, {0: search.digest})
+    expected, _ = es.tell(search, told)
+    found = online.update(made, "side")
+    after, then = perturbing.read(made, "side", 4)
+    assert (found.version, found.parent, found.episodes) == (4, 3, sum(map(len, copies.values())))
+    assert found.open == sum(logged[first][1] is not None for first, _ in list(played[1].values())[::10])
+    assert all(np.array_equal(after.arrays[name], array) for name, array in expected.arrays.items())
+    assert not set(then.keys) & set(served.keys)  # fresh directions
+    assert flow.champion(made, "side") == 4
+    graph = Warehouse(made.warehouse_url).read("side", 4)[1]
+    assert np.array_equal(parameters.parameters_of(graph).flat, after.mean.astype(np.float32).astype(np.float64))
+    assert online.replay(made, "side", 4)
+    with pytest.raises(ConflictError, match="es init"):
+        online.replay(made, "side", 3)
+    with pytest.raises(DataError, match="no decisions in the window"):  # nobody met the new ones yet
+        online.update(made, "side")
+    assert flow.rollback(made, "side") == 3
 
-PENDULUM = {"hidden": (64, 64), "batch_size": 128}
-OFFLINE = {"td3": PENDULUM | {"steps": 6000}, "sac": PENDULUM | {"steps": 6000}}
-SEEDS = 5
+
+@pytest.mark.parametrize("point", ["pending", "published", "beside", "promoted"])
+def test_an_update_that_was_killed_ends_the_same(
+    played: Any, tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = copied(played, tmp_path / "whole"), copied(played, tmp_path / "killed")
+    monkeypatch.setattr(online, "now_us", lambda: 2 * 10**15)  # both read the same of the log
+    online.update(whole, "side")
+
+    def dying(real: Any) -> Any:
+        def die(*args: Any, **kwargs: Any) -> Any:
+            real(*args, **kwargs)
+            raise KeyboardInterrupt
+
+        return die
+
+    target, name = {
+        "pending": (online.places, "write"),
+        "published": (Warehouse, "publish"),
+        "beside": (online.perturbing, "write"),
+        "promoted": (Warehouse, "set_alias"),
+    }[point]
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, dying(getattr(target, name)))
+        with pytest.raises(KeyboardInterrupt):
+            online.update(killed, "side")
+    if point == "promoted":  # all was done but for the note that it was begun
+        assert flow.champion(killed, "side") == 4
+    else:
+        assert online.update(killed, "side").version == 4
+    searches = [(made.root / "es" / "side" / "4" / "search").read_bytes() for made in (whole, killed)]
+    assert searches[0] == searches[1]
+    graphs = [Warehouse(made.warehouse_url).read("side", 4)[0].digest for made in (whole, killed)]
+    assert graphs[0] == graphs[1]
+    assert Warehouse(killed.warehouse_url).numbers("side") == (1, 2, 3, 4)
 
 
-def reached(values: list[float], bar: float) -> None:
-    assert sum(value >= bar for value in values) >= SEEDS - 1, [round(value, 1) for value in values]
+def test_an_update_waits_for_most_of_the_copies(played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = copied(played, tmp_path / "p")
+    with monkeypatch.context() as patch:
+        patch.setattr(online, "ENOUGH", 1.01)
+        with pytest.raises(ConflictError, match="8 of 8 perturbed copies"):
+            online.update(made, "side")
+    assert Warehouse(made.warehouse_url).numbers("side") == (1, 2, 3)
+    assert not (perturbing.place(made, "side", 3) / online.PENDING).exists()  # the next one reads a later log
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("config", [SAC(**PENDULUM), TD3(**PENDULUM), DDPG(**PENDULUM)])
-def test_the_pendulum_is_swung_up_after_20000_decisions(config):
-    policies = [learn_online(pendulum.Pendulum(), config, Online(decisions=20_000), seed) for seed in range(SEEDS)]
-    reached([pendulum.value(pendulum.mean_of(policy), 100, 1234) for policy in policies], -200.0)
+def test_a_running_server_swaps_to_the_copies_of_the_next_version(tmp_path: Path) -> None:
+    made = product(tmp_path, es.Settings(es.PGPE(), sigma=0.2, max_age=2), share=1.0)
+    with serving(made) as url:
+        for number in range(4, 7):
+            play(url, 40, f"r{number}-")
+            assert online.update(made, "side").version == number
+            wait_for_version(url, "side", number)
+    search, served = perturbing.read(made, "side", 6)
+    assert served.made is not None and served.made.account.stale > 0
+    assert [past.generation for past in search.past] == [1, 2]
+    assert online.replay(made, "side", 6)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("name", OFFLINE)
-def test_the_pendulum_is_swung_up_from_40000_random_decisions(name):
-    config, values = learn.configure(name, OFFLINE[name]), []
-    for seed in range(SEEDS):
-        policy = learn.fit(play(pendulum.Pendulum(200), RANDOM, 1000 + seed), config, seed)
-        values.append(pendulum.value(pendulum.mean_of(policy), 100, 1234))
-    reached(values, -500.0)
+def test_the_commands_of_the_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = product(tmp_path, es.Settings())
+    at = ["--project", str(tmp_path)]
+    assert main(["es", "init", "side", "--from", "2", "--solver", "pgpe", "--noise", "rank1", *at]) == 0
+    assert "stored  side@4, of which 20% of the units meet 32 copies" in capsys.readouterr().out
+    assert perturbing.read(made, "side", 4)[0].settings.shapes == ((4, 1), (2, 4), (2, 4))
+    assert main(["es", "update", "side", *at]) == DataError.exit_code
+    assert "no decisions in the window" in capsys.readouterr().err
+    assert main(["es", "replay", "side@4", *at]) == ConflictError.exit_code
+    assert main(["es", "replay", "side", *at]) == ConfigError.exit_code
+    flow.promote(made, "side", "2")
+    assert main(["es", "update", "side", *at]) == NotFoundError.exit_code

@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
+from steersman import config
 from steersman.core.errors import ConfigError
-from steersman.flow import evolving
+from steersman.flow import evolving, online
 from steersman.learn import evolution as es
 from steersman.worlds import poles
 
@@ -28,19 +29,80 @@ STEPS: dict[str, type[es.SGD] | type[es.Adam] | type[es.ClipUp]] = {"sgd": es.SG
 def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser, show: Show) -> None:
     """The actions of `steersman es` and their options."""
     actions = command.add_subparsers(required=True, metavar="ACTION")
-    text = "Evolve a policy in a world, without a server."
-    run = actions.add_parser("run", help=text, description=text, parents=[shared])
+
+    def action(name: str, run: Callable[..., int | None], text: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, help=text, description=text, parents=[shared])
+        made.set_defaults(action=functools.partial(run, show=show))
+        return made
+
+    init = action("init", _init, "Store a version that can be perturbed, with its search beside it.")
+    init.add_argument("name")
+    init.add_argument(
+        "--from", dest="reference", default="champion", metavar="VERSION", help="whose net it starts from"
+    )
+    init.add_argument("--share", type=float, default=0.2, help="of the units that meet a perturbed copy, in (0, 1]")
+    init.add_argument("--copies", type=int, default=32, help="perturbed copies at a time")
+    init.add_argument("--max-age", type=int, default=0, help="versions that a sample may be old")
+    _solver_options(init, sigma=0.05)
+    update = action("update", _update, "Move the parameters by what the log says, store and promote the next version.")
+    update.add_argument("name")
+    again = action("replay", _replay, "Make an update again from its log and its parent, and compare.")
+    again.add_argument("name", metavar="NAME@NUMBER")
+    run = action("run", _run, "Evolve a policy in a world, without a server.")
     run.add_argument("--world", choices=["cartpole"], default="cartpole")
-    run.add_argument("--solver", choices=[*SOLVERS], default="snes")
-    run.add_argument("--step", choices=[*STEPS], help="of pgpe and openai: what makes a step of a gradient")
-    run.add_argument("--rate", type=float, help="of the step, or of the solver that has one")
-    run.add_argument("--noise", choices=["normals", "signs", "rank1"], help="default: the solver's own")
-    run.add_argument("--sigma", type=float, default=0.3, help="of the noise at first")
     run.add_argument("--population", type=int, default=evolving.POPULATION, help="perturbed policies in a batch")
     run.add_argument("--rounds", type=int, default=200, help="batches, unless the world is solved before")
     run.add_argument("--seed", type=int, help="to see the same run again (default: all is drawn afresh)")
     run.add_argument("--search", type=Path, metavar="FILE", help="goes on from there; written after every batch")
-    run.set_defaults(action=functools.partial(_run, show=show))
+    _solver_options(run, sigma=0.3)
+
+
+def _solver_options(command: argparse.ArgumentParser, sigma: float) -> None:
+    command.add_argument("--solver", choices=[*SOLVERS], default="snes")
+    command.add_argument("--step", choices=[*STEPS], help="of pgpe and openai: what makes a step of a gradient")
+    command.add_argument("--rate", type=float, help="of the step, or of the solver that has one")
+    command.add_argument("--noise", choices=["normals", "signs", "rank1"], help="default: the solver's own")
+    command.add_argument("--sigma", type=float, default=sigma, help="of the noise at first")
+
+
+def _init(options: argparse.Namespace, show: Show) -> None:
+    settings = es.Settings(_solver(options), noise=options.noise, sigma=options.sigma, max_age=options.max_age)
+    made = online.init(
+        config.load(options.project),
+        options.name,
+        options.reference,
+        settings,
+        share=options.share,
+        copies=options.copies,
+    )
+    show(
+        options,
+        made,
+        f"stored  {made.name}@{made.number}, of which {options.share:.0%} of the units meet {options.copies} copies",
+        f"next    steersman promote {made.name}@{made.number}",
+    )
+
+
+def _update(options: argparse.Namespace, show: Show) -> None:
+    found = online.update(config.load(options.project), options.name)
+    account = found.account
+    show(
+        options,
+        found,
+        f"champion  {found.problem}@{found.version}, from {account.used} copies and {found.episodes:,} episodes of "
+        f"{found.problem}@{found.parent}",
+        f"left out  {found.open:,} episodes not over or of two copies, {account.old} copies too old",
+        f"back      steersman rollback {found.problem}",
+    )
+
+
+def _replay(options: argparse.Namespace, show: Show) -> int:
+    name, _, number = options.name.partition("@")
+    if not number.isdecimal():
+        raise ConfigError(f"{options.name} names no version", hint="for example timing@7")
+    same = online.replay(config.load(options.project), name, int(number))
+    show(options, {"identical": same}, f"again   {'identical' if same else 'different'}")
+    return 0 if same else 1
 
 
 def _run(options: argparse.Namespace, show: Show) -> None:

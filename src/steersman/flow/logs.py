@@ -14,6 +14,7 @@ from steersman.config import Project
 from steersman.core.decision import Decision
 from steersman.core.errors import DataError
 from steersman.core.version import Version
+from steersman.flow import perturbing
 from steersman.models.graph import Graph
 from steersman.models.warehouse import Warehouse
 from steersman.serve import decide
@@ -103,7 +104,8 @@ def replay_all(project: Project, decision_ids: Sequence[str]) -> list[Replayed]:
                 versions[key] = version, Graph(graph)
             version, runs = versions[key]
             problem = project.policy(decision.problem).problem
-            action, propensity = decide.replay(decision, problem, version, runs.scores)
+            run = runs.scores if decision.noise is None else perturbing.scores(project, decision, runs)
+            action, propensity = decide.replay(decision, problem, version, run)
             replayed.append(_replayed(decision, action, propensity))
     return replayed
 

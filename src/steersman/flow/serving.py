@@ -16,6 +16,7 @@ from steersman import log
 from steersman.config import ModelConfig, Project
 from steersman.core.errors import ConflictError, Error
 from steersman.core.version import Version
+from steersman.flow import perturbing
 from steersman.flow.places import CHAMPION, now_us
 from steersman.models.graph import Graph
 from steersman.models.plain import Plain
@@ -79,7 +80,8 @@ class _Graphs:
 def _plane(project: Project, graphs: _Graphs, record: plane.Record) -> plane.Plane:
     def load(name: str, number: int) -> plane.Live:
         version, graph = graphs.read(name, number)
-        return plane.Live(version, project.policy(name).problem, graph.scores, rowwise=graph.rowwise)
+        copies = perturbing.of(project, name, number, graph)
+        return plane.Live(version, project.policy(name).problem, graph.scores, graph.rowwise, copies)
 
     def new_id() -> str:
         return plane.time_ordered_id(now_us(), os.urandom(8))

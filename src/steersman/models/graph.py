@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import onnxruntime
 
@@ -27,6 +31,8 @@ CONTEXT_INPUTS = (CONTEXT_NUMBERS, CONTEXT_TEXTS, CONTEXT_LISTS)
 CANDIDATE_INPUTS = (CANDIDATE_NUMBERS, CANDIDATE_TEXTS, CANDIDATE_LISTS)
 INPUTS = (*CONTEXT_INPUTS, *CANDIDATE_INPUTS, CANDIDATE_IDS)
 
+_REAL = {"tensor(float)": np.float32, "tensor(double)": np.float64}
+
 CHUNK = 4096
 """Rows at once where speed per row counts: the layers of a chunk stay in the processor's cache."""
 
@@ -49,22 +55,43 @@ class Graph:
                 hint="only a composed graph, with its encoder inside, can be served",
             )
         self.rowwise = self.session.get_modelmeta().custom_metadata_map.get(ROWWISE) == "yes"
+        open_to_feed = sorted(self.session.get_overridable_initializers(), key=lambda node: node.name)
+        self._parameters = [(node.name, tuple(node.shape), _REAL.get(node.type)) for node in open_to_feed]
         self._context = [name in self.inputs for name in CONTEXT_INPUTS]
         self._candidates = [name in self.inputs for name in CANDIDATE_INPUTS]
 
-    def scores(self, context: Raw, candidates: Raw, ids: Array) -> Array:
+    def perturbed(self, flat: Array) -> Callable[[Raw, Raw, Array], Array]:
+        """`scores` of the same graph with other parameters: what it holds is they, and no graph.
+
+        Args:
+            flat: [d], in the order of `models.parameters`.
+        Raises:
+            DataError: the graph is not open to so many.
+        """
+        sizes = [math.prod(shape) for _, shape, _ in self._parameters]
+        if not sizes or flat.shape != (sum(sizes),):
+            raise DataError(f"parameters of the shape {flat.shape} for a graph that is open to {sum(sizes)}")
+        parts = np.split(flat, np.cumsum(sizes)[:-1])
+        given = {
+            name: np.ascontiguousarray(part.reshape(shape), dtype=kind)
+            for (name, shape, kind), part in zip(self._parameters, parts, strict=True)
+        }
+        return functools.partial(self.scores, given=given)
+
+    def scores(self, context: Raw, candidates: Raw, ids: Array, given: Mapping[str, Array] | None = None) -> Array:
         """Score of every candidate.
 
         Args:
             context: [N, ...] from `Encoder.raw_context`.
             candidates: [N, K, ...] from `Encoder.raw_candidates`.
             ids: [N, K] object (str), from there too.
+            given: name -> parameters, instead of those in the graph.
         Returns:
             [N, K] f32, or draws of them [N, K, M]. What stands at padding means nothing.
         Raises:
             DataError: the rows are not what the graph's encoder takes.
         """
-        feed = {CANDIDATE_IDS: ids}
+        feed = {CANDIDATE_IDS: ids, **(given or {})}
         for raw, names, read in (
             (context, CONTEXT_INPUTS, self._context),
             (candidates, CANDIDATE_INPUTS, self._candidates),

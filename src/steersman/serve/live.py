@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from steersman.core.decision import Problem
 from steersman.core.version import Version
 from steersman.serve.decide import MAX_CANDIDATES, MAX_OUTCOMES, Score
+from steersman.serve.perturbed import Perturbing
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,12 +19,14 @@ class Live:
         rowwise: the graph is made of matrix products and exact operations (add, multiply, maximum, ...), so that a
             row's bits can hardly depend on the rows beside it. Then a micro-batch is one run of the graph, if
             `same_alone` agrees; else each row is run alone, because a replay must give the same bits.
+        perturbing: perturbed copies that decide for some units; None: the version decides for all.
     """
 
     version: Version
     problem: Problem
     run: Score
     rowwise: bool = False
+    perturbing: Perturbing | None = None
 
 
 @dataclass(frozen=True)

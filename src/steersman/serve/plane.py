@@ -18,15 +18,13 @@ from steersman.serve.decide import (
     Array,
     Request,
     answer_to,
-    decide,
-    encode,
     probabilities_of,
     read_outcomes,
     reader,
     same_alone,
-    score_rows,
 )
 from steersman.serve.live import Counts, Limits, Live
+from steersman.serve.perturbed import decide_by_copies
 
 DECISION = b"D"
 OUTCOME = b"O"
@@ -423,9 +421,9 @@ def _decide_group(serving: _Serving, group: list[_Asking], now: int, counts: Cou
     """The record and the answer of each, as JSON."""
     live = serving.live
     requests = [asking.request for asking in group]
-    encoded = encode(live.version.encoder, requests)
-    scores = score_rows(live.run, encoded, serving.together)
-    decisions = decide(live.problem, live.version, requests, scores, encoded.mask, now)
+    decisions, scores = decide_by_copies(
+        live.perturbing, live.run, live.problem, live.version, requests, now, together=serving.together
+    )
     return [
         _formed(live.version, asking, decision, row, counts)
         if asking.form
@@ -443,7 +441,7 @@ def _formed(
         counts.apprentice += 1
         counts.agreement += probabilities[0]
         first = decision.candidates[0].id
-        decision = msgspec.structs.replace(decision, action=first, propensity=1.0, version=0)
+        decision = msgspec.structs.replace(decision, action=first, propensity=1.0, version=0, noise=None)
     return _to_json(decision), asking.form(decision, probabilities)
 
 

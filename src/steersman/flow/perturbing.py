@@ -1,0 +1,119 @@
+"""What lies beside a version that is perturbed, in es/NAME/NUMBER/: its search, and which units meet which copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from steersman.config import Project
+from steersman.core.decision import Decision
+from steersman.core.errors import DataError, NotFoundError
+from steersman.engine.disk import appearing
+from steersman.flow import places
+from steersman.learn import evolution as es
+from steersman.models.graph import Graph
+from steersman.serve.decide import Score
+from steersman.serve.perturbed import Perturbing
+
+SEARCH, SERVED = "search", "served.json"
+
+
+class Made(Struct, frozen=True, kw_only=True):
+    """What an update was made from: enough to make it again.
+
+    Attributes:
+        parent: number of the version whose search was told.
+        since, as_of: of the build, microseconds UTC.
+        build: digest of it.
+        episodes, copies: whole episodes of perturbed copies, and copies that had one.
+        account: what the search made of them.
+    """
+
+    parent: int
+    since: int
+    as_of: int
+    build: str
+    episodes: int
+    copies: int
+    account: es.Account
+
+
+class Served(Struct, frozen=True, kw_only=True):
+    """Who meets which perturbed copy of a version.
+
+    Attributes:
+        share: of the units, in (0, 1].
+        seed: of who meets which.
+        keys: of the copies, drawn afresh for this version.
+        at: when it was made, microseconds UTC.
+        made: None: by `es init`.
+    """
+
+    share: float
+    seed: str
+    keys: tuple[int, ...]
+    at: int
+    made: Made | None = None
+
+
+def place(project: Project, name: str, number: int) -> Path:
+    """The directory of a version."""
+    return project.root / "es" / name / str(number)
+
+
+def write(project: Project, name: str, number: int, search: es.Search, served: Served) -> None:
+    """Put search and copies beside a version: both appear at once, or nothing does."""
+    with appearing(place(project, name, number)) as aside:
+        es.save(search, aside / SEARCH)
+        places.write(aside / SERVED, served)
+
+
+def read(project: Project, name: str, number: int) -> tuple[es.Search, Served]:
+    """Search and copies of a version.
+
+    Raises:
+        NotFoundError: it is not perturbed.
+        DataError: a file is damaged.
+    """
+    at = place(project, name, number)
+    if not at.exists():
+        raise NotFoundError(
+            f"{name}@{number} has no search beside it", hint=f"steersman es init {name} makes a version that has"
+        )
+    try:
+        served = msgspec.json.decode((at / SERVED).read_bytes(), type=Served)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise DataError(f"{at / SERVED} is damaged: {error}") from None
+    return es.load(at / SEARCH), served
+
+
+def of(project: Project, name: str, number: int, graph: Graph) -> Perturbing | None:
+    """The perturbed copies of a version for the server; None: it has none. A copy is made when it is first met."""
+    if not place(project, name, number).exists():
+        return None
+    search, served = read(project, name, number)
+    made: dict[int, Score] = {}
+
+    def run(key: int) -> Score:
+        if key not in made:
+            made[key] = _copy(search, graph, key)
+        return made[key]
+
+    if served.keys:  # a graph that can not be perturbed must not go live
+        run(served.keys[0])
+    return Perturbing(served.seed, served.share, served.keys, run)
+
+
+def scores(project: Project, decision: Decision, graph: Graph) -> Score:
+    """The perturbed copy that made a logged decision."""
+    assert decision.noise is not None
+    search, _ = read(project, decision.problem, decision.version)
+    return _copy(search, graph, decision.noise)
+
+
+def _copy(search: es.Search, graph: Graph, key: int) -> Callable[..., np.ndarray]:
+    return graph.perturbed(search.perturbed(np.array([key], dtype=np.uint64))[0].astype(np.float64))
