@@ -34,9 +34,9 @@ STATES, ITEMS = WORLD.appeal.shape
 N = 3000
 
 
-def written(directory: Path, *, joint: bool = False) -> Project:
+def written(directory: Path, *, joint: bool = False, toml: str = TOML) -> Project:
     """A project with a log of the world's behavior policy, by our own pen; joint: only the chance of whole lists."""
-    made = product.project(directory, TOML)
+    made = product.project(directory, toml)
     state, lists, propensity, clicks = WORLD.draw(N, 1)
     first = tabular.softmax(WORLD.behavior)[state]
     names = tabular.names("a", ITEMS)
@@ -160,3 +160,25 @@ def test_a_log_with_the_chance_of_whole_lists_only_says_what_is_missing(tmp_path
     assert code == 3
     assert f"only that of the whole list ({N} such rows of {N})" in said["error"]
     assert "propensities" in said["hint"]
+
+
+LEARN = """
+[problem.page.learn]
+learner = "plackett-luce"
+settings = { hidden = [], steps = 60, learning_rate = 0.02, largest_weight = 20 }
+"""
+
+
+def test_a_policy_over_lists_is_trained_judged_and_published(tmp_path):
+    made = written(tmp_path, toml=TOML + LEARN)
+    batch = timeline.load(Path(flow.build(made, "page").directory)).batch
+    flow.train(made, "page")
+    report = flow.judge(made, "page")
+    assert report.lift.value > 0
+    assert report.headline.estimator == "list-dr"
+    flow.export(made, "page")
+    version = flow.publish(made, "page", force=True)
+    assert (version.number, version.explorer) == (2, Softmax(1.0))
+    again = flow.judge(made, "page", "2")
+    assert again.headline.value == pytest.approx(report.headline.value, abs=1e-6)
+    assert len(batch) == N
