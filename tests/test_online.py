@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from product import Client, project, serving
-from steersman import config, flow, log
+from steersman import config, demo, flow, log
 from steersman.cli import main
 from steersman.config import Project
 from steersman.core.decision import Candidate
@@ -44,10 +46,10 @@ ENCODER = Encoder(context=(Continuous("x", 0.0, 1.0),), actions=("left", "right"
 COPIES = 8
 
 
-def scorer(seed: int = 0) -> bytes:
+def scorer(encoder: Encoder = ENCODER, hidden: int = 4) -> bytes:
     """Context and candidate through one layer of tanh: what a product begins with."""
-    random = np.random.default_rng(seed)
-    shapes = {"wc": (ENCODER.context_width, 4), "wa": (ENCODER.candidate_width, 4), "w2": (4, 1)}
+    random = np.random.default_rng(0)
+    shapes = {"wc": (encoder.context_width, hidden), "wa": (encoder.candidate_width, hidden), "w2": (hidden, 1)}
     constants = [numpy_helper.from_array(random.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
     constants += [numpy_helper.from_array(np.array([i]), n) for n, i in (("one", 1), ("last", -1))]
     nodes = [
@@ -62,8 +64,8 @@ def scorer(seed: int = 0) -> bytes:
     graph = helper.make_graph(
         nodes, "net",
         [
-            helper.make_tensor_value_info("context", TensorProto.FLOAT, ["N", ENCODER.context_width]),
-            helper.make_tensor_value_info("candidates", TensorProto.FLOAT, ["N", "K", ENCODER.candidate_width]),
+            helper.make_tensor_value_info("context", TensorProto.FLOAT, ["N", encoder.context_width]),
+            helper.make_tensor_value_info("candidates", TensorProto.FLOAT, ["N", "K", encoder.candidate_width]),
         ],
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", "K"])],
         constants,
@@ -259,6 +261,42 @@ def test_a_running_server_swaps_to_the_copies_of_the_next_version(tmp_path: Path
     assert served.made is not None and served.made.account.stale > 0
     assert [past.generation for past in search.past] == [1, 2]
     assert online.replay(made, "side", 6)
+
+
+def cartpole(directory: Path) -> Project:
+    """CartPole with a net of 20 hidden units that knows nothing, and its search."""
+    made = demo.fresh(directory, demo.CARTPOLE_TOML)
+    fields = tuple(Continuous(name, 0.0, 1.0) for name in made.policy("cartpole").problem.context)
+    encoder = Encoder(context=fields, actions=("left", "right"))
+    draft = Draft(
+        name="cartpole", encoder=encoder, explorer=EpsilonGreedy(0.01), parents=Parents("", "", ""), seed="s", made_at=1
+    )
+    Warehouse(made.warehouse_url).publish(draft, compose(encoder, scorer(encoder, 20)))
+    version = online.init(made, "cartpole", "1", es.Settings(sigma=0.3), share=0.9, copies=16)
+    flow.promote(made, "cartpole", str(version.number))
+    return made
+
+
+def test_a_round_through_the_server_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cartpole(tmp_path / "p")
+    assert main(["es", "run", "cartpole", "--rounds", "1", "--seed", "1", "--project", str(tmp_path / "p")]) == 0
+    assert "next    steersman es replay cartpole@3" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_live_policy_learns_cartpole_in_twenty_rounds(tmp_path: Path) -> None:
+    made = cartpole(tmp_path / "p")
+    rounds = demo.evolve(made, "cartpole", rounds=20, episodes=64, seed=3)
+    means = [one.mean for one in rounds]
+    sys.stdout.write(f"\nlive cartpole, mean return of 20 rounds of 64 episodes: {[round(mean) for mean in means]}\n")
+    assert not any(one.failures for one in rounds)
+    assert all(one.updated for one in rounds)
+    fives = [float(np.mean(means[i : i + 5])) for i in range(0, 20, 5)]
+    assert all(later > earlier - 10 for earlier, later in pairwise(fives))  # a mean of 320 episodes, within noise
+    assert fives[-1] > 2 * means[0]
+    # all twenty updates again in one process, each told to the search that the one before left
+    for number in range(3, 23):
+        assert online.replay(made, "cartpole", number)
 
 
 def test_the_commands_of_the_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

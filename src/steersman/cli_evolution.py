@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from steersman import config
+from steersman import config, demo
 from steersman.core.errors import ConfigError
 from steersman.flow import evolving, online
 from steersman.learn import evolution as es
@@ -48,8 +49,10 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser, s
     update.add_argument("name")
     again = action("replay", _replay, "Make an update again from its log and its parent, and compare.")
     again.add_argument("name", metavar="NAME@NUMBER")
-    run = action("run", _run, "Evolve a policy in a world, without a server.")
+    run = action("run", _run, "Evolve a policy in a world: without a server, or NAME through a real one.")
+    run.add_argument("name", nargs="?", help="a problem of the world, with a champion that es init made")
     run.add_argument("--world", choices=["cartpole"], default="cartpole")
+    run.add_argument("--episodes", type=int, default=64, help="with NAME: played in each round")
     run.add_argument("--population", type=int, default=evolving.POPULATION, help="perturbed policies in a batch")
     run.add_argument("--rounds", type=int, default=200, help="batches, unless the world is solved before")
     run.add_argument("--seed", type=int, help="to see the same run again (default: all is drawn afresh)")
@@ -105,7 +108,31 @@ def _replay(options: argparse.Namespace, show: Show) -> int:
     return 0 if same else 1
 
 
+def _run_live(options: argparse.Namespace, show: Show) -> None:
+    def tell(made: demo.Evolving) -> None:
+        if not options.json:
+            then = f"{made.updated}" if made.updated else made.refused
+            sys.stdout.write(f"{made.round:>5}  {made.version:>7}  {made.mean:>11.1f}  {then}\n")
+
+    if not options.json:
+        sys.stdout.write("round  version  mean return  became\n")
+    seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4))
+    made = demo.evolve(
+        config.load(options.project),
+        options.name,
+        rounds=options.rounds,
+        episodes=options.episodes,
+        seed=seed,
+        tell=tell,
+    )
+    show(options, made, f"next    steersman es replay {options.name}@{made[-1].updated or made[-1].version}")
+
+
 def _run(options: argparse.Namespace, show: Show) -> None:
+    if options.name is not None:
+        _run_live(options, show)
+        return
+
     def tell(made: evolving.Generation) -> None:
         if not options.json:
             counts = f"{made.generation:>10}  {made.evaluations:>11,}"

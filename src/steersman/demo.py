@@ -20,6 +20,7 @@ from steersman import config, flow
 from steersman.config import Project
 from steersman.core.errors import ConflictError, Error, GateError
 from steersman.core.report import Estimate
+from steersman.flow import online
 from steersman.progress import bar
 from steersman.worlds import cartpole as world
 from steersman.worlds import open_bandit as fashion
@@ -146,6 +147,58 @@ def _round(project: Project, url: str, number: int, episodes: int, seed: int, qu
         gate="pass" if report.passed else next(v.status for v in report.verdicts if v.status != "pass"),
         live_return=LiveReturn(float(np.mean(played.returns)), len(played.returns)),
     )
+
+
+class Evolving(Struct, frozen=True):
+    """One round of a live policy that evolves in a world.
+
+    Attributes:
+        round: from 1.
+        version: that decided, itself or its perturbed copies.
+        mean: return of the round's episodes; episodes: how many.
+        failures: requests that were not answered.
+        updated: the version that the log of the round became; None: nothing was learned, refused says why.
+    """
+
+    round: int
+    version: int
+    mean: float
+    episodes: int
+    failures: int
+    updated: int | None
+    refused: str = ""
+
+
+def evolve(project: Project, name: str, *, rounds: int, episodes: int, seed: int,
+           tell: Callable[[Evolving], None] = lambda _: None) -> tuple[Evolving, ...]:  # fmt: skip
+    """CartPole against a real server: perturbed copies of the champion play, the log moves it, and so on.
+
+    Args:
+        name: of a problem of CartPole whose champion has a search beside it.
+        rounds: how often to play and to update.
+        episodes: of a round.
+        seed: of the world.
+        tell: called after each round.
+    """
+    wait_s = project.policy(name).problem.wait_s
+    done: list[Evolving] = []
+    with server(project) as url:
+        for number in range(1, rounds + 1):
+            version = flow.champion(project, name)
+            wait_for_version(url, name, version)
+            played = world.play(
+                url, name, episodes=episodes, seed=seed + 1000 * number, prefix=f"{seed}-v{version}-{number}"
+            )
+            time.sleep(wait_s)  # the last decisions enter the batch once their outcomes can not come any more
+            updated, refused = None, ""
+            try:
+                updated = online.update(project, name).version
+            except ConflictError as error:
+                refused = error.message
+            mean = float(np.mean(played.returns))
+            done.append(Evolving(number, version, mean, len(played.returns), played.failures, updated, refused))
+            tell(done[-1])
+    return tuple(done)
 
 
 class OpenBanditRun(Struct, frozen=True):
