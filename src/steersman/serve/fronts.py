@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from steersman.core.errors import ConflictError, DataError, Error, NotFoundError
-from steersman.serve import kserve, sagemaker, tfserving
+from steersman.serve import kserve, sagemaker, tfserving, values
 from steersman.serve.connection import Asked, Owner, Slot
 from steersman.serve.predicting import Models, Serving
 from steersman.serve.settings import Settings
@@ -60,10 +60,10 @@ class Fronts:
     """
 
     def __init__(self, models: Models, settings: Settings, server: Owner, ready: Callable[[], bool]) -> None:
-        self._models = models
+        self.models = models
         self._settings = settings
         self._server = server
-        self._ready = ready
+        self.ready = ready
         self._readers: WeakKeyDictionary[Serving, tfserving.Reader] = WeakKeyDictionary()
         self._version = importlib.metadata.version("steersman")
 
@@ -73,12 +73,12 @@ class Fronts:
         """Answer a call of TensorFlow Serving's REST API."""
         call = tfserving.route(asked.method.decode(), path.text)
         if call.verb == "status":
-            slot.answer(200, tfserving.write_status(call.name, self._models.states(call.name), call.number))
+            slot.answer(200, values.write(tfserving.status(call.name, self.models.states(call.name), call.number)))
             return
-        serving = self._find(call)
+        serving = self.find(call)
         signature = serving.model.signature
         if call.verb == "metadata":
-            slot.answer(200, tfserving.write_metadata(serving.name, serving.number, signature))
+            slot.answer(200, values.write(tfserving.metadata(serving.name, serving.number, signature)))
             return
         if call.verb == "predict":
             question = self._reader(serving)(asked.body)
@@ -108,11 +108,16 @@ class Fronts:
             else:
                 slot.answer(200, body)
 
-        self._models.predict(serving, feeds, answer)
+        self.models.predict(serving, feeds, answer)
 
-    def _find(self, call: tfserving.Call) -> Serving:
+    def find(self, call: tfserving.Call) -> Serving:
+        """The version that a call of TensorFlow Serving asks for.
+
+        Raises:
+            Error: there is none, in its words.
+        """
         try:
-            return self._models.find(call.name, call.number, call.label)
+            return self.models.find(call.name, call.number, call.label)
         except NotFoundError as error:
             raise tfserving.not_served(call, error.field != "label") from None
 
@@ -134,40 +139,45 @@ class Fronts:
         elif call.verb in ("load", "unload"):
             self._switch(call.name, call.verb == "load", slot, kserve.error_body)
         else:
-            status, answer = self._about(call, asked.body)
+            only_ready = call.verb == "index" and kserve.wants_ready(asked.body)
+            status, answer = self.about(call, only_ready)
             slot.answer(status, _to_json(answer))
 
-    def _about(self, call: kserve.Call, body: bytes) -> tuple[int, Any]:
-        """Whatever is known without running a model."""
+    def about(self, call: kserve.Call, only_ready: bool = False) -> tuple[int, Any]:
+        """Whatever the Open Inference Protocol tells without running a model: HTTP status, and what JSON says.
+
+        Args:
+            only_ready: of an index: without the models that do not serve.
+        """
         match call.verb:
             case "server":
                 return 200, {"name": "steersman", "version": self._version, "extensions": kserve.EXTENSIONS}
             case "live":
                 return 200, {"live": True}
             case "server ready":
-                return 200 if self._ready() else 400, {"ready": self._ready()}
+                return 200 if self.ready() else 400, {"ready": self.ready()}
             case "index":
-                states = {name: self._models.states(name) for name in self._models.names}
-                return 200, kserve.index(states, kserve.wants_ready(body))
+                states = {name: self.models.states(name) for name in self.models.names}
+                return 200, kserve.index(states, only_ready)
             case "all stats":
-                return 200, kserve.stats(list(self._models.served()))
+                return 200, kserve.stats(list(self.models.served()))
         if call.verb == "ready":
             with contextlib.suppress(NotFoundError):
-                self._models.find(call.name, call.number)
+                self.models.find(call.name, call.number)
                 return 200, {"name": call.name, "ready": True}
             return 400, {"name": call.name, "ready": False}
-        serving = self._models.find(call.name, call.number)
+        serving = self.models.find(call.name, call.number)
         signature = serving.model.signature
         if call.verb == "stats":
             return 200, kserve.stats([serving])
         if call.verb == "config":
             return 200, kserve.config(serving.name, signature)
-        known = self._models.states(serving.name)
+        known = self.models.states(serving.name)
         numbers = sorted(state.number for state in known if state.state == "available")
         return 200, kserve.metadata(serving.name, numbers, signature)
 
     def _infer(self, call: kserve.Call, asked: Asked, slot: Slot) -> None:
-        serving = self._models.find(call.name, call.number)
+        serving = self.models.find(call.name, call.number)
         length = asked.headers.get(b"inference-header-content-length")
         if length is not None and not length.isdigit():
             raise DataError(f"Inference-Header-Content-Length is {length[:40]!r}, must be a number of bytes")
@@ -190,7 +200,7 @@ class Fronts:
             else:
                 refuse(self._server, slot, error, errors)
 
-        self._server.aside(lambda: self._models.switch(name, on), done)
+        self._server.aside(lambda: self.models.switch(name, on), done)
 
     # -- SageMaker ---------------------------------------------------------------------------------------------
 
@@ -201,30 +211,30 @@ class Fronts:
             raise NotFoundError(f"no such call: {asked.method.decode()} {path.text[:200]}")
         match call.verb:
             case "ping":
-                slot.answer(200 if self._ready() else 503, b"")
+                slot.answer(200 if self.ready() else 503, b"")
             case "parameters":
                 most = max(1, self._settings.max_body_bytes >> 20)
                 waiting = min(self._settings.max_waiting, 64)
                 answer = {"MaxConcurrentTransforms": waiting, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": most}
                 slot.answer(200, _to_json(answer))
             case "list":
-                names = [name for name in self._models.names if self._serves(name)]
+                names = [name for name in self.models.names if self._serves(name)]
                 slot.answer(200, _to_json({"models": [self._place(name) for name in names]}))
             case "show":
-                slot.answer(200, _to_json(self._place(self._models.find(call.name).name)))
+                slot.answer(200, _to_json(self._place(self.models.find(call.name).name)))
             case "load":
                 self._load(sagemaker.read_load(asked.body), slot)
             case "unload":
-                self._models.find(call.name)
+                self.models.find(call.name)
                 self._switch(call.name, False, slot, tfserving.error_body)
             case _:
                 self._invoke(call.name, asked, slot)
 
     def _serves(self, name: str) -> bool:
-        return any(state.state == "available" for state in self._models.states(name))
+        return any(state.state == "available" for state in self.models.states(name))
 
     def _place(self, name: str) -> dict[str, str]:
-        return {"modelName": name, "modelUrl": self._models.place(name)}
+        return {"modelName": name, "modelUrl": self.models.place(name)}
 
     def _load(self, name: str, slot: Slot) -> None:
         if self._serves(name):
@@ -232,7 +242,7 @@ class Fronts:
         self._switch(name, True, slot, tfserving.error_body)
 
     def _invoke(self, name: str, asked: Asked, slot: Slot) -> None:
-        names = self._models.names
+        names = self.models.names
         name = (
             name or asked.headers.get(b"x-amzn-sagemaker-target-model", b"").decode("latin-1") or self._settings.model
         )
@@ -241,7 +251,7 @@ class Fronts:
                 hint = "name one as model under [serve], or in X-Amzn-SageMaker-Target-Model"
                 raise DataError(f"{len(names)} models are served, and none was named", hint=hint)
             [name] = names
-        serving = self._models.find(name)
+        serving = self.models.find(name)
         signature = serving.model.signature
         content_type = asked.headers.get(b"content-type", b"").decode("latin-1")
         accept = asked.headers.get(b"accept", b"").decode("latin-1")

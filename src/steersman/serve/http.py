@@ -48,6 +48,7 @@ class Server:
         plane.attach(loop.call_soon, loop.call_soon_threadsafe)
         models.attach(loop.call_soon, loop.call_soon_threadsafe)
         self._routes = Routes(plane, models, settings, self)
+        self.fronts = self._routes.fronts
 
     async def listen(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -50,7 +51,9 @@ class Call(Struct, frozen=True):
     number: int | None = None
 
 
-class _Input(Struct):
+class Input(Struct):
+    """An input as it is described; `data` if that is JSON."""
+
     name: str
     shape: list[int]
     datatype: str
@@ -58,14 +61,16 @@ class _Input(Struct):
     data: Raw | UnsetType = UNSET
 
 
-class _Output(Struct):
+class Output(Struct):
+    """An output that is asked for."""
+
     name: str
     parameters: dict[str, Any] = {}
 
 
 class _Body(Struct):
-    inputs: list[_Input]
-    outputs: list[_Output] = []
+    inputs: list[Input]
+    outputs: list[Output] = []
     id: str = ""
     parameters: dict[str, Any] = {}
 
@@ -101,9 +106,18 @@ def route(method: str, path: str) -> Call | None:
     if not found or (found[3] == "infer") != (method == "POST"):
         return None
     name, version, verb = found.groups()
-    if version is not None and not re.fullmatch(r"[0-9]{1,18}", version):
+    return Call(verb or "metadata", unquote(name), number_of(version or ""))
+
+
+def number_of(version: str) -> int | None:
+    """The number of a version that was asked for; None: of the default one, as its name is empty.
+
+    Raises:
+        DataError: it is not a number.
+    """
+    if version and not re.fullmatch(r"[0-9]{1,18}", version):
         raise DataError(f"version {version[:80]!r} is not a number")
-    return Call(verb or "metadata", unquote(name), int(version) if version else None)
+    return int(version) if version else None
 
 
 def error_body(error: Error) -> bytes:
@@ -133,19 +147,43 @@ def read_infer(body: bytes, json_bytes: int | None, signature: Signature) -> Que
         raise DataError(f"Inference-Header-Content-Length is {json_bytes}, the body has {len(body)} bytes")
     document = _document(body if json_bytes is None else body[:json_bytes])
     tail = memoryview(b"") if json_bytes is None else memoryview(body)[json_bytes:]
-    tensors = {tensor.name: tensor for tensor in signature.inputs}
-    feeds = {}
+    feeds: dict[str, Array] = {}
     for one in document.inputs:
-        if one.name not in tensors:
-            raise DataError(f"unexpected inference input {one.name[:128]!r}", hint=f"known: {', '.join(tensors)}")
-        if one.name in feeds:
-            raise DataError(f"input {one.name} is there twice")
         size = _binary_size(one)
-        feeds[one.name] = _input(one, tensors[one.name], None if size is None else tail[:size])
+        raw = None if size is None else tail[:size]
         tail = tail[size or 0 :]
+        add_input(feeds, one, signature, functools.partial(_flat, one, raw))
     if len(tail):
         raise DataError(f"{len(tail)} bytes are left behind the last input")
-    return Question(feeds, _outputs(document, signature), document.id)
+    return Question(feeds, wanted_outputs(document.outputs, document.parameters, signature), document.id)
+
+
+def add_input(feeds: dict[str, Array], one: Input, signature: Signature, flat: Callable[[Tensor], Array]) -> None:
+    """Add an input to the feeds, in its shape.
+
+    Args:
+        flat: gives its values on one axis, of the type of a tensor.
+    Raises:
+        DataError: it is not what the signature takes.
+    """
+    tensor = next((tensor for tensor in signature.inputs if tensor.name == one.name), None)
+    if tensor is None:
+        known = ", ".join(tensor.name for tensor in signature.inputs)
+        raise DataError(f"unexpected inference input {one.name[:128]!r}", hint=f"known: {known}")
+    if one.name in feeds:
+        raise DataError(f"input {one.name} is there twice")
+    for parameter in ("shared_memory_region", "shared_memory_byte_size"):
+        if parameter in one.parameters:
+            raise DataError(f"input {one.name}: shared memory is not spoken here", hint="send the bytes")
+    expected = DATATYPES[tensor.dtype]
+    if one.datatype != expected:
+        raise DataError(f"input {one.name} is of {one.datatype[:20]}, the model expects {expected}")
+    if any(size < 0 for size in one.shape):
+        raise DataError(f"input {one.name} has a negative size in its shape")
+    array = flat(tensor)
+    if array.size != math.prod(one.shape):
+        raise DataError(f"input {one.name} has {array.size} values, its shape {one.shape} says {math.prod(one.shape)}")
+    feeds[one.name] = array.reshape(one.shape)
 
 
 def write_infer(
@@ -157,12 +195,12 @@ def write_infer(
         DataError: classes of an output were asked for that has none.
     """
     described, tails, shown = [], [], []
-    for wanted in question.outputs:
-        tensor, array = signature.outputs[wanted.place], outputs[wanted.place]
-        datatype = DATATYPES[tensor.dtype]
-        if wanted.classes:
-            array, datatype = _classified(array, wanted.classes, signature), "BYTES"
-        one: dict[str, Any] = {"name": tensor.name, "datatype": datatype, "shape": list(array.shape)}
+    for wanted, array, datatype in answered(question, outputs, signature):
+        one: dict[str, Any] = {
+            "name": signature.outputs[wanted.place].name,
+            "datatype": datatype,
+            "shape": list(array.shape),
+        }
         if wanted.binary:
             tails.append(to_raw(array))
             one["parameters"] = {"binary_data_size": len(tails[-1])}
@@ -175,6 +213,21 @@ def write_infer(
         answer["id"] = question.id
     text = values.encode(answer, values.finite(shown))
     return (text + b"".join(tails), len(text)) if tails else (text, None)
+
+
+def answered(
+    question: Question, outputs: Sequence[Array], signature: Signature
+) -> Iterator[tuple[Wanted, Array, str]]:
+    """What was asked for, and the datatype of each.
+
+    Raises:
+        DataError: classes of an output were asked for that has none.
+    """
+    for wanted in question.outputs:
+        if wanted.classes:
+            yield wanted, _classified(outputs[wanted.place], wanted.classes, signature), "BYTES"
+        else:
+            yield wanted, outputs[wanted.place], DATATYPES[signature.outputs[wanted.place].dtype]
 
 
 def _document(text: bytes) -> _Body:
@@ -197,10 +250,7 @@ def _document(text: bytes) -> _Body:
         raise DataError(f"not an inference request: {error}") from None
 
 
-def _binary_size(one: _Input) -> int | None:
-    for parameter in ("shared_memory_region", "shared_memory_byte_size"):
-        if parameter in one.parameters:
-            raise DataError(f"input {one.name}: shared memory is not spoken here", hint="send the bytes")
+def _binary_size(one: Input) -> int | None:
     size = one.parameters.get("binary_data_size")
     if size is None:
         return None
@@ -209,24 +259,14 @@ def _binary_size(one: _Input) -> int | None:
     return size
 
 
-def _input(one: _Input, tensor: Tensor, raw: memoryview | None) -> Array:
-    expected = DATATYPES[tensor.dtype]
-    if one.datatype != expected:
-        raise DataError(f"input {one.name} is of {one.datatype[:20]}, the model expects {expected}")
-    if any(size < 0 for size in one.shape):
-        raise DataError(f"input {one.name} has a negative size in its shape")
-    count = math.prod(one.shape)
+def _flat(one: Input, raw: memoryview | None, tensor: Tensor) -> Array:
     if raw is not None:
         if one.data is not UNSET:
             raise DataError(f"input {one.name} has both data and binary data")
-        array = from_raw(raw, tensor.dtype, one.name)
-    elif isinstance(one.data, UnsetType):
+        return from_raw(raw, tensor.dtype, one.name)
+    if isinstance(one.data, UnsetType):
         raise DataError(f"input {one.name} has no data")
-    else:
-        array = _from_json(one.data, tensor)
-    if array.size != count:
-        raise DataError(f"input {one.name} has {array.size} values, its shape {one.shape} says {count}")
-    return array.reshape(one.shape)
+    return _from_json(one.data, tensor)
 
 
 def _from_json(data: Raw, tensor: Tensor) -> Array:
@@ -299,13 +339,22 @@ def _raw_row(body: bytes, tensor: Tensor) -> Array:
         raise DataError(f"{array.size} values do not fill {tensor.name} of shape {shape}") from None
 
 
-def _outputs(document: _Body, signature: Signature) -> tuple[Wanted, ...]:
-    default = document.parameters.get("binary_data_output") is True
-    if not document.outputs:
+def wanted_outputs(
+    outputs: Sequence[Output], parameters: Mapping[str, Any], signature: Signature
+) -> tuple[Wanted, ...]:
+    """The outputs that a request asks for: all if it names none.
+
+    Args:
+        parameters: of the request.
+    Raises:
+        DataError: there is no such output.
+    """
+    default = parameters.get("binary_data_output") is True
+    if not outputs:
         return tuple(Wanted(place, default) for place in range(len(signature.outputs)))
     places = {tensor.name: place for place, tensor in enumerate(signature.outputs)}
     found = []
-    for one in document.outputs:
+    for one in outputs:
         if one.name not in places:
             raise DataError(f"unexpected inference output {one.name[:128]!r}", hint=f"known: {', '.join(places)}")
         if "shared_memory_region" in one.parameters:

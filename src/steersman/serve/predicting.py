@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -190,6 +190,28 @@ class Models:
             self._turn_on(name, False)
             self.follow()
             raise failures[0] if failures else NotFoundError(f"model {name!r} is not wanted", hint=self.error)
+
+    def only(self, names: Collection[str]) -> None:
+        """Serve these models of the store and no others of it; blocks until that is so. All or none.
+
+        Raises:
+            NotFoundError: the store has not all of them.
+            Error: one could not be loaded.
+        """
+        before = self.names
+        added = [name for name in names if name not in before]
+        try:
+            for name in added:
+                self.switch(name, on=True)
+        except Error:
+            self._turn_off(added)
+            raise
+        self._turn_off([name for name in before if name not in names])
+
+    def _turn_off(self, names: Collection[str]) -> None:
+        for name in names:
+            with contextlib.suppress(NotFoundError):  # of the project, or nobody's
+                self.switch(name, on=False)
 
     def _try(self, name: str, number: int, at_once: bool) -> None:
         if number in self._serving.get(name, {}):

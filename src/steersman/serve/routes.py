@@ -36,7 +36,7 @@ class Routes:
         self._models = models
         self._settings = settings
         self._server = server
-        self._fronts = Fronts(models, settings, server, lambda: self.ready)
+        self.fronts = Fronts(models, settings, server, lambda: self.ready)
         self._known = (f"{DECIDE}{{policy}}", OUTCOME, *_PLAIN_GET)
 
     def handle(self, asked: Asked, slot: Slot) -> None:
@@ -48,11 +48,11 @@ class Routes:
         path = split(asked.target)
         text = path.text
         if self._settings.tf_serving and text[:10].lower() == tfserving.PREFIX:
-            self._guarded(self._fronts.tf_serving, asked, path, slot, tfserving.error_body)
+            self._guarded(self.fronts.tf_serving, asked, path, slot, tfserving.error_body)
         elif self._settings.open_inference and (text == kserve.PREFIX or text.startswith("/v2/")):
-            self._guarded(self._fronts.open_inference, asked, path, slot, kserve.error_body)
+            self._guarded(self.fronts.open_inference, asked, path, slot, kserve.error_body)
         elif self._settings.sagemaker and sagemaker.is_mine(text):
-            self._guarded(self._fronts.sagemaker, asked, path, slot, tfserving.error_body)
+            self._guarded(self.fronts.sagemaker, asked, path, slot, tfserving.error_body)
         elif self._settings.personalizer and text.startswith(personalizer.PREFIX):
             self._guarded(self._personalizer, asked, path, slot, personalizer.error_body)
         else:

@@ -14,6 +14,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     Attributes:
         host, port: port 0 takes a free one.
+        grpc_port: where gRPC is spoken, too; 0 takes a free one, None: nowhere.
         workers: processes that share the port; 1 serves in this process.
         max_body_bytes, max_head_bytes: of one request, the head with its request line.
         max_connections: open at once, in one worker.
@@ -34,6 +35,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     host: str = "127.0.0.1"
     port: int = 8080
+    grpc_port: int | None = None
     workers: int = 1
     max_body_bytes: int = 1 << 20
     max_head_bytes: int = 16 << 10
@@ -54,9 +56,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     explicit: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port < 65536:
-            raise ConfigError(f"port is {self.port}, must be 0 to 65535", field="port")
+        for name, port in (("port", self.port), ("grpc_port", self.grpc_port or 0)):
+            if not 0 <= port < 65536:
+                raise ConfigError(f"{name} is {port}, must be 0 to 65535", field=name)
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if name != "port" and type(value) in (int, float) and not (value > 0 and math.isfinite(value)):
+            if not name.endswith("port") and type(value) in (int, float) and not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"{name} is {value:g}, must be above 0", field=name)

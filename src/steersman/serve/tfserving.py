@@ -30,7 +30,16 @@ _DTYPES = {
     TEXT: "DT_STRING",
     "bool": "DT_BOOL",
 }
-_CODES = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 501: "UNIMPLEMENTED", 503: "UNAVAILABLE"}
+_CODES = {
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    409: "FAILED_PRECONDITION",
+    413: "RESOURCE_EXHAUSTED",
+    422: "FAILED_PRECONDITION",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    507: "RESOURCE_EXHAUSTED",
+}
 _to_json = msgspec.json.Encoder().encode
 
 
@@ -184,6 +193,11 @@ def _check_signature(document: Mapping[str, Any]) -> None:
     name = document.get("signature_name", SIGNATURE)
     if not isinstance(name, str):
         raise DataError("'signature_name' key must be a string value.")
+    check_signature(name)
+
+
+def check_signature(name: str) -> None:
+    """Raises DataError for another signature than the one there is."""
     if name not in ("", SIGNATURE):
         raise DataError(f'Serving signature name: "{name[:128]}" not found in signature def')
 
@@ -432,7 +446,12 @@ def write(verb: str, question: Question, outputs: Sequence[Array], signature: Si
 # -- status and metadata --------------------------------------------------------------------------------------------
 
 
-def write_status(name: str, states: Sequence[Any], number: int | None = None) -> bytes:
+def code(error: Error) -> str:
+    """The name of the code that gRPC, and its clients, have for an error."""
+    return _CODES.get(error.http_status, "INTERNAL")
+
+
+def status(name: str, states: Sequence[Any], number: int | None = None) -> dict[str, Any]:
     """Status of the versions of a model: all, or the one that was asked for.
 
     Args:
@@ -445,42 +464,43 @@ def write_status(name: str, states: Sequence[Any], number: int | None = None) ->
     some = [state for state in states if number in (None, state.number)]
     if not some:
         raise NotFoundError(f"Could not find version {number} of model {name}")
-    return values.write(
-        {
-            "model_version_status": [
-                {
-                    "version": str(state.number),
-                    "state": state.state.upper(),
-                    "status": {
-                        "error_code": _CODES.get(state.error.http_status, "INTERNAL") if state.error else "OK",
-                        "error_message": str(state.error)[:2000] if state.error else "",
-                    },
-                }
-                for state in some
-            ]
-        }
-    )
+    return {
+        "model_version_status": [
+            {
+                "version": str(state.number),
+                "state": state.state.upper(),
+                "status": {
+                    "error_code": code(state.error) if state.error else "OK",
+                    "error_message": str(state.error)[:2000] if state.error else "",
+                },
+            }
+            for state in some
+        ]
+    }
 
 
-def write_metadata(name: str, number: int, signature: Signature) -> bytes:
+def metadata(name: str, number: int, signature: Signature) -> dict[str, Any]:
     """What a version takes and gives."""
     definition = {
         "inputs": {tensor.name: _info(tensor) for tensor in signature.inputs},
         "outputs": {tensor.name: _info(tensor) for tensor in signature.outputs},
         "method_name": METHOD,
     }
-    return values.write(
-        {
-            "model_spec": {"name": name, "signature_name": "", "version": str(number)},
-            "metadata": {"signature_def": {"signature_def": {SIGNATURE: definition}}},
-        }
-    )
+    return {
+        "model_spec": {"name": name, "signature_name": "", "version": str(number)},
+        "metadata": {"signature_def": {"signature_def": {SIGNATURE: definition}}},
+    }
+
+
+def type_name(dtype: str) -> str:
+    """TensorFlow's name of the type of a tensor."""
+    return _DTYPES.get(dtype, f"DT_{dtype.upper()}")
 
 
 def _info(tensor: Tensor) -> dict[str, Any]:
     dims = [{"size": str(size), "name": ""} for size in tensor.shape or ()]
     return {
-        "dtype": _DTYPES.get(tensor.dtype, f"DT_{tensor.dtype.upper()}"),
+        "dtype": type_name(tensor.dtype),
         "tensor_shape": {"dim": dims, "unknown_rank": tensor.shape is None},
         "name": f"{tensor.name}:0",
     }

@@ -14,16 +14,21 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from steersman.core.errors import ConfigError, ConflictError
+from steersman.core.errors import ConfigError, ConflictError, MissingExtra
 from steersman.serve.http import Server
 from steersman.serve.plane import Plane
 from steersman.serve.predicting import Models
 from steersman.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from steersman.serve.grpc import GrpcServer
 
 Wanted = Callable[[], Mapping[str, int]]
 Ready = Callable[[int], None]
@@ -60,6 +65,21 @@ def bind(settings: Settings, reuse_port: bool = False) -> socket.socket:
         message = f"{settings.host} port {settings.port}: {error}"
         raise ConflictError(message, hint="stop what listens there, or take another port", field="port") from None
     return sock
+
+
+@contextmanager
+def holding_grpc(settings: Settings) -> Iterator[Settings]:
+    """The settings with a real port for gRPC, which workers may share while it is held.
+
+    Raises:
+        ConflictError: the port is taken.
+    """
+    if settings.grpc_port is None:
+        yield settings
+        return
+    # Bound and never listening: others can not take it, and 0 becomes the same number for every worker.
+    with bind(msgspec.structs.replace(settings, port=settings.grpc_port), reuse_port=True) as holder:
+        yield msgspec.structs.replace(settings, grpc_port=holder.getsockname()[1])
 
 
 def run(
@@ -122,10 +142,21 @@ async def _serve(
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not walk it again and again
     await server.listen(sock)
+    spoken = await _listen_grpc(server) if settings.grpc_port is not None else None
     if on_ready:
         on_ready(sock.getsockname()[1])
     await stop.wait()
-    return await server.drain()
+    return all(await asyncio.gather(server.drain(), *([spoken.drain()] if spoken else [])))
+
+
+async def _listen_grpc(server: Server) -> GrpcServer:
+    try:
+        from steersman.serve.grpc import GrpcServer
+    except ImportError as error:
+        raise MissingExtra(error.name or "grpcio", "grpc") from None
+    made = GrpcServer(server.fronts, server.settings, server.count)
+    await made.listen()
+    return made
 
 
 def _allow_connections(count: int) -> None:

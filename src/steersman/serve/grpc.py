@@ -1,0 +1,238 @@
+"""gRPC over the same models: TensorFlow Serving, Open Inference and health on a port of their own, by grpcio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import numpy as np
+
+from steersman.core.errors import ConflictError, Error, NotFoundError
+from steersman.serve import kserve, kserve_grpc, tfserving, tfserving_grpc
+from steersman.serve.messages import message, parse
+from steersman.serve.predicting import Serving
+from steersman.serve.fronts import Fronts
+from steersman.serve.settings import Settings
+
+Array = np.ndarray
+HEALTH = "grpc.health.v1.Health"
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
+MAX_DETAILS = 2000
+_Check, _Checked = message("grpc.health.v1.HealthCheckRequest"), message("grpc.health.v1.HealthCheckResponse")
+Answer = Callable[[bytes], Awaitable[bytes]]
+
+
+class GrpcServer(grpc.GenericRpcHandler):
+    """The gRPC services of one worker; to be made, and used, on the event loop of its models.
+
+    Messages are read and written here and not by grpcio, so that bytes which are none get the answer
+    INVALID_ARGUMENT, and every answer is made once.
+
+    Args:
+        count: takes every error that a client is told.
+    """
+
+    def __init__(self, fronts: Fronts, settings: Settings, count: Callable[[Error], None]) -> None:
+        self._fronts = fronts
+        self._models = fronts.models
+        self._settings = settings
+        self._count = count
+        self._draining = False
+        self._cut = 0
+        tf, oip, services = tfserving_grpc, kserve_grpc, [HEALTH]
+        self._answers: dict[str, Answer] = {f"/{HEALTH}/Check": self._check}
+        if settings.tf_serving:
+            services += [tf.PREDICTION, tf.MODEL]
+            self._answers |= {
+                f"/{tf.PREDICTION}/Predict": self._predict,
+                f"/{tf.PREDICTION}/Classify": self._judge(
+                    "classify", tf.ClassificationRequest, tf.ClassificationResponse
+                ),
+                f"/{tf.PREDICTION}/Regress": self._judge("regress", tf.RegressionRequest, tf.RegressionResponse),
+                f"/{tf.PREDICTION}/MultiInference": self._multi_inference,
+                f"/{tf.PREDICTION}/GetModelMetadata": self._metadata,
+                f"/{tf.MODEL}/GetModelStatus": self._status,
+                f"/{tf.MODEL}/HandleReloadConfigRequest": self._reload,
+            }
+        if settings.open_inference:
+            services.append(oip.SERVICE)
+            self._answers |= {
+                f"/{oip.SERVICE}/ModelInfer": self._infer,
+                **{f"/{oip.SERVICE}/{method}": self._about(method) for method in oip.ABOUT},
+                **{f"/{oip.SERVICE}/RepositoryModel{verb}": self._switch(verb) for verb in ("Load", "Unload")},
+            }
+        self._services = frozenset(("", *services))
+        self._handlers = {path: self._unary(answer) for path, answer in self._answers.items()}
+        self._handlers[f"/{HEALTH}/Watch"] = grpc.unary_stream_rpc_method_handler(self._watch)
+
+    async def listen(self) -> None:
+        """Accept connections on the port of the settings.
+
+        Raises:
+            ConflictError: it is taken.
+        """
+        self._server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", self._settings.max_body_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_metadata_size", self._settings.max_head_bytes),
+                ("grpc.so_reuseport", 1),
+            ),
+            maximum_concurrent_rpcs=self._settings.max_waiting,
+        )
+        self._server.add_generic_rpc_handlers((self,))
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        try:
+            self._server.add_insecure_port(f"{host}:{self._settings.grpc_port}")
+        except RuntimeError as error:
+            raise ConflictError(f"gRPC on {host} port {self._settings.grpc_port}: {error}", field="grpc_port") from None
+        await self._server.start()
+
+    async def drain(self) -> bool:
+        """Stop accepting and answer whatever was asked; whether all of it was within `drain_s`."""
+        self._draining = True
+        await self._server.stop(self._settings.drain_s)
+        return self._cut == 0
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """The handler of a method; None: there is no such."""
+        return self._handlers.get(details.method)
+
+    def _unary(self, answer: Answer) -> grpc.RpcMethodHandler:
+        async def handle(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            try:
+                return await answer(body)
+            except asyncio.CancelledError:
+                self._cut += self._draining
+                raise
+            except Exception as error:
+                cause = error
+            if not isinstance(cause, Error):
+                cause = Error(f"{type(cause).__name__}: {cause}", hint="this is a defect of the server")
+            self._count(cause)
+            await context.abort(grpc.StatusCode[tfserving.code(cause)], str(cause)[:MAX_DETAILS])
+            raise AssertionError("abort raises")
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    async def _run(self, serving: Serving, feeds: dict[str, Array]) -> list[Array]:
+        """The outputs, with whatever else arrived in this turn of the loop.
+
+        Raises:
+            Error: why there are none.
+        """
+        done: asyncio.Future[list[Array]] = asyncio.get_running_loop().create_future()
+
+        def answer(outputs: list[Array] | Error) -> None:
+            if done.done():  # the client is gone
+                return
+            if isinstance(outputs, Error):
+                done.set_exception(outputs)
+            else:
+                done.set_result(outputs)
+
+        self._models.predict(serving, feeds, answer)
+        return await done
+
+    # -- TensorFlow Serving ------------------------------------------------------------------------------------
+
+    async def _predict(self, body: bytes) -> bytes:
+        request = parse(tfserving_grpc.PredictRequest, body)
+        serving = self._fronts.find(tfserving_grpc.call_of("predict", request.model_spec))
+        signature = serving.model.signature
+        feeds = tfserving_grpc.read_predict(request, signature, self._settings.max_body_bytes)
+        outputs = await self._run(serving, feeds)
+        return tfserving_grpc.write_predict(request, serving.name, serving.number, outputs, signature)
+
+    def _judge(self, verb: str, request_kind: Any, response_kind: Any) -> Answer:
+        async def answer(body: bytes) -> bytes:
+            request = parse(request_kind, body)
+            call = tfserving_grpc.call_of(verb, request.model_spec)
+            return (await self._judged(call, request.input, response_kind())).SerializeToString()
+
+        return answer
+
+    async def _judged(self, call: tfserving.Call, input_: Any, response: Any) -> Any:
+        serving = self._fronts.find(call)
+        signature = serving.model.signature
+        outputs = await self._run(serving, tfserving_grpc.read_input(input_, signature))
+        served = serving.name, serving.number
+        return tfserving_grpc.fill_result(call.verb, response, served, outputs, signature)
+
+    async def _multi_inference(self, body: bytes) -> bytes:
+        request = parse(tfserving_grpc.MultiInferenceRequest, body)
+        response = tfserving_grpc.MultiInferenceResponse()
+        for call in tfserving_grpc.calls_of(request):
+            await self._judged(call, request.input, response.results.add())
+        return response.SerializeToString()
+
+    async def _metadata(self, body: bytes) -> bytes:
+        call = tfserving_grpc.metadata_call(parse(tfserving_grpc.GetModelMetadataRequest, body))
+        serving = self._fronts.find(call)
+        return tfserving_grpc.write_metadata(serving.name, serving.number, serving.model.signature)
+
+    async def _status(self, body: bytes) -> bytes:
+        call = tfserving_grpc.call_of("status", parse(tfserving_grpc.GetModelStatusRequest, body).model_spec)
+        return tfserving_grpc.write_status(call.name, self._models.states(call.name), call.number)
+
+    async def _reload(self, body: bytes) -> bytes:
+        names = tfserving_grpc.names_of(parse(tfserving_grpc.ReloadConfigRequest, body))
+        await asyncio.to_thread(self._models.only, names)
+        return tfserving_grpc.ReloadConfigResponse(status={}).SerializeToString()
+
+    # -- Open Inference Protocol -------------------------------------------------------------------------------
+
+    async def _infer(self, body: bytes) -> bytes:
+        request = parse(kserve_grpc.ModelInferRequest, body)
+        serving = self._models.find(request.model_name, kserve.number_of(request.model_version))
+        signature = serving.model.signature
+        question = kserve_grpc.read_infer(request, signature)
+        outputs = await self._run(serving, question.feeds)
+        return kserve_grpc.write_infer(serving.name, serving.number, question, outputs, signature)
+
+    def _about(self, method: str) -> Answer:
+        kind = kserve_grpc.kind(f"{method}Request")
+
+        async def answer(body: bytes) -> bytes:
+            request = parse(kind, body)
+            _, told = self._fronts.about(kserve_grpc.call_of(method, request), getattr(request, "ready", False))
+            return kserve_grpc.write_about(method, told)
+
+        return answer
+
+    def _switch(self, verb: str) -> Answer:
+        kind, answered = (kserve_grpc.kind(f"RepositoryModel{verb}{end}") for end in ("Request", "Response"))
+
+        async def answer(body: bytes) -> bytes:
+            await asyncio.to_thread(self._models.switch, parse(kind, body).model_name, verb == "Load")
+            return answered().SerializeToString()
+
+        return answer
+
+    # -- health ------------------------------------------------------------------------------------------------
+
+    def _health(self, service: str) -> int:
+        if service not in self._services:
+            return SERVICE_UNKNOWN
+        return SERVING if self._fronts.ready() and not self._draining else NOT_SERVING
+
+    async def _check(self, body: bytes) -> bytes:
+        service = parse(_Check, body).service
+        health = self._health(service)
+        if health == SERVICE_UNKNOWN:
+            raise NotFoundError(f"no service {service[:128]!r}")
+        return _Checked(status=health).SerializeToString()
+
+    async def _watch(self, body: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        """The health now, and whenever it changes, as far as a look every `poll_s` can tell."""
+        service = parse(_Check, body).service
+        told = None
+        while not self._draining:
+            health = self._health(service)
+            if health != told:
+                told = health
+                yield _Checked(status=health).SerializeToString()
+            await asyncio.sleep(min(self._settings.poll_s, self._settings.quiet_s))
+        yield _Checked(status=NOT_SERVING).SerializeToString()
