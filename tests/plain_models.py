@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from steersman.core.errors import NotFoundError
 from steersman.models.plain import Plain
+from steersman.models.shelf import Shelf
 from steersman.serve.predicting import Model, Models, Wanted
 
 TYPES = {
@@ -130,3 +132,41 @@ def models_of(versions: Mapping[str, Mapping[int, bytes]], **labels: Mapping[str
     made = Models(load, wanted)
     made.follow()
     return made
+
+
+def shelved(root: Path) -> Models:
+    """A shelf with models of all types, and those who follow it."""
+    shelf = Shelf(str(root))
+    for kind in TYPES:
+        shelf.publish(kind, same(kind))
+    for name, data in {
+        "mlp": mlp(4, 8, 3),
+        "pair": pair(),
+        "cube": same("float32", ["N", "M", "K"]),
+        "gather": gather(),
+        "names": mlp(2, 2, classes='["no", "yes"]'),
+    }.items():
+        shelf.publish(name, data)
+    two = model(
+        [("Identity", ["x"], ["y"], {})],
+        {"x": ("float32", ["N", 2])},
+        {"y": ("float32", ["N", 2])},
+        classes='["no", "yes"]',
+    )
+    shelf.publish("names", two)
+    shelf.publish("half", half(1.0))
+    shelf.publish("half", half())
+
+    def load(name: str, number: int) -> Model:
+        made = Plain(shelf.read(name, number))
+        return Model(made.signature, made.run)
+
+    def wanted() -> dict[str, Wanted]:
+        on = shelf.switched()
+        labels = {"half": {"old": 1}}
+        names = [name for name in shelf.names() if on.get(name, True)]
+        return {name: Wanted(shelf.numbers(name), labels=labels.get(name, {})) for name in names}
+
+    models = Models(load, wanted, turn_on=shelf.switch)
+    models.follow()
+    return models

@@ -192,10 +192,11 @@ class Running:
             self.server = Server(self.plane, settings, self.loop, self.models)
             self.port = sock.getsockname()[1]
             await self.server.listen(sock)
+            spoken = await workers.listen_grpc(self.server) if settings.grpc_port is not None else None
             self._stop = asyncio.Event()
             self._up.set()
             await self._stop.wait()
-            await self.server.drain()
+            self.drained = all(await asyncio.gather(self.server.drain(), *([spoken.drain()] if spoken else [])))
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self._stop.set)

@@ -33,7 +33,7 @@ def test_the_server_loads_no_training_library(tmp_path: Path) -> None:
         Client(url).post("/v1/decide/greeting", {"unit": "u"})
         pid = Client(url).get("/v1/status")["server"]["pid"]
         mapped = Path(f"/proc/{pid}/maps").read_text()
-    for library in ("torch", "pandas", "pydantic", "duckdb"):
+    for library in ("torch", "pandas", "pydantic", "duckdb", "grpc"):
         assert f"/{library}/" not in mapped, library
 
 

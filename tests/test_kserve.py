@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,53 +17,14 @@ from served import Client, Running, plane_of
 from steersman import log
 from steersman.core.errors import DataError
 from steersman.core.signature import Signature, Tensor
-from steersman.models.plain import Plain
-from steersman.models.shelf import Shelf
 from steersman.serve import kserve
-from steersman.serve.predicting import Model, Models, Wanted
 from steersman.serve.settings import Settings
-
-
-def shelved(root: Path) -> Models:
-    """A shelf with models of all types, and those who follow it."""
-    shelf = Shelf(str(root))
-    for kind in plain.TYPES:
-        shelf.publish(kind, plain.same(kind))
-    for name, data in {
-        "mlp": plain.mlp(4, 8, 3),
-        "pair": plain.pair(),
-        "cube": plain.same("float32", ["N", "M", "K"]),
-        "gather": plain.gather(),
-        "names": plain.mlp(2, 2, classes='["no", "yes"]'),
-    }.items():
-        shelf.publish(name, data)
-    same = plain.model(
-        [("Identity", ["x"], ["y"], {})],
-        {"x": ("float32", ["N", 2])},
-        {"y": ("float32", ["N", 2])},
-        classes='["no", "yes"]',
-    )
-    shelf.publish("names", same)
-    shelf.publish("half", plain.half(1.0))
-    shelf.publish("half", plain.half())
-
-    def load(name: str, number: int) -> Model:
-        made = Plain(shelf.read(name, number))
-        return Model(made.signature, made.run)
-
-    def wanted() -> dict[str, Wanted]:
-        on = shelf.switched()
-        return {name: Wanted(shelf.numbers(name)) for name in shelf.names() if on.get(name, True)}
-
-    models = Models(load, wanted, turn_on=shelf.switch)
-    models.follow()
-    return models
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with log.Pen(tmp_path_factory.mktemp("log")) as pen:
-        models = shelved(tmp_path_factory.mktemp("models"))
+        models = plain.shelved(tmp_path_factory.mktemp("models"))
         plane = plane_of(pen)
         plane.swap("shop", 1)
         made = Running(plane, Settings(port=0, quiet_s=0.02), models=models)

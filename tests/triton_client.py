@@ -126,17 +126,20 @@ def health_and_metadata(api, client, http):
 
 
 def config_and_statistics(api, client, http):
-    if not http:
-        return
-    assert client.get_model_config("mlp")["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [-1, 4]}]
-    [stats] = client.get_inference_statistics("mlp")["model_stats"]
-    assert stats["inference_count"] >= stats["execution_count"] > 0
+    config = client.get_model_config("mlp", **({} if http else {"as_json": True}))
+    [x] = config["input"] if http else config["config"]["input"]
+    assert (x["name"], x["data_type"], [int(size) for size in x["dims"]]) == ("x", "TYPE_FP32", [-1, 4])
+    infer(api, client, "mlp", {"x": np.zeros((3, 4), np.float32)})
+    [stats] = client.get_inference_statistics("mlp", **({} if http else {"as_json": True}))["model_stats"]
+    assert (stats["name"], stats["version"]) == ("mlp", "1")
+    assert int(stats["inference_count"]) >= int(stats["execution_count"]) + 2 > 2
+    every = client.get_inference_statistics(**({} if http else {"as_json": True}))["model_stats"]
+    assert len(every) > 10
 
 
 def repository(api, client, http):
-    if not http:
-        return
-    index = {(one["name"], one["version"]): one["state"] for one in client.get_model_repository_index()}
+    found = client.get_model_repository_index(**({} if http else {"as_json": True}))
+    index = {(one["name"], one["version"]): one["state"] for one in (found if http else found["models"])}
     assert index["half", "2"] == "READY"
     client.unload_model("cube")
     assert not client.is_model_ready("cube")
@@ -144,6 +147,49 @@ def repository(api, client, http):
     client.load_model("cube")
     assert client.is_model_ready("cube")
     assert "did you mean" in refused(api, lambda: client.load_model("cubes"))
+
+
+def typed_contents(api, client, http):
+    """What a client of KServe without raw tensors sends: typed contents, answered by typed contents."""
+    if http:
+        return
+    from tritonclient.grpc import service_pb2 as pb
+
+    values = {
+        "float32": "fp32",
+        "float64": "fp64",
+        "int64": "int64",
+        "uint64": "uint64",
+        "bool": "bool",
+        "str": "bytes",
+    }
+    values |= dict.fromkeys(("int8", "int16", "int32"), "int") | dict.fromkeys(("uint8", "uint32"), "uint")
+    for kind, field in values.items():
+        data = [b"a", b""] if kind == "str" else [True, False] if kind == "bool" else [1, 0]
+        request = pb.ModelInferRequest(model_name=kind, id="7")
+        kinds = {"float32": "FP32", "float64": "FP64", "str": "BYTES"}
+        one = request.inputs.add(name="x", datatype=kinds.get(kind, kind.upper()), shape=[2])
+        getattr(one.contents, f"{field}_contents").extend(data)
+        answer = client._client_stub.ModelInfer(request)
+        assert (answer.id, answer.model_name, answer.model_version) == ("7", kind, "1")
+        assert not answer.raw_output_contents
+        [y] = answer.outputs
+        assert (y.name, y.datatype, list(y.shape)) == ("y", one.datatype, [2])
+        assert list(getattr(y.contents, f"{field}_contents")) == data, kind
+
+
+def messages_are_the_official_ones(api, client, http):
+    """Name, number and type of every field that our table has, as the stubs have them."""
+    if http:
+        return
+    from tritonclient.grpc import service_pb2 as pb
+
+    import described
+
+    ours = json.loads(sys.argv[3])
+    for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
+        for one in (method.input_type, method.output_type):
+            described.check(one, ours)
 
 
 CHECKS = (
@@ -158,6 +204,8 @@ CHECKS = (
     health_and_metadata,
     config_and_statistics,
     repository,
+    typed_contents,
+    messages_are_the_official_ones,
 )
 
 

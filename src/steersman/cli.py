@@ -78,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--explicit", action="store_true", help="plain models are served only after a call to load them")
     serve.add_argument("--models", type=Path, metavar="DIR", help="without a project: the models DIR/NAME/1/model.onnx")
     serve.add_argument("--port", type=int, help="instead of the port in steersman.toml; 0 takes a free one")
+    serve.add_argument("--grpc-port", type=int, metavar="PORT", help="speak gRPC there, too; 0 takes a free one")
     _log_options(verb("log", _log, "Look at the log, compact it, or import another one."))
     build = verb("build", _build, "Join and order the log into a Batch.")
     build.add_argument("name")
@@ -251,16 +252,18 @@ def _init(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     project = config.only_models(options.models) if options.models else config.load(options.project)
-    changes = {"port": options.port, "host": options.host, "explicit": options.explicit or None}
+    names = ("port", "grpc_port", "host")
+    changes = {**{name: getattr(options, name) for name in names}, "explicit": options.explicit or None}
     changed = {name: value for name, value in changes.items() if value is not None}
-    return flow.serve(project, on_ready=lambda url: _show_ready(options, project, url), **changed)
+    return flow.serve(project, on_ready=lambda url, grpc: _show_ready(options, project, url, grpc), **changed)
 
 
-def _show_ready(options: argparse.Namespace, project: config.Project, url: str) -> None:
+def _show_ready(options: argparse.Namespace, project: config.Project, url: str, grpc: str) -> None:
     _show(
         options,
-        {"url": url, "policies": sorted(project.policies)},
+        {"url": url, "grpc": grpc or None, "policies": sorted(project.policies)},
         f"serving {', '.join(sorted(project.policies)) or project.models} on {url}   (stop with Ctrl-C: it drains)",
+        *([f"grpc    {grpc}"] if grpc else []),
         *(
             f"try     curl -d '{flow.example_request(project, name)}' {url}/v1/decide/{name}"
             for name in project.policies

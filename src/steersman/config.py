@@ -394,6 +394,7 @@ _TEMPLATE = """\
 [serve]
 # host = "127.0.0.1"
 # port = 8080                # 0 takes a free port and prints it
+# grpc_port = 8500           # speak gRPC there, too: pip install "steersman[grpc]"
 # workers = 1                # processes that share the port
 # max_body_bytes = 1048576
 # poll_s = 1.0               # how often a server looks whether an alias moved

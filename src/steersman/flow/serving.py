@@ -23,17 +23,21 @@ from steersman.models.plain import Plain
 from steersman.models.shelf import Shelf
 from steersman.models.warehouse import Warehouse
 from steersman.serve import plane, predicting, workers
+from steersman.serve.settings import Settings
 
 
-def serve(project: Project, *, on_ready: Callable[[str], None] | None = None, **changed: Any) -> int:
+def serve(project: Project, *, on_ready: Callable[[str, str], None] | None = None, **changed: Any) -> int:
     """Serve the champions until SIGTERM, drain, and return the exit code.
 
     Args:
-        on_ready: takes the URL, when connections are accepted.
+        on_ready: takes the URL and the address of gRPC, empty if it is not spoken, when connections are accepted.
         changed: settings that are not as in the project, e.g. port=0.
     """
-    settings = msgspec.structs.replace(project.serve, **changed)
+    with workers.holding_grpc(msgspec.structs.replace(project.serve, **changed)) as settings:
+        return _serve(project, settings, on_ready)
 
+
+def _serve(project: Project, settings: Settings, on_ready: Callable[[str, str], None] | None) -> int:
     def work(_: int, sock: socket | None, ready: Callable[[int], None]) -> int:
         graphs = _Graphs(project)
         segment_bytes = project.log.segment_mb << 20
@@ -55,7 +59,8 @@ def serve(project: Project, *, on_ready: Callable[[str], None] | None = None, **
 
     def ready(taken: int) -> None:
         if on_ready is not None:
-            on_ready(f"http://{settings.host}:{taken}")
+            grpc = "" if settings.grpc_port is None else f"{settings.host}:{settings.grpc_port}"
+            on_ready(f"http://{settings.host}:{taken}", grpc)
 
     if settings.workers == 1:
         return work(0, None, ready)

@@ -11,9 +11,9 @@ import numpy as np
 
 from steersman.core.errors import ConflictError, Error, NotFoundError
 from steersman.serve import kserve, kserve_grpc, tfserving, tfserving_grpc
+from steersman.serve.fronts import Fronts
 from steersman.serve.messages import message, parse
 from steersman.serve.predicting import Serving
-from steersman.serve.fronts import Fronts
 from steersman.serve.settings import Settings
 
 Array = np.ndarray

@@ -215,9 +215,7 @@ def write_infer(
     return (text + b"".join(tails), len(text)) if tails else (text, None)
 
 
-def answered(
-    question: Question, outputs: Sequence[Array], signature: Signature
-) -> Iterator[tuple[Wanted, Array, str]]:
+def answered(question: Question, outputs: Sequence[Array], signature: Signature) -> Iterator[tuple[Wanted, Array, str]]:
     """What was asked for, and the datatype of each.
 
     Raises:

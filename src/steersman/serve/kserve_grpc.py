@@ -13,7 +13,7 @@ from steersman.core.errors import DataError
 from steersman.core.signature import TEXT, Signature, Tensor
 from steersman.serve import kserve
 from steersman.serve.kserve import Call, Question
-from steersman.serve.messages import message
+from steersman.serve.messages import message, numbers
 
 Array = np.ndarray
 SERVICE = "inference.GRPCInferenceService"
@@ -119,13 +119,13 @@ def _flat(contents: Any, raw: bytes | None, tensor: Tensor) -> Array:
     for field, _ in contents.ListFields():
         if field.name != _CONTENTS[tensor.dtype]:
             raise DataError(f"input {tensor.name} has {field.name}, must have {_CONTENTS[tensor.dtype]}")
+    if tensor.dtype != TEXT:
+        return numbers(values, tensor.dtype, tensor.name)
     try:
-        if tensor.dtype != TEXT:
-            return np.array(values, tensor.numpy)
         array = np.empty(len(values), object)
         array[:] = [value.decode() for value in values]
         return array
-    except (OverflowError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"input {tensor.name}: {error}") from None
 
 

@@ -13,10 +13,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from steersman.core.errors import DataError
+
+Array = np.ndarray
 
 # A message a line: `field=number:type`, with * if repeated, {type} for a map from strings, `choice/` before the fields
 # of a oneof.
@@ -30,9 +33,9 @@ enum DataType DT_INVALID=0 DT_FLOAT=1 DT_DOUBLE=2 DT_INT32=3 DT_UINT8=4 DT_INT16
   DT_INT64=9 DT_BOOL=10 DT_BFLOAT16=14 DT_UINT16=17 DT_COMPLEX128=18 DT_HALF=19 DT_UINT32=22 DT_UINT64=23
 Dim size=1:int64 name=2:string
 TensorShapeProto dim=2:Dim* unknown_rank=3:bool
-TensorProto dtype=1:DataType tensor_shape=2:TensorShapeProto tensor_content=4:bytes half_val=13:int32* float_val=5:float*
-  double_val=6:double* int_val=7:int32* string_val=8:bytes* int64_val=10:int64* bool_val=11:bool* uint32_val=16:uint32*
-  uint64_val=17:uint64*
+TensorProto dtype=1:DataType tensor_shape=2:TensorShapeProto tensor_content=4:bytes half_val=13:int32*
+  float_val=5:float* double_val=6:double* int_val=7:int32* string_val=8:bytes* int64_val=10:int64* bool_val=11:bool*
+  uint32_val=16:uint32* uint64_val=17:uint64*
 BytesList value=1:bytes*
 FloatList value=1:float*
 Int64List value=1:int64*
@@ -96,14 +99,17 @@ ServerMetadataRequest
 ServerMetadataResponse name=1:string version=2:string extensions=3:string*
 ModelMetadataRequest name=1:string version=2:string
 TensorMetadata name=1:string datatype=2:string shape=3:int64*
-ModelMetadataResponse name=1:string versions=2:string* platform=3:string inputs=4:TensorMetadata* outputs=5:TensorMetadata*
+ModelMetadataResponse name=1:string versions=2:string* platform=3:string inputs=4:TensorMetadata*
+  outputs=5:TensorMetadata*
 InferParameter parameter_choice/bool_param=1:bool parameter_choice/int64_param=2:int64
   parameter_choice/string_param=3:string parameter_choice/double_param=4:double parameter_choice/uint64_param=5:uint64
 InferTensorContents bool_contents=1:bool* int_contents=2:int32* int64_contents=3:int64* uint_contents=4:uint32*
   uint64_contents=5:uint64* fp32_contents=6:float* fp64_contents=7:double* bytes_contents=8:bytes*
-InferInputTensor name=1:string datatype=2:string shape=3:int64* parameters=4:{InferParameter} contents=5:InferTensorContents
+InferInputTensor name=1:string datatype=2:string shape=3:int64* parameters=4:{InferParameter}
+  contents=5:InferTensorContents
 InferRequestedOutputTensor name=1:string parameters=2:{InferParameter}
-InferOutputTensor name=1:string datatype=2:string shape=3:int64* parameters=4:{InferParameter} contents=5:InferTensorContents
+InferOutputTensor name=1:string datatype=2:string shape=3:int64* parameters=4:{InferParameter}
+  contents=5:InferTensorContents
 ModelInferRequest model_name=1:string model_version=2:string id=3:string parameters=4:{InferParameter}
   inputs=5:InferInputTensor* outputs=6:InferRequestedOutputTensor* raw_input_contents=7:bytes*
 ModelInferResponse model_name=1:string model_version=2:string id=3:string parameters=4:{InferParameter}
@@ -205,6 +211,20 @@ def message(name: str) -> Any:
 def number_in(enum: str, word: str) -> int:
     """The number of a word of an enum, by the enum's full name."""
     return _POOL.FindEnumTypeByName(enum).values_by_name[word].number
+
+
+def numbers(values: Any, dtype: str, name: str) -> Array:
+    """Numbers of a repeated field as an array of a type that may be narrower than the field's.
+
+    Raises:
+        DataError: the type has no such number.
+    """
+    wide = np.array(values)
+    array = wide.astype(dtype)
+    if array.dtype.kind in "iu" and array.itemsize < wide.itemsize and (array != wide).any():
+        found = wide[array != wide][0]
+        raise DataError(f"input {name}: {found} is no {dtype}")
+    return array
 
 
 def parse(kind: Any, data: bytes) -> Any:

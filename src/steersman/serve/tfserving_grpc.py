@@ -12,7 +12,8 @@ from google.protobuf.json_format import ParseDict
 from steersman.core.errors import DataError, TooLargeError
 from steersman.core.signature import TEXT, Signature, Tensor
 from steersman.serve import tfserving
-from steersman.serve.messages import message, number_in
+from steersman.serve.judging import classes_of, values_of
+from steersman.serve.messages import message, number_in, numbers
 from steersman.serve.tfserving import Call
 from steersman.serve.values import UnimplementedError
 
@@ -151,12 +152,9 @@ def _given(values: Any, tensor: Tensor) -> Array:
         array = np.empty(len(values), object)
         array[:] = [_text(value, tensor.name) for value in values]
         return array
-    try:
-        if tensor.dtype == "float16":  # the bits of each, as a number
-            return np.array(values, np.uint16).view(np.float16)
-        return np.array(values, tensor.numpy)
-    except OverflowError as error:
-        raise DataError(f"input {tensor.name}: {error}") from None
+    if tensor.dtype == "float16":  # the bits of each, as a number
+        return numbers(values, "uint16", tensor.name).view(np.float16)
+    return numbers(values, tensor.dtype, tensor.name)
 
 
 def _text(value: bytes, name: str) -> str:
@@ -215,13 +213,13 @@ def fill_result(verb: str, response: Any, served: tuple[str, int], outputs: Sequ
     one_of_several = "result" not in response.DESCRIPTOR.fields_by_name
     if verb == "classify":
         result = response.classification_result if one_of_several else response.result
-        for row in tfserving.classes_of(outputs, sig):
+        for row in classes_of(outputs, sig):
             classes = result.classifications.add().classes
             for label, score in row:
                 classes.add(label=label, score=score)
     else:
         result = response.regression_result if one_of_several else response.result
-        for value in tfserving.values_of(outputs, sig):
+        for value in values_of(outputs, sig):
             result.regressions.add(value=value)
     return response
 

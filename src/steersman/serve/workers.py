@@ -142,14 +142,20 @@ async def _serve(
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not walk it again and again
     await server.listen(sock)
-    spoken = await _listen_grpc(server) if settings.grpc_port is not None else None
+    spoken = await listen_grpc(server) if settings.grpc_port is not None else None
     if on_ready:
         on_ready(sock.getsockname()[1])
     await stop.wait()
     return all(await asyncio.gather(server.drain(), *([spoken.drain()] if spoken else [])))
 
 
-async def _listen_grpc(server: Server) -> GrpcServer:
+async def listen_grpc(server: Server) -> GrpcServer:
+    """Speak gRPC, too, over the models of a server, on the running loop.
+
+    Raises:
+        MissingExtra: grpcio is not installed.
+        ConflictError: the port is taken.
+    """
     try:
         from steersman.serve.grpc import GrpcServer
     except ImportError as error:
