@@ -17,7 +17,7 @@ from steersman.core.features import Continuous, Encoder
 from steersman.learn import Run
 from steersman.learn.dynamics import Dynamics, Model, fit_dynamics, importance
 from steersman.learn.planning import best_candidates, plan_numbers
-from steersman.worlds import tabular
+from steersman.worlds import simulators, tabular
 from steersman.worlds.rankings import ranking
 
 BOX = Numbers(low=(-2.0, 0.0), high=(2.0, 10.0))
@@ -222,3 +222,40 @@ def test_ranked_lists_and_a_log_in_which_nothing_changes_are_refused():
     still = dataclasses.replace(flat, context=np.zeros_like(flat.context), reward=np.ones(10))
     with pytest.raises(DataError, match="nothing to predict"):
         fit_dynamics(still, CONFIG, 0)
+
+
+def upright(decisions: int, seed: int) -> Batch:
+    """CartPole, 20 at once, pushed left or right at random."""
+    world, rng = simulators.cartpole(20), np.random.default_rng(seed)
+    seen, rows = world.start(seed), []
+    for _ in range(decisions // 20):
+        action = rng.integers(2, size=20)
+        moved = world.step(action)
+        rows.append((seen.context.copy(), action, moved.reward, moved.discount, moved.over))
+        seen = moved.seen
+    context, action, reward, discount, over = (np.stack(column, axis=1) for column in zip(*rows, strict=True))
+    over[:, -1] = True  # nobody looks any longer
+    n = action.size
+    last = over.ravel()
+    return Batch(
+        encoder=world.encoder, context=context.reshape(n, -1), mask=np.ones((n, 2), dtype=bool),
+        candidates=np.broadcast_to(np.eye(2, dtype=np.float32), (n, 2, 2)), action=action.ravel(),
+        propensity=np.full(n, 0.5), reward=reward.ravel(), metrics=np.empty((n, 0)), discount=discount.ravel(),
+        next=np.where(last, -1, np.arange(n) + 1), unit=np.concatenate([[0], np.cumsum(last)[:-1]]),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_plans_in_a_model_of_random_decisions_balance_the_pole(seed):
+    """200 is the most; ReAgent's planner has to reach 100, in one episode, from 200,000 decisions."""
+    found = fit_dynamics(upright(10_000, seed), Model((64, 64), 1500, 256, 3e-3, 1e-5, members=3), seed)
+    world, total, going = simulators.cartpole(5), np.zeros(5), np.ones(5, dtype=bool)
+    seen, candidates = world.start(100 + seed), np.eye(2, dtype=np.float32)
+    while going.any():
+        action, _ = best_candidates(found.step, seen.context, candidates, horizon=10)
+        moved = world.step(action)
+        total += moved.reward * going
+        going &= ~moved.over
+        seen = moved.seen
+    assert total.mean() >= 150
