@@ -16,7 +16,7 @@ from rich.table import Table
 
 from steersman import cli_evolution, config, demo, flow
 from steersman.core.decision import Numbers, One, json_schemas
-from steersman.core.errors import ConfigError, DiskError, Error, GateError, SupportError
+from steersman.core.errors import ConfigError, DiskError, Error, GateError, NotFoundError, SupportError
 from steersman.core.report import Distribution, Estimate, Report
 from steersman.flow import comparing, features, tuning
 from steersman.progress import bar
@@ -102,8 +102,10 @@ def parser() -> argparse.ArgumentParser:
     publish.add_argument("name")
     publish.add_argument("--force", action="store_true", help="even if a gate failed; the version says so for ever")
     publish.add_argument("--onnx", type=Path, metavar="FILE", help="a model that was not made here, to predict with")
-    promote = verb("promote", _promote, "Make a version the champion; running servers swap to it.")
-    promote.add_argument("name", metavar="NAME[@VERSION]", help="alone: the challenger")
+    verb("promote", _promote, "Make a version the champion; running servers swap to it.").add_argument(
+        "name", metavar="NAME[@VERSION]", help="alone: the challenger"
+    )
+    _rollout_options(verb("rollout", _rollout, "Let a version decide a share of the units beside the champion."))
     verb("rollback", _rollback, "Move the champion back to where it was before.").add_argument("name")
     verb("replay", _replay, "Make a logged decision again and compare.").add_argument("decision")
     verb("status", _status, "Where each problem stands.")
@@ -211,6 +213,16 @@ def _instant(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no date; for example 2026-11-01T12:00:00Z") from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return round(moment.timestamp() * 1_000_000)
+
+
+def _rollout_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "name", metavar="NAME[@VERSION]", help="alone: the rollout's, or the challenger; no option: show"
+    )
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--share", type=float, help="of the units, above 0 and below 1; each unit stays where it is")
+    how.add_argument("--shadow", action="store_true", help="it scores what the champion decides, and never answers")
+    how.add_argument("--end", action="store_true", help="the champion decides everything again")
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -553,6 +565,28 @@ def _promote(options: argparse.Namespace) -> None:
         {"policy": name, "champion": number},
         f"champion  {name}@{number}; running servers swap to it within their poll_s",
         f"back      steersman rollback {name}",
+    )
+
+
+def _rollout(options: argparse.Namespace) -> None:
+    name, version = _split(options.name)
+    project = config.load(options.project)
+    if options.end:
+        now = flow.back_out(project, name)
+    elif options.shadow or options.share is not None:
+        if options.share == 0:
+            raise ConfigError("a share of 0 is no rollout", hint="--shadow scores without answering, --end ends it")
+        now = flow.roll_out(project, name, version or "", options.share or 0.0)
+    else:
+        past = flow.rollouts(project, name)
+        if not past:
+            raise NotFoundError(f"{name} never had a rollout", hint=f"steersman rollout {name}@VERSION --share 0.1")
+        now = past[-1]
+    _show(
+        options,
+        now,
+        f"{now.state}  {name}@{now.candidate} gets {now.share:.3g} of the units, {name}@{now.baseline} the others",
+        *([f"next    steersman promote {name}@{now.candidate}   or   steersman rollout {name} --end"] * now.running),
     )
 
 

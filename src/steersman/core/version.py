@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 from msgspec import Struct
@@ -103,3 +104,23 @@ class Rollout(Struct, frozen=True, kw_only=True):
             raise DataError(
                 f"rollout {self.problem}: share is {self.share:g}, must be 0 in {self.state}", field="share"
             )
+
+    @property
+    def running(self) -> bool:
+        """Whether the candidate has to be loaded: it answers some, or is in the shadow."""
+        return self.state in ("shadow", "canary", "ramp")
+
+    def takes(self, unit: str) -> bool:
+        """Whether a unit gets the candidate: drawn once for each unit and pair of versions, the same on every machine.
+
+        A share that grows keeps the units it has; the draw has nothing to do with those of decisions.
+
+        >>> two = Rollout(problem="p", baseline=1, candidate=2, share=0.5, state="canary", since=0)
+        >>> [two.takes(unit) for unit in ("u1", "u2", "u3", "u4")] == [two.takes(f"u{i}") for i in (1, 2, 3, 4)]
+        True
+        """
+        if self.share in (0, 1):
+            return self.share == 1
+        salt = hashlib.blake2b(f"{self.problem}/{self.baseline}/{self.candidate}".encode(), digest_size=32).digest()
+        digest = hashlib.blake2b(unit.encode(), key=salt, digest_size=8).digest()
+        return (int.from_bytes(digest, "little") >> 11) * 2.0**-53 < self.share

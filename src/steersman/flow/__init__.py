@@ -23,17 +23,17 @@ from steersman.core.errors import ConflictError, GateError, MissingExtra, NotFou
 from steersman.core.features import Encoder
 from steersman.core.policy import Uniform
 from steersman.core.report import Report
-from steersman.core.version import Parents, Version
+from steersman.core.version import Parents, Rollout, Version
 from steersman.flow import places
 from steersman.flow.judging import draw, encoded_by, judge, judge_policy
 from steersman.flow.logs import Replayed, compact, import_log, opened, read_source, replay, replay_all
-from steersman.flow.places import CHAMPION, Candidate, code_version, latest_candidate, now_us
+from steersman.flow.places import Candidate, code_version, latest_candidate, now_us
 from steersman.flow.serving import publish_model, serve
 from steersman.flow.training import Asked, Trained, train, trained
 from steersman.learn.run import rank
 from steersman.models import onnx
 from steersman.models.graph import Graph
-from steersman.models.warehouse import Draft, Warehouse
+from steersman.models.warehouse import CHAMPION, Draft, Warehouse
 
 __all__ = [
     "CHALLENGER",
@@ -45,6 +45,7 @@ __all__ = [
     "Progress",
     "Replayed",
     "Trained",
+    "back_out",
     "build",
     "champion",
     "code_version",
@@ -67,7 +68,9 @@ __all__ = [
     "read_source",
     "replay",
     "replay_all",
+    "roll_out",
     "rollback",
+    "rollouts",
     "serve",
     "status",
     "train",
@@ -258,6 +261,35 @@ def rollback(project: Project, name: str, alias: str = CHAMPION) -> int:
     """Move an alias back to where it was before its last move."""
     project.policy(name)
     return Warehouse(project.warehouse_url).rollback(name, alias, now_us())
+
+
+def roll_out(project: Project, name: str, version: str = "", share: float = 0.0) -> Rollout:
+    """Let a version decide a share of the units beside the champion, or none of them: it is in the shadow.
+
+    Running servers follow. `promote` ends a rollout, and so does `back_out`.
+
+    Args:
+        version: number or alias; empty: that of the rollout that goes on, else the challenger.
+        share: in [0, 1); 0: it scores what the champion decides, and nobody is told.
+    """
+    project.policy(name)
+    warehouse = Warehouse(project.warehouse_url)
+    now = warehouse.deployed(name)
+    if not version and isinstance(now, Rollout):
+        return warehouse.roll_out(name, now.candidate, share, now_us())
+    return warehouse.roll_out(name, warehouse.resolve(name, version or CHALLENGER), share, now_us())
+
+
+def back_out(project: Project, name: str) -> Rollout:
+    """End the rollout: the champion decides everything again."""
+    project.policy(name)
+    return Warehouse(project.warehouse_url).back_out(name, now_us())
+
+
+def rollouts(project: Project, name: str) -> tuple[Rollout, ...]:
+    """Every state of every rollout of a policy, oldest first."""
+    project.policy(name)
+    return Warehouse(project.warehouse_url).rollouts(name)
 
 
 # the project, and looking back

@@ -20,9 +20,9 @@ from steersman.core.report import Report, Verdict
 from steersman.core.version import Version
 from steersman.flow import places, watching
 from steersman.flow.drift import since_version
-from steersman.flow.places import CHAMPION, latest_candidate
+from steersman.flow.places import latest_candidate
 from steersman.models import onnx
-from steersman.models.warehouse import Warehouse
+from steersman.models.warehouse import CHAMPION, Warehouse
 
 MOST_IDS = 5_000_000
 """Candidates up to which actions without a declared name are told apart by their ids, for their shares in a report."""

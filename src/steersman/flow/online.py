@@ -17,10 +17,10 @@ from steersman.core.errors import ConfigError, ConflictError, Error
 from steersman.core.version import Parents, Version
 from steersman.flow import perturbing, places
 from steersman.flow.logs import opened
-from steersman.flow.places import CHAMPION, code_version, now_us
+from steersman.flow.places import code_version, now_us
 from steersman.learn import evolution as es
 from steersman.models import parameters
-from steersman.models.warehouse import Draft, Warehouse
+from steersman.models.warehouse import CHAMPION, Draft, Warehouse
 
 Array = np.ndarray
 

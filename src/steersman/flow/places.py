@@ -20,9 +20,6 @@ from steersman.config import Project
 from steersman.core.errors import NotFoundError
 from steersman.engine.disk import make_directory, replacing
 
-CHAMPION = "champion"
-"""Alias of the version that decides."""
-
 
 class Candidate(Struct, frozen=True):
     """What `train` made: a policy that nobody was shown yet.
@@ -53,6 +50,11 @@ def now_us() -> int:
 def code_version() -> str:
     """Version of Steersman."""
     return importlib.metadata.version("steersman")
+
+
+def shadow_log(project: Project) -> Path:
+    """Directory of the log of what versions in the shadow would have decided; no build reads it."""
+    return project.log_directory.with_name(f"{project.log_directory.name}-shadow")
 
 
 def place(project: Project, kind: str, name: str, digest: str) -> Path:

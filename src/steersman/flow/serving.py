@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,15 +16,16 @@ import msgspec
 from steersman import log
 from steersman.config import ModelConfig, Project
 from steersman.core.errors import ConflictError, Error
-from steersman.core.version import Version
+from steersman.core.version import Rollout, Version
 from steersman.flow import perturbing
-from steersman.flow.places import CHAMPION, now_us
+from steersman.flow.places import now_us, shadow_log
 from steersman.models.graph import Graph
 from steersman.models.plain import Plain
 from steersman.models.shelf import Shelf
-from steersman.models.warehouse import Warehouse
+from steersman.models.warehouse import CHAMPION, Warehouse
 from steersman.serve import plane, predicting, workers
 from steersman.serve.settings import Settings
+from steersman.serve.shadow import Shadow
 
 
 def serve(project: Project, *, on_ready: Callable[[str, str], None] | None = None, **changed: Any) -> int:
@@ -47,10 +49,11 @@ def _serve(project: Project, settings: Settings, on_ready: Callable[[str, str], 
             if project.policies:
                 pen = log.Pen(project.log_directory, durability=project.log.durability, segment_bytes=segment_bytes)
                 record, flush = stack.enter_context(pen).append, pen.flush
+            shadow = stack.enter_context(contextlib.closing(_shadow(project, stack)))
             return workers.run(
-                _plane(project, graphs, record),
+                _plane(project, graphs, record, shadow),
                 settings,
-                wanted=lambda: _champions(project),
+                wanted=lambda: _deployed(project),
                 models=_models(project, graphs, settings.explicit),
                 on_ready=ready,
                 on_drained=flush,
@@ -82,7 +85,17 @@ class _Graphs:
         return version, graph
 
 
-def _plane(project: Project, graphs: _Graphs, record: plane.Record) -> plane.Plane:
+def _shadow(project: Project, stack: contextlib.ExitStack) -> Shadow:
+    """The pen of the shadow's log begins with its first record: most servers never have one."""
+
+    @functools.cache
+    def pen() -> log.Pen:
+        return stack.enter_context(log.Pen(shadow_log(project), durability="buffered"))
+
+    return Shadow(lambda records, done: pen().append(records, done))
+
+
+def _plane(project: Project, graphs: _Graphs, record: plane.Record, shadow: Shadow) -> plane.Plane:
     def load(name: str, number: int) -> plane.Live:
         version, graph = graphs.read(name, number)
         copies = perturbing.of(project, name, number, graph)
@@ -91,7 +104,7 @@ def _plane(project: Project, graphs: _Graphs, record: plane.Record) -> plane.Pla
     def new_id() -> str:
         return plane.time_ordered_id(now_us(), os.urandom(8))
 
-    return plane.Plane(load, record, now=now_us, new_id=new_id, durability=project.log.durability)
+    return plane.Plane(load, record, now=now_us, new_id=new_id, durability=project.log.durability, shadow=shadow)
 
 
 def _no_log(records: Sequence[tuple[bytes, bytes]], done: Callable[[Error | None], None]) -> None:
@@ -140,8 +153,8 @@ def publish_model(project: Project, name: str, file: Path) -> int:
     return Shelf(project.models_url).publish(name, file.read_bytes())
 
 
-def _champions(project: Project) -> dict[str, int]:
-    """Problem -> number of the version that should decide; what servers follow."""
+def _deployed(project: Project) -> dict[str, int | Rollout]:
+    """Problem -> the version or the rollout that should decide; what servers follow."""
     warehouse = Warehouse(project.warehouse_url)
-    aliases = {name: warehouse.aliases(name) for name in project.policies}
-    return {name: found[CHAMPION] for name, found in aliases.items() if CHAMPION in found}
+    found = {name: warehouse.deployed(name) for name in project.policies}
+    return {name: one for name, one in found.items() if one is not None}

@@ -15,7 +15,7 @@ from steersman.core.errors import ConflictError, DataError, Error, NotFoundError
 from steersman.core.features import Encoder
 from steersman.core.policy import Explorer
 from steersman.core.report import Report
-from steersman.core.version import Parents, Version
+from steersman.core.version import Parents, Rollout, Version
 from steersman.models.stores import open_store
 
 MODEL = "model.onnx"
@@ -23,6 +23,9 @@ VERSION = "version.json"
 REPORT = "report.json"
 PAGE = "report.html"
 ALIASES = "aliases.json"
+CHAMPION = "champion"
+"""Alias of the version that decides."""
+
 LATEST = "latest"
 NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 DIGITS = re.compile(r"-?[0-9]+")
@@ -60,10 +63,16 @@ class Move(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Aliases(Struct, frozen=True):
-    """What aliases.json holds: where every alias points, and every move that led there, oldest first."""
+    """What aliases.json holds: where every alias points, every move that led there and every rollout, oldest first."""
 
     aliases: dict[str, int] = {}
     history: tuple[Move, ...] = ()
+    rollouts: tuple[Rollout, ...] = ()
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """The one that goes on."""
+        return self.rollouts[-1] if self.rollouts and self.rollouts[-1].running else None
 
 
 class Warehouse:
@@ -220,8 +229,68 @@ class Warehouse:
             self._move(name, now, Move(alias=alias, number=back, at=at, previous=now.aliases[alias], rollback=True))
         return back
 
+    def deployed(self, name: str) -> int | Rollout | None:
+        """What decides: the champion's number, or the rollout of another version beside it; None: nothing does."""
+        now = self._aliases(name)
+        return now.rollout or now.aliases.get(CHAMPION)
+
+    def rollouts(self, name: str) -> tuple[Rollout, ...]:
+        """Every state of every rollout of a policy, oldest first."""
+        return self._aliases(name).rollouts
+
+    def roll_out(self, name: str, candidate: int, share: float, at: int) -> Rollout:
+        """Give a share of the units to a version beside the champion; 0: it is in the shadow.
+
+        A first share is a canary's, one after it a ramp's. A rollout ends when the champion moves: it is done if it
+        moves to the candidate, else backed out.
+
+        Args:
+            share: in [0, 1).
+            at: microseconds UTC.
+        Raises:
+            NotFoundError: there is no champion, or no such version.
+            DataError: the candidate is the champion, or the share is not in [0, 1).
+        """
+        _check_name(name)
+        if not self._has(name, candidate):
+            raise self._not_found(name, str(candidate))
+        with self._store.locked(name):
+            now = self._aliases(name)
+            if CHAMPION not in now.aliases:
+                raise self._not_found(name, CHAMPION)
+            before = now.rollout
+            again = before is not None and before.candidate == candidate and before.state != "shadow"
+            state: Any = "shadow" if share == 0 else "ramp" if again else "canary"
+            rollout = Rollout(
+                problem=name, baseline=now.aliases[CHAMPION], candidate=candidate, share=share, state=state, since=at
+            )
+            ended = (_ended(before, "backed out", at),) if before and before.candidate != candidate else ()
+            self._write(name, Aliases(now.aliases, now.history, (*now.rollouts, *ended, rollout)))
+        return rollout
+
+    def back_out(self, name: str, at: int) -> Rollout:
+        """End the rollout: the champion decides everything again.
+
+        Raises:
+            ConflictError: there is none.
+        """
+        _check_name(name)
+        with self._store.locked(name):
+            now = self._aliases(name)
+            if now.rollout is None:
+                raise ConflictError(f"{name} has no rollout", hint="its champion decides everything already")
+            ended = _ended(now.rollout, "backed out", at)
+            self._write(name, Aliases(now.aliases, now.history, (*now.rollouts, ended)))
+        return ended
+
     def _move(self, name: str, now: Aliases, move: Move) -> None:
-        then = Aliases(now.aliases | {move.alias: move.number}, (*now.history, move))
+        rollouts = now.rollouts
+        if now.rollout and move.alias == CHAMPION:
+            state = "done" if move.number == now.rollout.candidate else "backed out"
+            rollouts = (*rollouts, _ended(now.rollout, state, move.at))
+        self._write(name, Aliases(now.aliases | {move.alias: move.number}, (*now.history, move), rollouts))
+
+    def _write(self, name: str, then: Aliases) -> None:
         self._store.replace(f"{name}/{ALIASES}", _json(then))
 
     def _aliases(self, name: str) -> Aliases:
@@ -268,6 +337,10 @@ def digest(graph: bytes, encoder: Encoder, explorer: Explorer, seed: str) -> str
         seed,
     )
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def _ended(rollout: Rollout, state: Any, at: int) -> Rollout:
+    return msgspec.structs.replace(rollout, state=state, share=float(state == "done"), since=at)
 
 
 def _checked(draft: Draft) -> Draft:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steersman.core.decision import Problem
+from steersman.core.errors import Error
 from steersman.core.version import Version
 from steersman.serve.decide import MAX_CANDIDATES, MAX_OUTCOMES, Score
 from steersman.serve.perturbed import Perturbing
+
+MAX_TEXT = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +23,7 @@ class Live:
             row's bits can hardly depend on the rows beside it. Then a micro-batch is one run of the graph, if
             `same_alone` agrees; else each row is run alone, because a replay must give the same bits.
         perturbing: perturbed copies that decide for some units; None: the version decides for all.
+        warm_up: bodies of decide requests that it must answer before it decides.
     """
 
     version: Version
@@ -27,6 +31,7 @@ class Live:
     run: Score
     rowwise: bool = False
     perturbing: Perturbing | None = None
+    warm_up: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,3 +74,8 @@ class Counts:
     swaps: int = 0
     apprentice: int = 0
     agreement: float = 0.0
+
+
+def error_parts(error: Error) -> dict[str, str]:
+    """Message, hint and field, none of them longer than a screen: they may quote the request."""
+    return {"error": error.message[:MAX_TEXT], "hint": error.hint[:MAX_TEXT], "field": error.field[:MAX_TEXT]}

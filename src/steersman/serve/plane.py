@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from steersman.core.decision import MAX_ID, Decision, Problem
-from steersman.core.errors import ConfigError, ConflictError, Error, NotFoundError, OverloadedError, did_you_mean
+from steersman.core.errors import ConflictError, Error, NotFoundError, OverloadedError, did_you_mean
 from steersman.core.version import Version
-from steersman.serve.decide import (
-    Array,
-    Request,
-    answer_to,
-    probabilities_of,
-    read_outcomes,
-    reader,
-    same_alone,
-)
-from steersman.serve.live import Counts, Limits, Live
-from steersman.serve.perturbed import decide_by_copies
+from steersman.serve.decide import Array, Request, answer_to, probabilities_of, read_outcomes
+from steersman.serve.live import MAX_TEXT, Counts, Limits, Live, error_parts
+from steersman.serve.shadow import Shadow
+from steersman.serve.versions import Loaded, Versions, Wanted, decisions_of
 
 DECISION = b"D"
 OUTCOME = b"O"
-MAX_TEXT = 500
 WRITE_BYTES = 1 << 22
 
 Reply = Callable[[int, bytes], None]
@@ -41,26 +32,6 @@ Done = Callable[[Error | None], None]
 Record = Callable[[Sequence[tuple[bytes, bytes]], Done], None]
 Soon = Callable[..., object]
 _to_json = msgspec.json.Encoder().encode
-
-
-@dataclass(frozen=True, eq=False)
-class _Serving:
-    """A Live, and what was found out when it was loaded; `together`: a micro-batch is one run of its graph."""
-
-    live: Live
-    read: Callable[[bytes, Callable[[], str]], Request]
-    together: bool
-    since: int
-
-
-@dataclass
-class _Failure:
-    """A load that failed, and how many polls to wait before it is tried again."""
-
-    number: int
-    error: Error
-    tries: int = 1
-    wait: int = 1
 
 
 @dataclass(slots=True)
@@ -76,8 +47,10 @@ class _Remembered:
 @dataclass(slots=True)
 class _Asking:
     request: Request
+    body: bytes
     reply: Reply
     remembered: _Remembered | None
+    shadow: Loaded | None
     form: Form | None = None
     apprentice: bool = False
 
@@ -104,6 +77,7 @@ class Plane:
         now: microseconds UTC.
         new_id: an id that is unique for ever.
         durability: what `record` promises, for the status.
+        shadow: what versions in the shadow do; None: they do nothing.
     """
 
     def __init__(
@@ -115,9 +89,9 @@ class Plane:
         new_id: Callable[[], str],
         durability: str = "unknown",
         limits: Limits | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         self.counts = Counts()
-        self._load = load
         self._record = record
         self._now = now
         self._new_id = new_id
@@ -125,12 +99,9 @@ class Plane:
         self._limits = limits or Limits()
         self._began = now()
         self.log_error = ""
-        self._serving: dict[str, _Serving] = {}
-        self._wanted: dict[str, int] = {}
-        self._lost: Error | None = None
-        self._failures: dict[str, _Failure] = {}
-        self._swapping = threading.Lock()
-        self._asked: dict[_Serving, list[_Asking]] = {}
+        self._shadow = shadow
+        self._versions = Versions(load, now=now, counts=self.counts, candidates=self._limits.candidates)
+        self._asked: dict[Loaded, list[_Asking]] = {}
         self._written: list[_Written] = []
         self._turning = False
         self._remembered: OrderedDict[tuple[str, str], _Remembered] = OrderedDict()
@@ -143,100 +114,44 @@ class Plane:
     # -- versions ----------------------------------------------------------------------------------------------
 
     def swap(self, name: str, number: int) -> None:
-        """Load a version, warm it up, then let it decide. Requests that began on the old one end on it.
+        """Load a version, warm it up, then let it decide all. Requests that began on the old one end on it.
 
         Raises:
             Error: what `load` raised, or the version cannot be served; the old one goes on.
         """
-        with self._swapping:
-            try:
-                self._serving = {**self._serving, name: self._prepared(name, number)}
-            except Error:
-                raise
-            except Exception as error:  # a graph library raises what it likes; none of it may stop the old version
-                raise Error(f"{name}/{number} did not load: {type(error).__name__}: {error}") from error
-            self._failures.pop(name, None)
-            self.counts.swaps += 1
+        self._versions.swap(name, number)
 
-    def follow(self, wanted: Callable[[], Mapping[str, int]], at_once: bool = False) -> None:
-        """Swap to the wanted version of every policy. What fails is in `status`, and tried again ever later.
+    def follow(self, wanted: Callable[[], Wanted], at_once: bool = False) -> None:
+        """Let the wanted versions of every policy decide. What fails is in `status`, and tried again ever later.
 
         Args:
-            wanted: gives policy -> version number; a policy that is no longer wanted keeps serving.
+            wanted: policy -> the version that decides, or the rollout that says which one does; a policy that is no
+                longer wanted keeps serving.
             at_once: try now what failed before.
         """
-        try:
-            numbers = wanted()
-        except Exception as error:  # a store that is away for a while raises what it likes; we serve on
-            self._lost = Error(f"which versions are wanted is not known: {type(error).__name__}: {error}")
-            return
-        self._lost = None
-        self._wanted = {**self._wanted, **numbers}
-        for name, number in numbers.items():
-            serving = self._serving.get(name)
-            failure = self._failures.get(name)
-            if serving and serving.live.version.number == number:
-                self._failures.pop(name, None)
-            elif failure and failure.number == number and failure.wait > 0 and not at_once:
-                failure.wait -= 1
-            else:
-                self._try(name, number, failure)
-
-    def _try(self, name: str, number: int, failure: _Failure | None) -> None:
-        try:
-            self.swap(name, number)
-        except Error as error:
-            tries = failure.tries + 1 if failure and failure.number == number else 1
-            self._failures[name] = _Failure(number, error, tries, wait=min(60, 2 ** min(tries, 6)))
+        self._versions.follow(wanted, at_once)
 
     @property
     def ready(self) -> bool:
         """Whether every wanted policy has a version that decides."""
-        return bool(self._serving) and self._wanted.keys() <= self._serving.keys()
+        return self._versions.ready
 
     @property
     def unused(self) -> bool:
         """Whether no policy was ever wanted or served here."""
-        return not self._serving and not self._wanted
+        return not self._versions.names
 
     def status(self) -> dict[str, object]:
         """Versions, loading errors, the log and counts, ready for JSON."""
         return {
             "ready": self.ready,
             "since": self._began,
-            "error": error_parts(self._lost) if self._lost else None,
-            "policies": {name: self._policy_status(name) for name in sorted({*self._serving, *self._wanted})},
+            "error": error_parts(self._versions.lost) if self._versions.lost else None,
+            "policies": self._versions.status(),
+            "shadow": self._shadow.status() if self._shadow else None,
             "log": {"durability": self._durability, "error": self.log_error},
             "counts": vars(self.counts),
         }
-
-    def _policy_status(self, name: str) -> dict[str, object]:
-        serving = self._serving.get(name)
-        failure = self._failures.get(name)
-        version = serving.live.version if serving else None
-        return {
-            "version": version.number if version else None,
-            "digest": version.digest if version else None,
-            "since": serving.since if serving else None,
-            "together": serving.together if serving else None,
-            "wanted": self._wanted.get(name, version.number if version else None),
-            "error": {"version": failure.number, "tries": failure.tries, **error_parts(failure.error)}
-            if failure
-            else None,
-        }
-
-    def _prepared(self, name: str, number: int) -> _Serving:
-        live = self._load(name, number)
-        version, problem = live.version, live.problem
-        if (version.name, version.number, problem.name) != (name, number, name):
-            raise ConfigError(
-                f"asked for {name}/{number}, loaded {version.name}/{version.number} of problem {problem.name}",
-                hint="a policy has the name of its problem",
-            )
-        read = reader(problem, self._limits.candidates)
-        names = version.encoder.actions or getattr(problem.actions, "names", ())
-        together = same_alone(version.encoder, names, live.run) and live.rowwise
-        return _Serving(live, read, together, self._now())
 
     # -- requests ----------------------------------------------------------------------------------------------
 
@@ -250,12 +165,12 @@ class Plane:
             apprentice: take the first candidate, with certainty, and count how the policy agrees. The decision is
                 the product's own: its version is 0.
         """
-        serving = self._serving.get(name)
-        if serving is None:
+        route = self._versions.routes.get(name)
+        if route is None:
             self._refuse(reply, self._no_policy(name))
             return
         try:
-            request = serving.read(body, self._new_id)
+            request = route.champion.read(body, self._new_id)
         except Error as error:
             self._refuse(reply, error)
             return
@@ -264,7 +179,8 @@ class Plane:
             remembered = self._recall((name, request.id), body, reply)
             if remembered is None:
                 return
-        self._asked.setdefault(serving, []).append(_Asking(request, reply, remembered, form, apprentice))
+        asking = _Asking(request, body, reply, remembered, route.shadow, form, apprentice)
+        self._asked.setdefault(route.of(request.unit), []).append(asking)
         self._turn()
 
     def outcome(self, body: bytes, reply: Reply) -> None:
@@ -281,16 +197,16 @@ class Plane:
     @property
     def problems(self) -> dict[str, Problem]:
         """Problem of every policy that decides."""
-        return {name: serving.live.problem for name, serving in self._serving.items()}
+        return {name: route.champion.live.problem for name, route in self._versions.routes.items()}
 
     def new_id(self) -> str:
         """An id that is unique for ever."""
         return self._new_id()
 
     def _no_policy(self, name: str) -> Error:
-        if name in self._wanted:
+        if name in self._versions.names:
             return OverloadedError(f"policy {name} has no version that decides yet", hint="see /v1/status for why")
-        known = sorted(self._serving)
+        known = sorted(self._versions.routes)
         return NotFoundError(f"no policy {name[:MAX_ID]!r} is served", hint=did_you_mean(name[:MAX_ID], known))
 
     def _recall(self, key: tuple[str, str], body: bytes, reply: Reply) -> _Remembered | None:
@@ -331,11 +247,15 @@ class Plane:
                 self._write(written[start:i])
                 size, start = 0, i
 
-    def _decided(self, serving: _Serving, group: list[_Asking]) -> Iterator[_Written]:
+    def _decided(self, serving: Loaded, group: list[_Asking]) -> Iterator[_Written]:
         """Decide a group in one run of the graph; whoever cannot be decided is told so, alone."""
         try:
             self.counts.batches += 1
-            made = _decide_group(serving, group, self._now(), self.counts)
+            decisions, scores = decisions_of(serving, [asking.request for asking in group], self._now())
+            made = [
+                _formed(serving.live.version, asking, decision, row, self.counts)
+                for asking, decision, row in zip(group, decisions, scores, strict=True)
+            ]
         except Exception as error:  # a graph library raises what it likes; every request must get an answer
             if len(group) > 1:
                 half = len(group) // 2
@@ -345,6 +265,10 @@ class Plane:
             self._forget(group[0].remembered, error)
             self._refuse(group[0].reply, error)
             return
+        self._versions.remember(serving, group[0].body)
+        if self._shadow:
+            pairs = zip(group, decisions, strict=True)
+            self._shadow.offer([(one.shadow, one.request, was) for one, was in pairs if one.shadow])
         for asking, (record, answer) in zip(group, made, strict=True):
             yield _Written(asking.reply, answer, [(DECISION, record)], asking.remembered)
 
@@ -403,11 +327,6 @@ def error_body(error: Error) -> bytes:
     return _to_json(error_parts(error))
 
 
-def error_parts(error: Error) -> dict[str, str]:
-    """Message, hint and field, none of them longer than a screen: they may quote the request."""
-    return {"error": error.message[:MAX_TEXT], "hint": error.hint[:MAX_TEXT], "field": error.field[:MAX_TEXT]}
-
-
 def time_ordered_id(now: int, entropy: bytes) -> str:
     """An id that sorts by time: 14 hex digits of microseconds UTC, then the entropy in hex.
 
@@ -417,25 +336,11 @@ def time_ordered_id(now: int, entropy: bytes) -> str:
     return f"{now:014x}{entropy.hex()}"
 
 
-def _decide_group(serving: _Serving, group: list[_Asking], now: int, counts: Counts) -> list[tuple[bytes, bytes]]:
-    """The record and the answer of each, as JSON."""
-    live = serving.live
-    requests = [asking.request for asking in group]
-    decisions, scores = decide_by_copies(
-        live.perturbing, live.run, live.problem, live.version, requests, now, together=serving.together
-    )
-    return [
-        _formed(live.version, asking, decision, row, counts)
-        if asking.form
-        else (_to_json(decision), _to_json(answer_to(decision)))
-        for asking, decision, row in zip(group, decisions, scores, strict=True)
-    ]
-
-
 def _formed(
     version: Version, asking: _Asking, decision: Decision, scores: Array, counts: Counts
 ) -> tuple[bytes, bytes]:
-    assert asking.form is not None
+    if asking.form is None:
+        return _to_json(decision), _to_json(answer_to(decision))
     probabilities = probabilities_of(version, scores[: len(decision.candidates)])
     if asking.apprentice:
         counts.apprentice += 1

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,11 +26,12 @@ from steersman.serve.http import Server
 from steersman.serve.plane import Plane
 from steersman.serve.predicting import Models
 from steersman.serve.settings import Settings
+from steersman.serve.versions import Wanted
 
 if TYPE_CHECKING:
     from steersman.serve.grpc import GrpcServer
 
-Wanted = Callable[[], Mapping[str, int]]
+Ask = Callable[[], Wanted]
 Ready = Callable[[int], None]
 Work = Callable[[int, socket.socket, Ready], int]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -86,7 +87,7 @@ def run(
     plane: Plane,
     settings: Settings,
     *,
-    wanted: Wanted | None = None,
+    wanted: Ask | None = None,
     models: Models | None = None,
     on_ready: Ready | None = None,
     on_drained: Callable[[], None] | None = None,
@@ -95,7 +96,7 @@ def run(
     """Serve until SIGTERM or SIGINT, drain, and return the exit code; for the main thread of a process.
 
     Args:
-        wanted: policy -> version number; asked every `poll_s` and on SIGHUP, on a thread of its own.
+        wanted: policy -> version number or rollout; asked every `poll_s` and on SIGHUP, on a thread of its own.
         models: what predicts beside the plane; they follow at the same times.
         on_ready: takes the port, when the first loads are over and connections are accepted.
         on_drained: called when all is answered that will be: flushes the log.
@@ -123,7 +124,7 @@ async def _serve(
     plane: Plane,
     settings: Settings,
     sock: socket.socket,
-    wanted: Wanted | None,
+    wanted: Ask | None,
     models: Models | None,
     on_ready: Ready | None,
 ) -> bool:
@@ -174,7 +175,7 @@ def _allow_connections(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
-def _follow(plane: Plane, wanted: Wanted | None, models: Models | None) -> Callable[[bool], None]:
+def _follow(plane: Plane, wanted: Ask | None, models: Models | None) -> Callable[[bool], None]:
     def follow(at_once: bool) -> None:
         if wanted:
             plane.follow(wanted, at_once)
