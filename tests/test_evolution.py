@@ -286,6 +286,40 @@ def test_every_solver_climbs(solver: Any, kind: Any, batches: int) -> None:
     assert golden.reward(search.mean[None])[0] > 0.02 * first
 
 
+# what a batch says of a step
+
+
+@pytest.mark.parametrize("kind", ["normals", "signs", "rank1"])
+def test_the_gain_of_a_step_is_its_dot_product_with_the_gradient(kind: Any) -> None:
+    shapes = ((2, 3), (4,))
+    slope, step = np.random.default_rng(1).normal(size=(2, 10))
+    search = es.begin(es.Settings(es.OpenES(), noise=kind, sigma=0.2, shapes=shapes), np.zeros(10), RUN)
+    keys = es.ask(search, 20_000, seeded(2))
+    noise = sums.rows(Noise(RUN), kind, keys.tolist(), 10, shapes).astype(np.float64)
+    assert sums.projected(Noise(RUN), kind, keys[:9], step, shapes) == pytest.approx(noise[:9] @ step, abs=1e-9)
+    reward = 5 + 0.2 * noise @ slope + np.random.default_rng(3).normal(size=len(keys))
+    after = replace(search, arrays=search.arrays | {"mean": 0.1 * step})
+    found = es.gain(search, after, told(search, keys, reward))
+    true = 0.1 * float(slope @ step)
+    assert found.pairs == 10_000 and found.low < true < found.high
+    assert found.high - found.low < 0.2 * abs(true) + 0.1
+    back = replace(search, arrays=search.arrays | {"mean": -0.1 * step})
+    assert es.gain(search, back, told(search, keys, reward)).value == pytest.approx(-found.value)
+
+
+def test_the_interval_of_a_gain_covers_at_its_level() -> None:
+    settings, slope = es.Settings(es.OpenES(), sigma=0.2), np.linspace(-1, 1, 6)
+    search = es.begin(settings, np.zeros(6), RUN)
+    after = replace(search, arrays=search.arrays | {"mean": 0.1 * np.ones(6) + 0.05 * slope})
+    true, rng, covered = float(slope @ after.mean), np.random.default_rng(0), 0
+    for _ in range(200):
+        keys = es.ask(search, 64, rng.bytes)
+        noise = sums.rows(Noise(RUN), "normals", keys.tolist(), 6).astype(np.float64)
+        found = es.gain(search, after, told(search, keys, 0.2 * noise @ slope + 0.1 * rng.normal(size=64)))
+        covered += found.low <= true <= found.high
+    assert 174 <= covered <= 199  # 95%, and what a bootstrap over 32 pairs may miss
+
+
 # samples of older versions
 
 

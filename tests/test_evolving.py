@@ -152,3 +152,29 @@ def test_evokits_settings_solve_cartpole_on_every_seed() -> None:
     sys.stdout.write(f"\ncartpole, EvoKit's settings: evaluations of 10 seeds {found}\n")
     assert found[9] < float("inf")
     assert statistics.median(found) <= 1350
+
+
+def reusing(max_age: int, seed: int) -> float:
+    """Fresh evaluations until CartPole is solved, where each batch has the samples of so many versions before, too."""
+    solver = es.PGPE(step=es.ClipUp(rate=0.15), sigma_rate=0.0)
+    settings, rng = es.Settings(solver, sigma=0.3, max_age=max_age), np.random.default_rng([seed, 7])
+    search, past, digests = es.begin(settings, np.zeros(evolving.NET.size), rng.bytes(16)), [], {}
+    for batch in range(200):
+        keys = es.ask(search, 16, rng.bytes)
+        clean = np.broadcast_to(search.mean.astype(np.float32), (20, evolving.NET.size))
+        returns = evolving.play(np.concatenate([search.perturbed(keys), clean]), poles.starts(36, rng))
+        if returns[16:].mean() >= poles.SOLVED:
+            return 16.0 * batch
+        digests[search.generation] = search.digest
+        past = [*past, (keys, np.full(16, search.generation), returns[:16])][-1 - max_age :]
+        told = es.Told(search.run, *(np.concatenate(parts) for parts in zip(*past, strict=True)), digests)
+        search, _ = es.tell(search, told)
+    return float("inf")
+
+
+@pytest.mark.slow
+def test_samples_of_four_versions_before_need_no_more_evaluations() -> None:
+    fresh, mixed = (sorted(reusing(max_age, seed) for seed in range(10)) for max_age in (0, 4))
+    sys.stdout.write(f"\ncartpole, ClipUp: fresh samples {fresh}, with those of four versions before {mixed}\n")
+    assert statistics.median(mixed) <= statistics.median(fresh)
+    assert mixed[-1] < float("inf")

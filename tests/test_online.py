@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from product import Client, project, serving
-from steersman import config, demo, flow, log
+from steersman import config, demo, flow, log, timeline
 from steersman.cli import main
 from steersman.config import Project
 from steersman.core.decision import Candidate
-from steersman.core.errors import ConfigError, ConflictError, DataError, NotFoundError
+from steersman.core.errors import ConfigError, ConflictError, DataError, GateError, NotFoundError
 from steersman.core.features import Continuous, Encoder
 from steersman.core.policy import EpsilonGreedy
 from steersman.core.version import Parents
@@ -238,6 +239,50 @@ def test_an_update_that_was_killed_ends_the_same(
     graphs = [Warehouse(made.warehouse_url).read("side", 4)[0].digest for made in (whole, killed)]
     assert graphs[0] == graphs[1]
     assert Warehouse(killed.warehouse_url).numbers("side") == (1, 2, 3, 4)
+
+
+def test_an_update_is_told_with_its_expected_gain(
+    played: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = copied(played, tmp_path / "p")
+    assert main(["es", "update", "side", "--project", str(made.root)]) == 0
+    told = capsys.readouterr().out
+    assert "champion  side@4, from 8 copies" in told
+    assert "expected  +" in told and "reward by 4 pairs" in told
+    assert main(["es", "replay", "side@4", "--project", str(made.root)]) == 0
+    assert "again   identical" in capsys.readouterr().out
+
+
+def test_a_step_that_the_log_calls_worse_is_not_published(played: Any, tmp_path: Path) -> None:
+    made = copied(played, tmp_path / "p")
+    search, served = perturbing.read(made, "side", 3)
+    found = online._told(made, "side", 3, served.at, flow.now_us())
+    assert found.gain is not None and found.gain.value > 0  # it is made of the same samples
+    against = es.Settings(es.OpenES(step=es.SGD(rate=0.01)), sigma=0.2, shapes=search.settings.shapes)
+    wrong = es.begin(against, search.mean, search.run)  # a momentum of steps that went the other way
+    velocity = -1e3 * (found.search.mean - search.mean)
+    wrong = replace(wrong, arrays=wrong.arrays | {"step.velocity": velocity})
+    shutil.rmtree(perturbing.place(made, "side", 3))
+    perturbing.write(made, "side", 3, wrong, served)
+    with pytest.raises(GateError, match="says that the step is worse"):
+        online.update(made, "side")
+    assert Warehouse(made.warehouse_url).numbers("side") == (1, 2, 3) and flow.champion(made, "side") == 3
+
+
+def test_a_trend_of_the_day_moves_nothing(played: Any, tmp_path: Path) -> None:
+    """Returns are compared within a block: what is added to all of a block is gone."""
+    made = copied(played, tmp_path / "p")
+    _, served = perturbing.read(made, "side", 3)
+    now = flow.now_us()
+    built = timeline.load(Path(flow.build(made, "side", since=served.at, as_of=now).directory))
+    noise = online._noise(made, "side", served.at, now)
+    halves = np.where(np.arange(len(built)) < len(built) // 2, 0, 86_400_000_000)  # the second half a day later
+    later = replace(built, at=built.at + halves, reward=built.reward + np.where(halves > 0, 100.0, 0.0))
+    same_day = replace(built, at=built.at + halves)
+    hour = [online._samples(one, noise, {3: 0}, 3600.0) for one in (same_day, later)]
+    none = [online._samples(one, noise, {3: 0}, 0.0) for one in (same_day, later)]
+    assert hour[1].reward == pytest.approx(hour[0].reward, abs=1e-9)
+    assert not np.array_equal(np.argsort(none[0].reward), np.argsort(none[1].reward))  # or the blocks prove nothing
 
 
 def test_an_update_waits_for_most_of_the_copies(played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

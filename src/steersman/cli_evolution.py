@@ -43,6 +43,7 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser, s
     )
     init.add_argument("--share", type=float, default=0.2, help="of the units that meet a perturbed copy, in (0, 1]")
     init.add_argument("--copies", type=int, default=32, help="perturbed copies at a time")
+    init.add_argument("--block-s", type=float, default=3600.0, help="episodes of so many seconds are compared; 0: all")
     init.add_argument("--max-age", type=int, default=0, help="versions that a sample may be old")
     _solver_options(init, sigma=0.05)
     update = action("update", _update, "Move the parameters by what the log says, store and promote the next version.")
@@ -77,6 +78,7 @@ def _init(options: argparse.Namespace, show: Show) -> None:
         settings,
         share=options.share,
         copies=options.copies,
+        block_s=options.block_s,
     )
     show(
         options,
@@ -94,9 +96,14 @@ def _update(options: argparse.Namespace, show: Show) -> None:
         found,
         f"champion  {found.problem}@{found.version}, from {account.used} copies and {found.episodes:,} episodes of "
         f"{found.problem}@{found.parent}",
+        *([_gain_line(found.gain)] if found.gain else []),
         f"left out  {found.open:,} episodes not over or of two copies, {account.old} copies too old",
         f"back      steersman rollback {found.problem}",
     )
+
+
+def _gain_line(gain: es.Gain) -> str:
+    return f"expected  {gain.value:+.3g} \\[{gain.low:+.3g}, {gain.high:+.3g}] reward by {gain.pairs} pairs, flattered"
 
 
 def _replay(options: argparse.Namespace, show: Show) -> int:

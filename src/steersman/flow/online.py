@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -13,7 +15,7 @@ from msgspec import Struct
 from steersman import flow, log, timeline
 from steersman.config import Project
 from steersman.core.batch import Batch
-from steersman.core.errors import ConfigError, ConflictError, Error
+from steersman.core.errors import ConfigError, ConflictError, Error, GateError
 from steersman.core.version import Parents, Version
 from steersman.flow import perturbing, places
 from steersman.flow.logs import opened
@@ -59,6 +61,7 @@ class Updated(Struct, frozen=True):
         parent: that was perturbed.
         episodes, open: see Samples.
         account: of the search.
+        gain: what the log says of the step; None: the solver has no sigma to measure it by.
     """
 
     problem: str
@@ -67,9 +70,19 @@ class Updated(Struct, frozen=True):
     episodes: int
     open: int
     account: es.Account
+    gain: es.Gain | None
 
 
-def init(project: Project, name: str, reference: str, settings: es.Settings, *, share: float, copies: int) -> Version:
+def init(
+    project: Project,
+    name: str,
+    reference: str,
+    settings: es.Settings,
+    *,
+    share: float,
+    copies: int,
+    block_s: float = 0.0,
+) -> Version:
     """Store a version whose parameters can be perturbed, its search beside it; promote it to begin.
 
     Args:
@@ -77,9 +90,13 @@ def init(project: Project, name: str, reference: str, settings: es.Settings, *, 
         settings: of the search; the shapes are those of the net.
         share: of the units that meet a perturbed copy, in (0, 1].
         copies: how many there are at a time.
+        block_s: episodes that began in so many seconds are compared with each other, so that a trend of the day is not
+            learned from; 0: all are.
     Raises:
         DataError: the version has no parameters.
     """
+    if not 0 <= block_s < math.inf:
+        raise ConfigError(f"block_s is {block_s:g}, must be 0 or more", field="block_s")
     if not 0 < share <= 1:
         raise ConfigError(f"share is {share:g}, must be in (0, 1]", field="share")
     project.policy(name)
@@ -89,7 +106,7 @@ def init(project: Project, name: str, reference: str, settings: es.Settings, *, 
     search = es.begin(msgspec.structs.replace(settings, shapes=found.shapes), found.flat)
     es.ask(search, copies)  # refused before anything is stored
     made = _publish(warehouse, version, graph, search, version.parents)
-    perturbing.write(project, name, made.number, search, _served(search, share, copies))
+    perturbing.write(project, name, made.number, search, _served(search, share, copies, block_s))
     return made
 
 
@@ -101,6 +118,7 @@ def update(project: Project, name: str) -> Updated:
     Raises:
         NotFoundError: the champion has no search.
         ConflictError: too few copies have an episode, or nothing was to be learned.
+        GateError: the log itself says that the step is worse; nothing is stored.
         DataError: the log has what this search did not perturb: nothing is stored.
     """
     warehouse = Warehouse(project.warehouse_url)
@@ -112,24 +130,26 @@ def update(project: Project, name: str) -> Updated:
     as_of = msgspec.json.decode(pending.read_bytes(), type=Pending).as_of
     since = _since(project, name, number, search)
     try:
-        moved, samples, account, build = _told(project, name, number, since, as_of)
+        found = _told(project, name, number, since, as_of)
+        _check(found.gain, f"{name}@{number}")
     except Error:
         pending.unlink()  # the log may have more to say the next time
         raise
+    samples, moved = found.samples, found.search
     made_from = perturbing.Made(
-        parent=number, since=since, as_of=as_of, build=build, episodes=samples.episodes, copies=len(samples.key),
-        account=account,
+        parent=number, since=since, as_of=as_of, build=found.build, episodes=samples.episodes, copies=len(samples.key),
+        account=found.account, gain=found.gain,
     )  # fmt: skip
     version, graph = warehouse.read(name, number)
-    data = Parents(data=build, config=version.parents.config, code=code_version())
+    data = Parents(data=found.build, config=version.parents.config, code=code_version())
     made = _publish(warehouse, version, graph, moved, data)
     if not perturbing.place(project, name, made.number).exists():
-        after = _served(moved, served.share, len(served.keys), made_from)
+        after = _served(moved, served.share, len(served.keys), served.block_s, made_from)
         perturbing.write(project, name, made.number, moved, after)
     if warehouse.resolve(name, CHAMPION) == number:
         warehouse.set_alias(name, CHAMPION, made.number, now_us())
     pending.unlink()
-    return Updated(name, made.number, number, samples.episodes, samples.open, account)
+    return Updated(name, made.number, number, samples.episodes, samples.open, found.account, found.gain)
 
 
 def replay(project: Project, name: str, number: int) -> bool:
@@ -141,15 +161,34 @@ def replay(project: Project, name: str, number: int) -> bool:
     search, served = perturbing.read(project, name, number)
     if served.made is None:
         raise ConflictError(f"{name}@{number} was made by es init", hint="replay one that es update made")
-    moved, _, _, build = _told(project, name, served.made.parent, served.made.since, served.made.as_of)
-    same = all(np.array_equal(array, search.arrays[key]) for key, array in moved.arrays.items())
-    return same and build == served.made.build and moved.digest == search.digest
+    found = _told(project, name, served.made.parent, served.made.since, served.made.as_of)
+    same = all(np.array_equal(array, search.arrays[key]) for key, array in found.search.arrays.items())
+    return same and found.build == served.made.build and found.search.digest == search.digest
 
 
-def _told(
-    project: Project, name: str, number: int, since: int, as_of: int
-) -> tuple[es.Search, Samples, es.Account, str]:
-    """The search of a version after it was told what the log says until `as_of`, and the digest of the build."""
+@dataclass(frozen=True)
+class _Moved:
+    """A search after it was told what a log says; `build`: the digest of that."""
+
+    search: es.Search
+    samples: Samples
+    account: es.Account
+    gain: es.Gain | None
+    build: str
+
+
+def _check(gain: es.Gain | None, version: str) -> None:
+    """Raise GateError if the samples that a step was made of say that it is worse."""
+    if gain is not None and gain.high < 0:
+        raise GateError(
+            f"{version}: the log says that the step is worse: {gain.value:.3g} [{gain.low:.3g}, {gain.high:.3g}] "
+            f"reward by {gain.pairs} pairs; nothing was published",
+            hint="gather more episodes, or start anew with less momentum",
+        )
+
+
+def _told(project: Project, name: str, number: int, since: int, as_of: int) -> _Moved:
+    """The search of a version after it was told what the log says until `as_of`."""
     search, served = perturbing.read(project, name, number)
     generations = {number: search.generation}
     digests = {search.generation: search.digest}
@@ -157,7 +196,8 @@ def _told(
         generations[other] = older.generation
         digests[older.generation] = older.digest
     built = flow.build(project, name, since=since, until=as_of, as_of=as_of)
-    samples = _samples(project, name, Path(built.directory), since, as_of, generations)
+    rows = timeline.load(Path(built.directory))
+    samples = _samples(rows, _noise(project, name, since, as_of), generations, served.block_s)
     fresh = sum(generation == search.generation for generation in samples.generation)
     if fresh < ENOUGH * len(served.keys):
         raise ConflictError(
@@ -177,20 +217,27 @@ def _told(
         raise ConflictError(
             f"{name}@{number}: all copies had the same return: nothing was learned", hint="wait for more"
         )
-    return moved, samples, account, built.digest
+    gain = es.gain(search, moved, told) if "sigma" in search.arrays else None
+    return _Moved(moved, samples, account, gain, built.digest)
 
 
-def _samples(project: Project, name: str, build: Path, since: int, as_of: int, generations: dict[int, int]) -> Samples:
-    """The mean return of every perturbed copy, over its whole episodes."""
-    built = timeline.load(build)
-    noise = _noise(project, name, since, as_of)
+def _samples(
+    built: timeline.Built, noise: dict[str, tuple[int, int]], generations: dict[int, int], block_s: float
+) -> Samples:
+    """The mean return of every perturbed copy, over its whole episodes, each less the mean of its version and block.
+
+    Args:
+        noise: decision -> version and key, of those that a copy made.
+        generations: of the versions that count.
+        block_s: see `init`; 0: nothing is taken away.
+    """
     batch = built.batch
     who = [noise.get(decision, (0, -1)) for decision in built.decision_ids.tolist()]
     version = np.array([one[0] for one in who], dtype=np.int64)
     key = np.array([max(one[1], 0) for one in who], dtype=np.uint64)
     perturbed = np.array([one[1] >= 0 for one in who], dtype=bool)
     returns, whole = _returns(batch)
-    copies: dict[tuple[int, int], list[float]] = {}
+    episodes: list[tuple[int, int, int, float]] = []  # generation, key, block, return
     left, ends = 0, [*batch.starts[1:].tolist(), len(batch)]
     for start, end in zip(batch.starts.tolist(), ends, strict=True):
         rows = slice(start, end)  # the next step is the next row
@@ -200,7 +247,12 @@ def _samples(project: Project, name: str, build: Path, since: int, as_of: int, g
         if not (same and whole[start]):
             left += 1
             continue
-        copies.setdefault((generations[int(version[start])], int(key[start])), []).append(float(returns[start]))
+        block = int(built.at[start] // (block_s * 1e6)) if block_s else 0
+        episodes.append((generations[int(version[start])], int(key[start]), block, float(returns[start])))
+    copies: dict[tuple[int, int], list[float]] = {}
+    means = _means(episodes) if block_s else {}
+    for generation, one, block, value in episodes:
+        copies.setdefault((generation, one), []).append(value - means.get((generation, block), 0.0))
     ordered = sorted(copies)
     return Samples(
         generation=tuple(generation for generation, _ in ordered),
@@ -209,6 +261,14 @@ def _samples(project: Project, name: str, build: Path, since: int, as_of: int, g
         episodes=sum(map(len, copies.values())),
         open=left,
     )
+
+
+def _means(episodes: list[tuple[int, int, int, float]]) -> dict[tuple[int, int], float]:
+    """Generation and block -> mean return of its episodes."""
+    found: dict[tuple[int, int], list[float]] = {}
+    for generation, _, block, value in episodes:
+        found.setdefault((generation, block), []).append(value)
+    return {place: float(np.mean(np.sort(values))) for place, values in found.items()}
 
 
 def _returns(batch: Batch) -> tuple[Array, Array]:
@@ -253,9 +313,12 @@ def _older(project: Project, name: str, number: int, search: es.Search) -> dict[
     return found
 
 
-def _served(search: es.Search, share: float, copies: int, made: perturbing.Made | None = None) -> perturbing.Served:
+def _served(
+    search: es.Search, share: float, copies: int, block_s: float, made: perturbing.Made | None = None
+) -> perturbing.Served:
     keys = tuple(es.ask(search, copies).tolist())
-    return perturbing.Served(share=share, seed=os.urandom(16).hex(), keys=keys, at=now_us(), made=made)
+    seed = os.urandom(16).hex()
+    return perturbing.Served(share=share, seed=seed, keys=keys, at=now_us(), block_s=block_s, made=made)
 
 
 def _publish(warehouse: Warehouse, like: Version, graph: bytes, search: es.Search, parents: Parents) -> Version:

@@ -31,6 +31,7 @@ class Made(Struct, frozen=True, kw_only=True):
         build: digest of it.
         episodes, copies: whole episodes of perturbed copies, and copies that had one.
         account: what the search made of them.
+        gain: what they say of the step.
     """
 
     parent: int
@@ -40,6 +41,7 @@ class Made(Struct, frozen=True, kw_only=True):
     episodes: int
     copies: int
     account: es.Account
+    gain: es.Gain | None
 
 
 class Served(Struct, frozen=True, kw_only=True):
@@ -50,6 +52,7 @@ class Served(Struct, frozen=True, kw_only=True):
         seed: of who meets which.
         keys: of the copies, drawn afresh for this version.
         at: when it was made, microseconds UTC.
+        block_s: see `flow.online.init`.
         made: None: by `es init`.
     """
 
@@ -57,6 +60,7 @@ class Served(Struct, frozen=True, kw_only=True):
     seed: str
     keys: tuple[int, ...]
     at: int
+    block_s: float = 0.0
     made: Made | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from steersman.learn.evolution.cma import CMA, SepCMA
+from steersman.learn.evolution.gain import Gain, gain
 from steersman.learn.evolution.search import Account, Search, Settings, Told, ask, begin, tell
 from steersman.learn.evolution.solvers import ARS, PGPE, SNES, OpenES, Solver
 from steersman.learn.evolution.steps import SGD, Adam, ClipUp
@@ -17,6 +18,7 @@ __all__ = [
     "Account",
     "Adam",
     "ClipUp",
+    "Gain",
     "OpenES",
     "Search",
     "SepCMA",
@@ -25,6 +27,7 @@ __all__ = [
     "Told",
     "ask",
     "begin",
+    "gain",
     "load",
     "save",
     "tell",

@@ -73,6 +73,27 @@ def dots(noise: Noise, keys: Array, linear: Array, square: Array) -> Array:
     return found
 
 
+def projected(noise: Noise, kind: Kind, keys: Array, direction: Array, shapes: Shapes = ()) -> Array:
+    """[N] f64: of each key the dot product of its noise and a direction [d]."""
+    if kind == "normals":
+        return dots(noise, keys, direction, np.zeros_like(direction))
+    found = np.zeros(len(keys))
+    if kind == "rank1":
+        parts = np.split(direction, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
+        for row, key in enumerate(keys.tolist()):
+            for shape, part, factors in zip(shapes, parts, noise.factors(key, shapes), strict=True):
+                left = factors[0].astype(np.float64)
+                found[row] += float(
+                    np.sum(left * part if len(shape) == 1 else left * (part.reshape(shape) @ factors[1]))
+                )
+        return found
+    for start in range(0, len(direction), BLOCK):
+        ahead = direction[start : start + BLOCK]
+        for row, key in enumerate(keys.tolist()):
+            found[row] += float(np.sum(noise.signs(key, len(ahead), start) * ahead))
+    return found
+
+
 def rows(noise: Noise, kind: Kind, keys: Sequence[int], size: int, shapes: Shapes = ()) -> Array:
     """[N, size] f32, the noise of each key: for populations of small nets."""
     if kind == "rank1":
