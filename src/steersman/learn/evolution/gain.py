@@ -35,7 +35,7 @@ def gain(search: Search, after: Search, told: Told) -> Gain:
     """The gain by going from one search to the next, by the samples of the first.
 
     The mean over samples of (reward - mean of the block) * <noise, step / sigma> is the slope of the mean reward
-    along the step: E[reward * noise] = sigma * gradient, for normals by Stein's lemma, for signs up to the second order.
+    along the step: E[reward * noise] = sigma * gradient, for normals by Stein's lemma, for signs to the second order.
 
     Raises:
         DataError: the search has no sigma for each parameter (CMA and SepCMA), or a sample has no finite reward.
