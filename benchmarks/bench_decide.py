@@ -6,28 +6,22 @@ decision is on the disk. The peer is asked with bare arrays and answers scores.
 """
 
 import argparse
-import asyncio
-import functools
 import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
-import uvloop
 from onnx import TensorProto, helper, numpy_helper
 
+from load import Load, ask, load, server
 from peers import device
 from steersman.core.decision import Decision, One, Problem
 from steersman.core.features import Encoder, continuous
@@ -42,32 +36,6 @@ from steersman.serve.settings import Settings
 FIELDS, CANDIDATES, HIDDEN, BODIES = 16, 10, 128, 256
 CONTEXT = tuple(f"c{i:02d}" for i in range(FIELDS))
 FEATURES = tuple(f"f{i:02d}" for i in range(FIELDS))
-WRK_SCRIPT = """
-local bodies, i = {}, 0
-function init(args)
-  local headers = {["Content-Type"] = "application/json"}
-  for line in io.lines(args[1]) do bodies[#bodies + 1] = wrk.format("POST", args[2], headers, line) end
-end
-function request() i = i % #bodies + 1; return bodies[i] end
-function done(summary, latency, requests)
-  local e = summary.errors
-  io.write(string.format('{"requests":%d,"us":%d,"p50":%d,"p99":%d,"errors":%d}\\n', summary.requests,
-    summary.duration, latency:percentile(50), latency:percentile(99),
-    e.connect + e.read + e.write + e.status + e.timeout))
-end
-"""
-
-
-class Load(NamedTuple):
-    """What a load generator saw, and the processor time that the server used for it."""
-
-    per_s: float
-    p50_ms: float
-    p99_ms: float
-    cpu_us: float
-    requests: int
-
-
 # -- the net, for both --------------------------------------------------------------------------------------------
 
 
@@ -204,111 +172,12 @@ def serve_peer(folder: Path) -> int:
     return 0
 
 
-@contextmanager
-def server(kind: str, folder: Path) -> Iterator[tuple[int, int]]:
-    """A server in a process of its own; gives its port and process id, ends it with SIGTERM."""
-    command = [sys.executable, __file__, "--serve", kind, "--folder", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield int(process.stdout.readline()), process.pid
-        finally:
-            process.terminate()
-            if process.wait(30) not in (0, -15):
-                raise SystemExit(f"the {kind} server ended with {process.returncode}")
-
-
-# -- the load -----------------------------------------------------------------------------------------------------
-
-
-def cpu_s(pid: int) -> float:
-    """Processor time of a process and all its threads so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def load(server: tuple[int, int], path: str, bodies: Path, connections: int, seconds: float) -> Load:
-    """A closed loop of keep-alive connections, by wrk if it is here, else by our own generator."""
-    port, pid = server
-    before = cpu_s(pid)
-    wrk = shutil.which("wrk")
-    if not wrk:
-        command = [sys.executable, __file__, "--load", str(port), path, str(bodies), str(connections), str(seconds)]
-    else:
-        script = bodies.with_name("wrk.lua")
-        script.write_text(WRK_SCRIPT)
-        command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script), f"http://127.0.0.1:{port}"]
-        command += ["--", str(bodies), path]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    seen = json.loads(out.splitlines()[-1])
-    if seen["errors"]:
-        raise SystemExit(f"{path}: {seen['errors']} of {seen['requests']} requests failed")
-    per_s = seen["requests"] / seen["us"] * 1e6
-    cpu_us = (cpu_s(pid) - before) / seen["requests"] * 1e6
-    return Load(per_s, seen["p50"] / 1e3, seen["p99"] / 1e3, cpu_us, seen["requests"])
-
-
-class Client(asyncio.Protocol):
-    """One connection of our own generator: the next request leaves when the answer is complete."""
-
-    def __init__(self, requests: Sequence[bytes], first: int, latencies: list[float]) -> None:
-        self._requests = requests
-        self._next = first
-        self._latencies = latencies
-        self._answer = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._send()
-
-    def _send(self) -> None:
-        self._sent = time.perf_counter()
-        self._next += 1
-        self._transport.write(self._requests[self._next % len(self._requests)])  # type: ignore[attr-defined]
-
-    def data_received(self, data: bytes) -> None:
-        self._answer += data
-        head, end, body = self._answer.partition(b"\r\n\r\n")
-        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-        if end and len(body) >= int(length):
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise SystemExit(self._answer.decode())
-            self._latencies.append(time.perf_counter() - self._sent)
-            self._answer = b""
-            self._send()
-
-
-def generate(port: int, path: str, bodies: str, connections: int, seconds: float) -> None:
-    """Our own generator; prints what the script of wrk prints."""
-    requests = []
-    for line in Path(bodies).read_bytes().splitlines():
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(line)}"
-        requests.append(head.encode() + b"\r\n\r\n" + line)
-    latencies: list[float] = []
-
-    async def drive() -> float:
-        loop = asyncio.get_running_loop()
-        start = time.perf_counter()
-        for i in range(connections):
-            client = Client(requests, i * len(requests) // connections, latencies)
-            await loop.create_connection(functools.partial(lambda same: same, client), "127.0.0.1", port)
-        await asyncio.sleep(seconds)
-        return time.perf_counter() - start
-
-    elapsed = uvloop.run(drive())
-    p50, p99 = np.quantile(latencies, [0.5, 0.99]) * 1e6
-    print(json.dumps({"requests": len(latencies), "us": elapsed * 1e6, "p50": p50, "p99": p99, "errors": 0}))
-
-
 # -- the measurements ---------------------------------------------------------------------------------------------
 
 
-def ask(port: int, path: str, line: bytes) -> Any:
-    """One request, its answer."""
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", line, headers)
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
+def started(kind: str, folder: Path) -> tuple[str, ...]:
+    """The command of a server."""
+    return sys.executable, __file__, "--serve", kind, "--folder", str(folder)
 
 
 def check_same_net(ours: int, peer: int, folder: Path) -> None:
@@ -339,7 +208,7 @@ def measure(folder: Path, rounds: int, seconds: float, connections: int) -> dict
     write_bodies(folder)
     routes = {"ours": "/v1/decide/bench", "peer": "/predict"}
     seen: dict[str, list[Load]] = {"ours": [], "peer": []}
-    with server("ours", folder) as ours, server("peer", folder) as peer:
+    with server(*started("ours", folder)) as ours, server(*started("peer", folder)) as peer:
         check_same_net(ours[0], peer[0], folder)
         acknowledged = BODIES
         for round_ in range(-1, rounds):  # the first round warms up
@@ -375,14 +244,9 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--load", nargs=5, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
         return serve_ours(asked.folder) if asked.serve == "ours" else serve_peer(asked.folder)
-    if asked.load:
-        port, path, bodies, connections, seconds = asked.load
-        generate(int(port), path, bodies, int(connections), float(seconds))
-        return 0
     cache = Path(__file__).parent.parent / ".cache"  # on the disk of the repository: /tmp may be memory
     cache.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="bench-decide-") as folder:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -73,12 +75,10 @@ def parser() -> argparse.ArgumentParser:
     )
     init.add_argument("--high", type=float, nargs="+", metavar="X", help="the high bounds of the same")
     _demo_options(verb("demo", _demo, "Run a closed loop on a world whose truth is known."))
-    serve = verb("serve", _serve, "Serve decisions over HTTP, each logged before its answer leaves; and predictions.")
-    serve.add_argument("--host", help="instead of the host in steersman.toml; 0.0.0.0: all that this machine has")
-    serve.add_argument("--explicit", action="store_true", help="plain models are served only after a call to load them")
-    serve.add_argument("--models", type=Path, metavar="DIR", help="without a project: the models DIR/NAME/1/model.onnx")
-    serve.add_argument("--port", type=int, help="instead of the port in steersman.toml; 0 takes a free one")
-    serve.add_argument("--grpc-port", type=int, metavar="PORT", help="speak gRPC there, too; 0 takes a free one")
+    _serve_options(
+        verb("serve", _serve, "Serve decisions over HTTP, each logged before it is answered, and predictions.")
+    )
+    _key_options(verb("key", _key, "Make an API key, and the lines of steersman.toml that let it in."))
     _log_options(verb("log", _log, "Look at the log, compact it, or import another one."))
     build = verb("build", _build, "Join and order the log into a Batch.")
     build.add_argument("name")
@@ -153,6 +153,19 @@ def _tune_options(command: argparse.ArgumentParser) -> None:
 
 def _device_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
+
+
+def _serve_options(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("--port", type=int, help="instead of the port in steersman.toml; 0 takes a free one")
+    serve.add_argument("--host", help="instead of the host in steersman.toml; 0.0.0.0: all that this machine has")
+    serve.add_argument("--explicit", action="store_true", help="plain models are served only after a call to load them")
+    serve.add_argument("--grpc-port", type=int, metavar="PORT", help="speak gRPC there, too; 0 takes a free one")
+    serve.add_argument("--models", type=Path, metavar="DIR", help="without a project: the models DIR/NAME/1/model.onnx")
+
+
+def _key_options(key: argparse.ArgumentParser) -> None:
+    key.add_argument("name", help="of the client")
+    key.add_argument("--role", nargs="+", choices=["predict", "decide", "admin"], default=["predict", "decide"])
 
 
 def _features_options(command: argparse.ArgumentParser) -> None:
@@ -268,6 +281,20 @@ def _serve(options: argparse.Namespace) -> int:
     changes = {**{name: getattr(options, name) for name in names}, "explicit": options.explicit or None}
     changed = {name: value for name, value in changes.items() if value is not None}
     return flow.serve(project, on_ready=lambda url, grpc: _show_ready(options, project, url, grpc), **changed)
+
+
+def _key(options: argparse.Namespace) -> None:
+    key = secrets.token_urlsafe(32)
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    roles = ", ".join(f'"{role}"' for role in options.role)
+    _show(
+        options,
+        {"key": key, "sha256": digest, "roles": options.role},
+        f"key    {key}   (it is shown once: the digest below is all that is kept)",
+        _plain(f"[serve.keys.{options.name}]"),
+        f'sha256 = "{digest}"',
+        _plain(f"roles = [{roles}]"),
+    )
 
 
 def _show_ready(options: argparse.Namespace, project: config.Project, url: str, grpc: str) -> None:

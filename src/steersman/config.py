@@ -398,6 +398,8 @@ _TEMPLATE = """\
 # workers = 1                # processes that share the port
 # max_body_bytes = 1048576
 # poll_s = 1.0               # how often a server looks whether an alias moved
+# access_log = false         # a JSON line on stderr for every answer
+# "steersman key NAME" makes an API key, and the table that lets it in
 
 [models]
 # url = "models"             # plain ONNX models, as models/NAME/1/model.onnx: served beside the policies

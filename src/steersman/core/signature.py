@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -15,6 +15,7 @@ TEXT = "str"
 DTYPES = (
     "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()
 )  # numpy's names; texts beside them
+_NUMPY = {TEXT: np.dtype(object), **{name: np.dtype(name) for name in DTYPES}}
 FREE = -1
 """The size of an axis that may have any."""
 
@@ -39,7 +40,7 @@ class Tensor(Struct, frozen=True):
     @property
     def numpy(self) -> np.dtype:
         """The type of arrays of it."""
-        return np.dtype(object) if self.dtype == TEXT else np.dtype(self.dtype)
+        return _NUMPY[self.dtype]
 
     def fits(self, array: Array) -> bool:
         """Whether an array has this type and shape."""
@@ -47,9 +48,9 @@ class Tensor(Struct, frozen=True):
             return False
         if self.shape is None:
             return True
-        return len(array.shape) == len(self.shape) and all(
-            size in (FREE, given) for size, given in zip(self.shape, array.shape, strict=True)
-        )
+        if len(array.shape) != len(self.shape):
+            return False
+        return all(size in (FREE, given) for size, given in zip(self.shape, array.shape, strict=True))
 
 
 class Signature(Struct, frozen=True):
@@ -69,34 +70,41 @@ class Signature(Struct, frozen=True):
         return all(tensor.shape and tensor.shape[0] == FREE for tensor in (*self.inputs, *self.outputs))
 
     def check(self, feeds: Mapping[str, Array]) -> int:
-        """Length of the first axis of the feeds; 1 if the model has no rows.
+        """Length of the first axis of the feeds; 1 if the model has no rows. See `checker`."""
+        return checker(self)(feeds)
 
-        Args:
-            feeds: an array for every input, and for nothing else.
-        Raises:
-            DataError: one is missing, unknown, of another type or shape, or they do not have as many rows.
-        """
-        if len(feeds) != len(self.inputs):
-            _refuse_names(feeds, self.inputs)
+
+def checker(signature: Signature) -> Callable[[Mapping[str, Array]], int]:
+    """A function from feeds, an array for every input and for nothing else, to their number of rows.
+
+    It gives 1 if the model has no rows. It raises DataError if a feed is missing, unknown, of another type or shape,
+    or if they do not have as many rows.
+    """
+    count = len(signature.inputs)
+    by_rows = signature.rows
+    wanted = [(tensor, tensor.name, tensor.numpy, tensor.shape) for tensor in signature.inputs]
+
+    def check(feeds: Mapping[str, Array]) -> int:
+        if len(feeds) != count:
+            _refuse_names(feeds, signature.inputs)
         rows = -1
-        for tensor in self.inputs:
-            array = feeds.get(tensor.name)
+        for tensor, name, dtype, shape in wanted:
+            array = feeds.get(name)
             if array is None:
-                _refuse_names(feeds, self.inputs)
-            elif not tensor.fits(array):
+                _refuse_names(feeds, signature.inputs)
+            elif array.dtype != dtype or (array.shape != shape and not tensor.fits(array)):
                 raise DataError(
-                    f"input {tensor.name} is {_described(array.dtype, array.shape)}, "
-                    f"must be {_described(tensor.numpy, tensor.shape)}",
+                    f"input {name} is {_described(array.dtype, array.shape)}, must be {_described(dtype, shape)}",
                     hint="-1 stands for any size",
-                    field=tensor.name,
+                    field=name,
                 )
-            elif self.rows:
+            elif by_rows:
                 if rows not in (-1, len(array)):
-                    raise DataError(
-                        f"input {tensor.name} has {len(array)} rows, the inputs before it {rows}", field=tensor.name
-                    )
+                    raise DataError(f"input {name} has {len(array)} rows, the inputs before it {rows}", field=name)
                 rows = len(array)
         return rows if rows >= 0 else 1
+
+    return check
 
 
 def _described(dtype: np.dtype, shape: Sequence[int] | None) -> str:

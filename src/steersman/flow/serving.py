@@ -51,10 +51,10 @@ def _serve(project: Project, settings: Settings, on_ready: Callable[[str, str], 
                 record, flush = stack.enter_context(pen).append, pen.flush
             shadow = stack.enter_context(contextlib.closing(_shadow(project, stack)))
             return workers.run(
-                _plane(project, graphs, record, shadow),
+                _plane(project, graphs, record, shadow, settings),
                 settings,
                 wanted=lambda: _deployed(project),
-                models=_models(project, graphs, settings.explicit),
+                models=_models(project, graphs, settings),
                 on_ready=ready,
                 on_drained=flush,
                 sock=sock,
@@ -63,7 +63,7 @@ def _serve(project: Project, settings: Settings, on_ready: Callable[[str, str], 
     def ready(taken: int) -> None:
         if on_ready is not None:
             grpc = "" if settings.grpc_port is None else f"{settings.host}:{settings.grpc_port}"
-            on_ready(f"http://{settings.host}:{taken}", grpc)
+            on_ready(f"{'https' if settings.tls_certificate else 'http'}://{settings.host}:{taken}", grpc)
 
     if settings.workers == 1:
         return work(0, None, ready)
@@ -95,7 +95,7 @@ def _shadow(project: Project, stack: contextlib.ExitStack) -> Shadow:
     return Shadow(lambda records, done: pen().append(records, done))
 
 
-def _plane(project: Project, graphs: _Graphs, record: plane.Record, shadow: Shadow) -> plane.Plane:
+def _plane(project: Project, graphs: _Graphs, record: plane.Record, shadow: Shadow, settings: Settings) -> plane.Plane:
     def load(name: str, number: int) -> plane.Live:
         version, graph = graphs.read(name, number)
         copies = perturbing.of(project, name, number, graph)
@@ -104,14 +104,16 @@ def _plane(project: Project, graphs: _Graphs, record: plane.Record, shadow: Shad
     def new_id() -> str:
         return plane.time_ordered_id(now_us(), os.urandom(8))
 
-    return plane.Plane(load, record, now=now_us, new_id=new_id, durability=project.log.durability, shadow=shadow)
+    limits = plane.Limits(candidates=settings.max_candidates, outcomes=settings.max_outcomes)
+    durability = project.log.durability
+    return plane.Plane(load, record, now=now_us, new_id=new_id, durability=durability, limits=limits, shadow=shadow)
 
 
 def _no_log(records: Sequence[tuple[bytes, bytes]], done: Callable[[Error | None], None]) -> None:
     raise ConflictError("this server has models and no problem: it has no log", hint="steersman init makes a project")
 
 
-def _models(project: Project, graphs: _Graphs, explicit: bool) -> predicting.Models:
+def _models(project: Project, graphs: _Graphs, settings: Settings) -> predicting.Models:
     """Versions of policies that an alias points at, the champion by default; and the plain models on the shelf."""
     shelf = Shelf(project.models_url)
 
@@ -123,11 +125,11 @@ def _models(project: Project, graphs: _Graphs, explicit: bool) -> predicting.Mod
         found = {}
         switched = shelf.switched()
         for name in sorted({*shelf.names(), *project.model}):
-            if not switched.get(name, not explicit):
+            if not switched.get(name, not settings.explicit):
                 continue
-            settings = project.model.get(name, ModelConfig())
-            if numbers := settings.chosen(shelf.numbers(name)):
-                found[name] = predicting.Wanted(numbers, labels=settings.labels)
+            chosen = project.model.get(name, ModelConfig())
+            if numbers := chosen.chosen(shelf.numbers(name)):
+                found[name] = predicting.Wanted(numbers, labels=chosen.labels)
         for name in project.policies:
             aliases = graphs.warehouse.aliases(name)
             if aliases:
@@ -135,10 +137,12 @@ def _models(project: Project, graphs: _Graphs, explicit: bool) -> predicting.Mod
                 found[name] = predicting.Wanted(numbers, aliases.get(CHAMPION), aliases)
         return found
 
+    limits = predicting.Limits(rows=settings.batch_rows, waiting=settings.model_waiting)
+
     def place(name: str) -> str:
         return f"{project.warehouse_url if name in project.policies else project.models_url}/{name}"
 
-    return predicting.Models(load, wanted, turn_on=shelf.switch, place=place)
+    return predicting.Models(load, wanted, turn_on=shelf.switch, place=place, limits=limits)
 
 
 def publish_model(project: Project, name: str, file: Path) -> int:

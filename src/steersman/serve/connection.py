@@ -12,6 +12,7 @@ import httptools
 from msgspec import Struct
 
 from steersman.core.errors import Error, OverloadedError, TooLargeError
+from steersman.serve.metrics import Metrics, Which
 from steersman.serve.plane import error_body
 from steersman.serve.settings import Settings
 
@@ -26,8 +27,6 @@ KEPT = frozenset(
         b"content-type",
         b"inference-header-content-length",
         b"ocp-apim-subscription-key",
-        b"origin",
-        b"x-amzn-sagemaker-custom-attributes",
         b"x-amzn-sagemaker-target-model",
         b"x-api-key",
     )
@@ -57,6 +56,7 @@ class Owner(Protocol):
     waiting: int
     draining: bool
     clock: float
+    metrics: Metrics
 
     def handle(self, asked: Asked, slot: Slot) -> None:
         """Answer a request by the slot, now or later."""
@@ -97,9 +97,13 @@ class Slot:
     Attributes:
         kind: content type of the answer.
         more: further header lines of it, each with its end.
+        about, began: the model that was asked, and when, in seconds of a clock of its own; for the metrics.
+        asked: the request, if there is an access log.
     """
 
-    __slots__ = ("_connection", "allow", "bare", "body", "close", "kind", "more", "status", "version")
+    __slots__ = (
+        "_connection", "about", "allow", "asked", "bare", "began", "body", "close", "kind", "more", "status", "version",
+    )  # fmt: skip
 
     def __init__(self, connection: Connection, version: str, close: bool, bare: bool) -> None:
         self._connection = connection
@@ -108,6 +112,9 @@ class Slot:
         self.bare = bare
         self.allow = ""
         self.kind = JSON
+        self.about: Which | None = None
+        self.began = 0.0
+        self.asked: Asked | None = None
         self.more = b""
         self.status = 0
         self.body = b""

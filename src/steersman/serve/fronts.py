@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ import numpy as np
 from steersman.core.errors import ConflictError, DataError, Error, NotFoundError
 from steersman.serve import kserve, sagemaker, tfserving, values
 from steersman.serve.connection import Asked, Owner, Slot
+from steersman.serve.metrics import REST, Metrics
 from steersman.serve.predicting import Models, Serving
 from steersman.serve.settings import Settings
 
@@ -43,12 +45,23 @@ def split(target: bytes) -> Path:
     return Path(path, query)
 
 
+def count(metrics: Metrics, slot: Slot, status: int) -> None:
+    """Count a request that asked a model."""
+    if slot.about is not None:
+        metrics.seen(slot.about, status, (time.perf_counter() - slot.began) * 1e6)
+
+
 def refuse(server: Owner, slot: Slot, error: Exception, errors: Errors) -> None:
     """Answer an error in the words of a protocol."""
     if not isinstance(error, Error):
         error = Error(f"{type(error).__name__}: {error}", hint="this is a defect of the server")
     server.count(error)
     slot.answer(error.http_status, errors(error))
+
+
+def _about(slot: Slot, serving: Serving, api: str) -> None:
+    slot.about = serving.name, serving.number, api, REST
+    slot.began = time.perf_counter()
 
 
 class Fronts:
@@ -80,6 +93,7 @@ class Fronts:
         if call.verb == "metadata":
             slot.answer(200, values.write(tfserving.metadata(serving.name, serving.number, signature)))
             return
+        _about(slot, serving, call.verb.title())
         if call.verb == "predict":
             question = self._reader(serving)(asked.body)
         else:
@@ -104,8 +118,10 @@ class Fronts:
                     raise outputs
                 body = write(outputs)
             except Exception as error:
+                count(self._server.metrics, slot, getattr(error, "http_status", 500))
                 refuse(self._server, slot, error, errors)
             else:
+                count(self._server.metrics, slot, 200)
                 slot.answer(200, body)
 
         self.models.predict(serving, feeds, answer)
@@ -178,6 +194,7 @@ class Fronts:
 
     def _infer(self, call: kserve.Call, asked: Asked, slot: Slot) -> None:
         serving = self.models.find(call.name, call.number)
+        _about(slot, serving, "ModelInfer")
         length = asked.headers.get(b"inference-header-content-length")
         if length is not None and not length.isdigit():
             raise DataError(f"Inference-Header-Content-Length is {length[:40]!r}, must be a number of bytes")
@@ -252,6 +269,7 @@ class Fronts:
                 raise DataError(f"{len(names)} models are served, and none was named", hint=hint)
             [name] = names
         serving = self.models.find(name)
+        _about(slot, serving, "Invoke")
         signature = serving.model.signature
         content_type = asked.headers.get(b"content-type", b"").decode("latin-1")
         accept = asked.headers.get(b"accept", b"").decode("latin-1")

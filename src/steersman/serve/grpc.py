@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 
 from steersman.core.errors import ConflictError, Error, NotFoundError
-from steersman.serve import kserve, kserve_grpc, tfserving, tfserving_grpc
+from steersman.serve import access, kserve, kserve_grpc, tfserving, tfserving_grpc
 from steersman.serve.fronts import Fronts
 from steersman.serve.messages import message, parse
+from steersman.serve.metrics import GRPC, Metrics
 from steersman.serve.predicting import Serving
 from steersman.serve.settings import Settings
 
@@ -22,6 +25,9 @@ SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 MAX_DETAILS = 2000
 _Check, _Checked = message("grpc.health.v1.HealthCheckRequest"), message("grpc.health.v1.HealthCheckResponse")
 Answer = Callable[[bytes], Awaitable[bytes]]
+ADMIN = ("HandleReloadConfigRequest", "RepositoryModelLoad", "RepositoryModelUnload")
+OPEN = (f"/{HEALTH}/Check", f"/{kserve_grpc.SERVICE}/ServerLive", f"/{kserve_grpc.SERVICE}/ServerReady")
+"""What a load balancer asks, without a key."""
 
 
 class GrpcServer(grpc.GenericRpcHandler):
@@ -32,9 +38,11 @@ class GrpcServer(grpc.GenericRpcHandler):
 
     Args:
         count: takes every error that a client is told.
+        metrics: of the worker.
     """
 
-    def __init__(self, fronts: Fronts, settings: Settings, count: Callable[[Error], None]) -> None:
+    def __init__(self, fronts: Fronts, settings: Settings, count: Callable[[Error], None], metrics: Metrics) -> None:
+        self._metrics = metrics
         self._fronts = fronts
         self._models = fronts.models
         self._settings = settings
@@ -64,7 +72,7 @@ class GrpcServer(grpc.GenericRpcHandler):
                 **{f"/{oip.SERVICE}/RepositoryModel{verb}": self._switch(verb) for verb in ("Load", "Unload")},
             }
         self._services = frozenset(("", *services))
-        self._handlers = {path: self._unary(answer) for path, answer in self._answers.items()}
+        self._handlers = {path: self._unary(path, answer) for path, answer in self._answers.items()}
         self._handlers[f"/{HEALTH}/Watch"] = grpc.unary_stream_rpc_method_handler(self._watch)
 
     async def listen(self) -> None:
@@ -84,8 +92,13 @@ class GrpcServer(grpc.GenericRpcHandler):
         )
         self._server.add_generic_rpc_handlers((self,))
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        address, certificate = f"{host}:{self._settings.grpc_port}", self._settings.tls_certificate
         try:
-            self._server.add_insecure_port(f"{host}:{self._settings.grpc_port}")
+            if certificate:
+                pair = Path(self._settings.tls_key).read_bytes(), Path(certificate).read_bytes()
+                self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            else:
+                self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise ConflictError(f"gRPC on {host} port {self._settings.grpc_port}: {error}", field="grpc_port") from None
         await self._server.start()
@@ -100,9 +113,13 @@ class GrpcServer(grpc.GenericRpcHandler):
         """The handler of a method; None: there is no such."""
         return self._handlers.get(details.method)
 
-    def _unary(self, answer: Answer) -> grpc.RpcMethodHandler:
+    def _unary(self, path: str, answer: Answer) -> grpc.RpcMethodHandler:
+        role: access.Role = "admin" if path.rpartition("/")[2] in ADMIN else "predict"
+
         async def handle(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
             try:
+                if self._settings.keys and path not in OPEN:
+                    access.check(self._settings.keys, access.key_in(_headers(context)), role)
                 return await answer(body)
             except asyncio.CancelledError:
                 self._cut += self._draining
@@ -117,7 +134,7 @@ class GrpcServer(grpc.GenericRpcHandler):
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    async def _run(self, serving: Serving, feeds: dict[str, Array]) -> list[Array]:
+    async def _run(self, serving: Serving, feeds: dict[str, Array], api: str) -> list[Array]:
         """The outputs, with whatever else arrived in this turn of the loop.
 
         Raises:
@@ -133,8 +150,19 @@ class GrpcServer(grpc.GenericRpcHandler):
             else:
                 done.set_result(outputs)
 
-        self._models.predict(serving, feeds, answer)
-        return await done
+        began = time.perf_counter()
+        status = 499  # whoever asked is gone, unless we know better
+        try:
+            self._models.predict(serving, feeds, answer)
+            outputs = await done
+            status = 200
+        except Error as error:
+            status = error.http_status
+            raise
+        finally:
+            which = serving.name, serving.number, api, GRPC
+            self._metrics.seen(which, status, (time.perf_counter() - began) * 1e6)
+        return outputs
 
     # -- TensorFlow Serving ------------------------------------------------------------------------------------
 
@@ -143,7 +171,7 @@ class GrpcServer(grpc.GenericRpcHandler):
         serving = self._fronts.find(tfserving_grpc.call_of("predict", request.model_spec))
         signature = serving.model.signature
         feeds = tfserving_grpc.read_predict(request, signature, self._settings.max_body_bytes)
-        outputs = await self._run(serving, feeds)
+        outputs = await self._run(serving, feeds, "Predict")
         return tfserving_grpc.write_predict(request, serving.name, serving.number, outputs, signature)
 
     def _judge(self, verb: str, request_kind: Any, response_kind: Any) -> Answer:
@@ -157,7 +185,7 @@ class GrpcServer(grpc.GenericRpcHandler):
     async def _judged(self, call: tfserving.Call, input_: Any, response: Any) -> Any:
         serving = self._fronts.find(call)
         signature = serving.model.signature
-        outputs = await self._run(serving, tfserving_grpc.read_input(input_, signature))
+        outputs = await self._run(serving, tfserving_grpc.read_input(input_, signature), call.verb.title())
         served = serving.name, serving.number
         return tfserving_grpc.fill_result(call.verb, response, served, outputs, signature)
 
@@ -189,7 +217,7 @@ class GrpcServer(grpc.GenericRpcHandler):
         serving = self._models.find(request.model_name, kserve.number_of(request.model_version))
         signature = serving.model.signature
         question = kserve_grpc.read_infer(request, signature)
-        outputs = await self._run(serving, question.feeds)
+        outputs = await self._run(serving, question.feeds, "ModelInfer")
         return kserve_grpc.write_infer(serving.name, serving.number, question, outputs, signature)
 
     def _about(self, method: str) -> Answer:
@@ -236,3 +264,10 @@ class GrpcServer(grpc.GenericRpcHandler):
                 yield _Checked(status=health).SerializeToString()
             await asyncio.sleep(min(self._settings.poll_s, self._settings.quiet_s))
         yield _Checked(status=NOT_SERVING).SerializeToString()
+
+
+def _headers(context: grpc.aio.ServicerContext) -> dict[bytes, bytes]:
+    return {
+        name.encode(): value.encode() if isinstance(value, str) else value
+        for name, value in context.invocation_metadata() or ()
+    }

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import json
 import socket
+import ssl
+import sys
 import time
 from collections.abc import Callable
 from http import HTTPStatus
 
-from steersman.core.errors import Error, NotFoundError
+from steersman.core.errors import ConfigError, Error, NotFoundError
 from steersman.serve.connection import Asked, Connection, Slot
+from steersman.serve.metrics import Metrics
 from steersman.serve.plane import Plane
 from steersman.serve.predicting import Model, Models
 from steersman.serve.routes import Routes
@@ -47,12 +51,22 @@ class Server:
         models = models or Models(_no_model, dict)
         plane.attach(loop.call_soon, loop.call_soon_threadsafe)
         models.attach(loop.call_soon, loop.call_soon_threadsafe)
+        self.metrics = Metrics()
         self._routes = Routes(plane, models, settings, self)
         self.fronts = self._routes.fronts
 
     async def listen(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket."""
-        self._listener = await self._loop.create_server(lambda: Connection(self), sock=sock, backlog=1024)
+        secure = None
+        if self.settings.tls_certificate:
+            secure = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            try:
+                secure.load_cert_chain(self.settings.tls_certificate, self.settings.tls_key)
+            except OSError as error:
+                message = f"{self.settings.tls_certificate}, {self.settings.tls_key}: {error}"
+                raise ConfigError(message, hint="PEM files of a certificate and its key", field="tls_key") from None
+        make = lambda: Connection(self)  # noqa: E731
+        self._listener = await self._loop.create_server(make, sock=sock, backlog=1024, ssl=secure)
         self._tick()
 
     async def drain(self) -> bool:
@@ -98,6 +112,8 @@ class Server:
     def handle(self, asked: Asked, slot: Slot) -> None:
         """Answer a request by its slot, now or later."""
         self.waiting += 1
+        if self.settings.access_log:
+            slot.asked, slot.began = asked, time.perf_counter()
         try:
             self._routes.handle(asked, slot)
         except Exception as error:  # a defect of ours: the client must hear of it, and the others must not
@@ -117,6 +133,8 @@ class Server:
 
     def response(self, slot: Slot, close: bool) -> bytes:
         """The bytes of an answer."""
+        if slot.asked is not None:
+            self._log(slot, slot.asked)
         end = b"\r\nconnection: close\r\n\r\n" if close else b"\r\n\r\n"
         if slot.version == "1.0" and not close:
             end = b"\r\nconnection: keep-alive\r\n\r\n"
@@ -126,6 +144,17 @@ class Server:
         head = self._heads.get(key) or self._head(*key)
         more = b"\r\n" + slot.more[:-2] if slot.more else b""
         return b"%b%d%b%b%b" % (head, len(slot.body), more, end, b"" if slot.bare else slot.body)
+
+    def _log(self, slot: Slot, asked: Asked) -> None:
+        line = {
+            "at": time.time_ns() // 1000,
+            "method": asked.method.decode(),
+            "target": asked.target[:500].decode("latin-1"),
+            "status": slot.status,
+            "bytes": len(slot.body),
+            "us": round((time.perf_counter() - slot.began) * 1e6),
+        }
+        sys.stderr.write(json.dumps(line) + "\n")
 
     def _head(self, status: int, allow: str, kind: bytes) -> bytes:
         lines = [

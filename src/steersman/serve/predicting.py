@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct
 
 from steersman.core.errors import DataError, Error, NotFoundError, OverloadedError, did_you_mean
-from steersman.core.signature import FREE, TEXT, Signature, Tensor
+from steersman.core.signature import FREE, TEXT, Signature, Tensor, checker
 
 Array = np.ndarray
 Run = Callable[[Mapping[str, Array]], list[Array]]
@@ -83,6 +83,7 @@ class Serving:
     """A model that serves.
 
     Attributes:
+        check: feeds to their rows, or DataError.
         together: rows of several requests may be one run: in probes every row came out as it did alone.
         run_s: how long a run takes of late.
         runs, requests, rows: counted since it was loaded.
@@ -91,6 +92,7 @@ class Serving:
     name: str
     number: int
     model: Model
+    check: Callable[[Mapping[str, Array]], int]
     together: bool
     run_s: float
     runs: int = 0
@@ -301,7 +303,7 @@ class Models:
         Raises:
             DataError: the feeds do not fit the signature.
         """
-        rows = serving.model.signature.check(feeds)
+        rows = serving.check(feeds)
         self._asked.setdefault(serving, []).append(_Asking(feeds, rows, answer))
         if not self._turning:
             self._turning = True
@@ -426,7 +428,7 @@ def _prepared(name: str, number: int, model: Model) -> Serving:
             model.run(one)
             took.append(time.perf_counter() - began)
         run_s = min(took)
-    return Serving(name, number, model, together, run_s)
+    return Serving(name, number, model, checker(model.signature), together, run_s)
 
 
 def same_rows(model: Model, feeds: Mapping[str, Array]) -> bool:

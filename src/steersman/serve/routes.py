@@ -11,16 +11,18 @@ import msgspec
 
 from steersman.core.decision import Decision, One, Problem
 from steersman.core.errors import ConfigError, NotFoundError, OverloadedError, did_you_mean
-from steersman.serve import kserve, personalizer, sagemaker, tfserving
+from steersman.serve import access, kserve, personalizer, sagemaker, tfserving
 from steersman.serve.connection import Asked, HttpError, Owner, Slot
-from steersman.serve.fronts import Errors, Fronts, Path, refuse, split
+from steersman.serve.fronts import Errors, Fronts, Path, count, refuse, split
+from steersman.serve.metrics import KIND, PATHS
+from steersman.serve.openapi import document
 from steersman.serve.plane import Plane
 from steersman.serve.predicting import Models
 from steersman.serve.settings import Settings
 
 DECIDE = "/v1/decide/"
 OUTCOME = "/v1/outcome"
-_PLAIN_GET = ("/v1/live", "/v1/ready", "/v1/status")
+_PLAIN_GET = ("/v1/live", "/v1/ready", "/v1/status", "/openapi.json", *PATHS)
 _to_json = msgspec.json.Encoder().encode
 
 
@@ -36,6 +38,7 @@ class Routes:
         self._models = models
         self._settings = settings
         self._server = server
+        self._metrics = server.metrics
         self.fronts = Fronts(models, settings, server, lambda: self.ready)
         self._known = (f"{DECIDE}{{policy}}", OUTCOME, *_PLAIN_GET)
 
@@ -47,6 +50,10 @@ class Routes:
         """
         path = split(asked.target)
         text = path.text
+        if self._settings.keys and text not in access.OPEN:
+            for form in {text, unquote(text)}:  # some routes unquote before they look
+                role = access.role_of(asked.method.decode(), form)
+                access.check(self._settings.keys, access.key_in(asked.headers), role)
         if self._settings.tf_serving and text[:10].lower() == tfserving.PREFIX:
             self._guarded(self.fronts.tf_serving, asked, path, slot, tfserving.error_body)
         elif self._settings.open_inference and (text == kserve.PREFIX or text.startswith("/v2/")):
@@ -72,6 +79,7 @@ class Routes:
                 self._admit()
             answer(asked, path, slot)
         except Exception as error:
+            count(self._metrics, slot, getattr(error, "http_status", 500))
             refuse(self._server, slot, error, errors)
 
     def _admit(self) -> None:
@@ -105,11 +113,17 @@ class Routes:
             slot.answer(200, b'{"live":true}')
         elif path == "/v1/ready":
             slot.answer(200 if self.ready else 503, b'{"ready":true}' if self.ready else b'{"ready":false}')
+        elif path == "/openapi.json":
+            slot.answer(200, document())
+        elif path in PATHS:
+            slot.kind = KIND
+            server = {"connections": len(self._server.connections), "waiting": self._server.waiting - 1}
+            slot.answer(200, self._metrics.text(vars(self._plane.counts), server, self._models.served()))
         else:
             connections, waiting = len(self._server.connections), self._server.waiting - 1
             own = {"pid": os.getpid(), "connections": connections, "waiting": waiting}
-            server = {**own, "draining": self._server.draining}
-            status = self._plane.status() | {"ready": self.ready, "models": self._model_status(), "server": server}
+            about = {**own, "draining": self._server.draining}
+            status = self._plane.status() | {"ready": self.ready, "models": self._model_status(), "server": about}
             slot.answer(200, _to_json(status))
 
     @property

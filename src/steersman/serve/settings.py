@@ -7,6 +7,7 @@ import math
 from msgspec import Struct
 
 from steersman.core.errors import ConfigError
+from steersman.serve.access import Key
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -30,6 +31,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         personalizer: whether Azure Personalizer's calls are spoken.
         personalizer_policy: the policy that they are about; empty: the only one there is.
         apprentice: they are answered with the product's own action, the first, and the policy only learns from it.
+        keys: name -> key of a client; without any, everybody may ask for everything.
+        tls_certificate, tls_key: PEM files; both or none.
+        access_log: a JSON line on stderr for every answer.
+        max_candidates, max_outcomes: of one decide request, and in one body.
+        batch_rows: rows of several predict requests that are put together into one run.
+        model_waiting: predict requests that wait for one heavy model; more are refused with 503.
         explicit: plain models are served only after a call to load them, not because they are there.
     """
 
@@ -54,11 +61,21 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     personalizer_policy: str = ""
     apprentice: bool = False
     explicit: bool = False
+    keys: dict[str, Key] = {}
+    tls_certificate: str = ""
+    tls_key: str = ""
+    access_log: bool = False
+    max_candidates: int = 1000
+    max_outcomes: int = 1000
+    batch_rows: int = 256
+    model_waiting: int = 512
 
     def __post_init__(self) -> None:
         for name, port in (("port", self.port), ("grpc_port", self.grpc_port or 0)):
             if not 0 <= port < 65536:
                 raise ConfigError(f"{name} is {port}, must be 0 to 65535", field=name)
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ConfigError("tls_certificate and tls_key belong together", field="tls_key")
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if not name.endswith("port") and type(value) in (int, float) and not (value > 0 and math.isfinite(value)):

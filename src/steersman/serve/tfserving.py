@@ -15,6 +15,7 @@ from steersman.core.errors import DataError, Error, NotFoundError
 from steersman.core.signature import FREE, TEXT, Signature, Tensor
 from steersman.serve import values
 from steersman.serve.judging import classes_of, values_of
+from steersman.serve.metrics import code_of
 from steersman.serve.values import is_bytes, jsonable, kind_of, shape_of, shown
 
 Array = np.ndarray
@@ -30,16 +31,6 @@ _DTYPES = {
     "float16": "DT_HALF",
     TEXT: "DT_STRING",
     "bool": "DT_BOOL",
-}
-_CODES = {
-    400: "INVALID_ARGUMENT",
-    404: "NOT_FOUND",
-    409: "FAILED_PRECONDITION",
-    413: "RESOURCE_EXHAUSTED",
-    422: "FAILED_PRECONDITION",
-    501: "UNIMPLEMENTED",
-    503: "UNAVAILABLE",
-    507: "RESOURCE_EXHAUSTED",
 }
 _to_json = msgspec.json.Encoder().encode
 
@@ -171,7 +162,7 @@ def write_predict(question: Question, outputs: Sequence[Array], signature: Signa
     else:
         names = [tensor.name for tensor in signature.outputs]
         body = {"outputs": columns[0] if len(columns) == 1 else dict(zip(names, columns, strict=True))}
-    return values.encode(body, values.finite(outputs))
+    return values.encode(body)
 
 
 def _check_rows(outputs: Sequence[Array], signature: Signature) -> None:
@@ -264,7 +255,12 @@ def _columns(inputs: Any, signature: Signature) -> dict[str, Array]:
 
 def _quick_reader(signature: Signature) -> Callable[[bytes], Question | None] | None:
     """Reads rows of floats or texts, one tensor or several by name; gives None for all else."""
-    kinds = {"float32": float, "float64": float, TEXT: str}
+    most = float(np.finfo(np.float32).max)
+    kinds: dict[str, Any] = {
+        "float32": Annotated[float, msgspec.Meta(ge=-most, le=most)],
+        "float64": float,
+        TEXT: str,
+    }
     if not all(tensor.shape and tensor.dtype in kinds for tensor in signature.inputs):
         return None
     row_kinds: list[Any] = []
@@ -287,7 +283,6 @@ def _quick_reader(signature: Signature) -> Callable[[bytes], Question | None] | 
     decode = msgspec.json.Decoder(body_kind).decode
     dtypes = [tensor.numpy for tensor in signature.inputs]
     ranks = [len(tensor.shape or ()) for tensor in signature.inputs]
-    floats = all(tensor.dtype != TEXT for tensor in signature.inputs)
 
     def read(body: bytes) -> Question | None:
         try:
@@ -299,14 +294,12 @@ def _quick_reader(signature: Signature) -> Callable[[bytes], Question | None] | 
         rows = document.instances
         columns = [rows] if len(names) == 1 else [[getattr(row, field) for row in rows] for field, _ in fields]
         try:
-            with np.errstate(over="ignore"):
-                feeds = {n: np.array(c, dtype=t) for n, c, t in zip(names, columns, dtypes, strict=True)}
+            feeds = {n: np.array(c, dtype=t) for n, c, t in zip(names, columns, dtypes, strict=True)}
         except (ValueError, OverflowError):
             return None  # ragged
-        if any(feeds[name].ndim != rank for name, rank in zip(names, ranks, strict=True)):
-            return None
-        if floats and not values.finite(tuple(feeds.values())):
-            return None  # over float32
+        for name, rank in zip(names, ranks, strict=True):
+            if feeds[name].ndim != rank:
+                return None
         return Question(feeds)
 
     return read
@@ -401,7 +394,7 @@ def write(verb: str, question: Question, outputs: Sequence[Array], signature: Si
 
 def code(error: Error) -> str:
     """The name of the code that gRPC, and its clients, have for an error."""
-    return _CODES.get(error.http_status, "INTERNAL")
+    return code_of(error.http_status)
 
 
 def status(name: str, states: Sequence[Any], number: int | None = None) -> dict[str, Any]:

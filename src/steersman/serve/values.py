@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -201,11 +201,8 @@ def _encoded(value: Any) -> Any:
     return {B64: base64.b64encode(value.encode()).decode()}
 
 
-def finite(arrays: Sequence[Array]) -> bool:
-    """Whether the quick writer may write these: it has no word for NaN."""
-    return all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in arrays)
-
-
-def encode(value: Any, quick: bool) -> bytes:
-    """JSON bytes; `quick` if all numbers are finite and texts are UTF-8."""
-    return _to_json(value) if quick else write(value)
+def encode(value: Any) -> bytes:
+    """JSON bytes of a value without null."""
+    quick = _to_json(value)
+    # It has no word for numbers that are not finite. A text that says null only takes the long way for nothing.
+    return write(value) if b"null" in quick else quick

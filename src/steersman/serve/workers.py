@@ -161,7 +161,7 @@ async def listen_grpc(server: Server) -> GrpcServer:
         from steersman.serve.grpc import GrpcServer
     except ImportError as error:
         raise MissingExtra(error.name or "grpcio", "grpc") from None
-    made = GrpcServer(server.fronts, server.settings, server.count)
+    made = GrpcServer(server.fronts, server.settings, server.count, server.metrics)
     await made.listen()
     return made
 

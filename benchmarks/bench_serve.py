@@ -1,0 +1,280 @@
+"""Predict requests per second, against FastAPI + onnxruntime written the usual way, and against other model servers.
+
+One net (32-128-128-16) for all, one worker each, 32 keep-alive connections, the load generator on the same machine,
+rounds in turn, medians. Every answer of every server is checked against onnxruntime first. The other servers live in
+environments of their own (benchmarks/peers.py) and are left out, with a message, where they can not be had.
+"""
+
+import argparse
+import itertools
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import psutil  # type: ignore[import-untyped]
+from onnx import TensorProto, helper, numpy_helper
+
+from load import Load, ask, load, request, server
+from peers import device, environment
+from steersman.serve import workers
+from steersman.serve.settings import Settings
+
+SIZES, BODIES = (32, 128, 128, 16), 256
+PEERS = {
+    "litserve": ("litserve", "litserve==0.2.19", "onnxruntime"),
+    "mlserver": ("mlserver", "mlserver==1.7.1", "onnxruntime", "uvloop==0.21.0"),
+    "bentoml": ("bentoml", "bentoml==1.4.39", "onnxruntime"),
+}
+"""Name -> the module, and what pip installs. MLServer dies on a newer uvloop."""
+
+PATHS = {
+    "ours": "/v1/models/mlp:predict",
+    "ours binary": "/v2/models/mlp/infer",
+    "fastapi": "/predict",
+    "litserve": "/predict",
+    "mlserver": "/v2/models/mlp/infer",
+    "bentoml": "/predict",
+}
+
+
+def net() -> bytes:
+    """The net as ONNX."""
+    random = np.random.default_rng(0)
+    constants, nodes, at = [], [], "x"
+    for i, (wide, high) in enumerate(itertools.pairwise(SIZES)):
+        weight = (random.normal(size=(wide, high)) / np.sqrt(wide)).astype(np.float32)
+        constants.append(numpy_helper.from_array(weight, f"w{i}"))
+        last = i == len(SIZES) - 2
+        nodes.append(helper.make_node("MatMul", [at, f"w{i}"], ["y" if last else f"m{i}"]))
+        if not last:
+            nodes.append(helper.make_node("Relu", [f"m{i}"], [f"h{i}"]))
+        at = f"h{i}"
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", SIZES[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", SIZES[-1]])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def rows() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(BODIES, SIZES[0])).round(5).astype(np.float32)
+
+
+def as_infer(row: np.ndarray, binary: bool) -> dict[str, Any]:
+    one: dict[str, Any] = {"name": "x", "shape": [1, SIZES[0]], "datatype": "FP32"}
+    one |= {"parameters": {"binary_data_size": row.nbytes}} if binary else {"data": [round(float(x), 5) for x in row]}
+    return {"inputs": [one], **({"outputs": [{"name": "y", "parameters": {"binary_data": True}}]} if binary else {})}
+
+
+def write_bodies(folder: Path) -> None:
+    """The same questions in the words of each server."""
+    instances, infers, binary = [], [], []
+    for row in rows():
+        instances.append(json.dumps({"instances": [[round(float(x), 5) for x in row]]}))
+        infers.append(json.dumps(as_infer(row, binary=False)))
+        text = json.dumps(as_infer(row, binary=True)).encode()
+        more = f"Inference-Header-Content-Length: {len(text)}\r\n"
+        body = text + row.tobytes()
+        binary.append(request(PATHS["ours binary"], body, "application/octet-stream", more))
+    for name in ("ours", "fastapi", "litserve", "bentoml"):
+        (folder / name).write_text("\n".join(instances))
+    (folder / "mlserver").write_text("\n".join(infers))
+    (folder / "ours binary.requests").write_bytes(msgspec.msgpack.encode(binary))
+
+
+def bodies_of(folder: Path, name: str) -> Path:
+    return folder / f"{name}.requests" if name == "ours binary" else folder / name
+
+
+# -- the servers --------------------------------------------------------------------------------------------------
+
+
+def serve_fastapi(folder: Path) -> int:
+    """The norm: an async endpoint, a pydantic model, one session on one core."""
+    import fastapi
+    import pydantic
+    import uvicorn
+
+    class Question(pydantic.BaseModel):
+        instances: list[list[float]]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # kinder to it than the default, which spins on every core
+    session = onnxruntime.InferenceSession(str(folder / "mlp.onnx"), options, providers=["CPUExecutionProvider"])
+    app = fastapi.FastAPI()
+
+    @app.post("/predict")
+    async def predict(question: Question) -> dict[str, list[list[float]]]:
+        [y] = session.run(None, {"x": np.array(question.instances, dtype=np.float32)})
+        return {"predictions": y.tolist()}
+
+    sock = workers.bind(Settings(port=0))
+    sock.listen(1024)  # who asks before uvicorn is up waits
+    print(sock.getsockname()[1], flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[sock])
+    return 0
+
+
+@contextmanager
+def ours(folder: Path) -> Iterator[tuple[int, int]]:
+    """`steersman serve` over a directory of models."""
+    command = [sys.executable, "-m", "steersman", "serve", "--models", str(folder / "models"), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield int(json.loads(process.stdout.readline())["url"].rpartition(":")[2]), process.pid
+        process.terminate()
+        if process.wait(30):
+            raise SystemExit(f"our server ended with {process.returncode}")
+
+
+@contextmanager
+def peer(name: str, python: Path, folder: Path) -> Iterator[tuple[int, int]]:
+    """Another model server, once it answers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("serve_peers.py")
+    command = [str(python), str(script), name, str(folder), str(port)]
+    question = (folder / name).read_bytes().splitlines()[0]
+    with (folder / f"{name}.log").open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder)
+        try:
+            for _ in range(120):
+                try:
+                    ask(port, PATHS[name], question)
+                    break
+                except OSError:
+                    time.sleep(0.5)
+                if process.poll() is not None:
+                    break
+            else:
+                raise SystemExit(f"{name} does not answer: {(folder / f'{name}.log').read_text()[-2000:]}")
+            yield port, process.pid
+        finally:
+            tree = [*psutil.Process(process.pid).children(recursive=True), process] if process.poll() is None else []
+            for one in tree:
+                one.terminate()
+            process.wait(30)
+
+
+# -- the measurements ---------------------------------------------------------------------------------------------
+
+
+def predictions(name: str, port: int, line: bytes) -> list[list[float]]:
+    answer = ask(port, PATHS[name], line)
+    return [answer["outputs"][0]["data"]] if name == "mlserver" else answer["predictions"]
+
+
+def check(name: str, port: int, folder: Path) -> None:
+    """Every answer must be onnxruntime's."""
+    session = onnxruntime.InferenceSession(str(folder / "mlp.onnx"), providers=["CPUExecutionProvider"])
+    [expected] = session.run(None, {"x": rows()})
+    lines = [] if name == "ours binary" else (folder / name).read_bytes().splitlines()
+    for line, y in zip(lines, expected, strict=False):
+        np.testing.assert_allclose(predictions(name, port, line), [y], atol=1e-6)
+    if name == "ours binary":
+        for row, y in zip(rows(), expected, strict=True):
+            found = infer_binary(port, row)
+            np.testing.assert_allclose(found, y, atol=1e-6)
+
+
+def infer_binary(port: int, row: np.ndarray) -> np.ndarray:
+    text = json.dumps(as_infer(row, binary=True)).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text)), "Content-Type": "application/octet-stream"}
+    url = f"http://127.0.0.1:{port}{PATHS['ours binary']}"
+    with urllib.request.urlopen(urllib.request.Request(url, text + row.tobytes(), headers)) as answer:
+        length = int(answer.headers["Inference-Header-Content-Length"])
+        return np.frombuffer(answer.read()[length:], dtype=np.float32)
+
+
+def measure(folder: Path, rounds: int, seconds: float, connections: int, peers: dict[str, Path]) -> dict[str, Any]:
+    """The JSON line of this benchmark."""
+    write_bodies(folder)
+    (folder / "mlp.onnx").write_bytes(net())
+    (folder / "models" / "mlp" / "1").mkdir(parents=True)
+    (folder / "models" / "mlp" / "1" / "model.onnx").write_bytes(net())
+    seen: dict[str, list[Load]] = {}
+    with ExitStack() as stack:
+        began = time.perf_counter()
+        mine = stack.enter_context(ours(folder))
+        ready_s = time.perf_counter() - began
+        rss_mb = psutil.Process(mine[1]).memory_info().rss / 1e6
+        running = {"ours": mine, "ours binary": mine}
+        command = (sys.executable, __file__, "--serve", "fastapi", "--folder", str(folder))
+        running["fastapi"] = stack.enter_context(server(*command))
+        for name, python in peers.items():
+            running[name] = stack.enter_context(peer(name, python, folder))
+        for name, (port, _) in running.items():
+            check(name, port, folder)
+        for round_ in range(-1, rounds):  # the first round warms up
+            for name, process in running.items():
+                result = load(process, PATHS[name], bodies_of(folder, name), connections, seconds if round_ >= 0 else 1)
+                print(f"round {round_ + 1} {name}:", ", ".join(f"{k} {v:,.2f}" for k, v in result._asdict().items()))
+                if round_ >= 0:
+                    seen.setdefault(name, []).append(result)
+    return report(seen, {"ready_s": ready_s, "rss_mb": rss_mb}, list(peers))
+
+
+def report(seen: dict[str, list[Load]], figures: dict[str, float], peers: list[str]) -> dict[str, Any]:
+    """Ratios of medians."""
+
+    def median(name: str, field: str) -> float:
+        return statistics.median(getattr(result, field) for result in seen[name])
+
+    ratios = {
+        "predict_vs_fastapi": median("ours", "per_s") / median("fastapi", "per_s"),
+        "p99_vs_fastapi": median("ours", "p99_ms") / median("fastapi", "p99_ms"),
+        "binary_vs_json": median("ours binary", "per_s") / median("ours", "per_s"),
+        "cpu_vs_fastapi": median("ours", "cpu_us") / median("fastapi", "cpu_us"),
+    }
+    if peers:
+        ratios["predict_vs_best_peer"] = median("ours", "per_s") / max(median(name, "per_s") for name in peers)
+    for name in seen:
+        for field in Load._fields[: 3 if name in peers else -1]:  # a peer's work is done by processes of its own
+            figures[f"{name.replace(' ', '_')}_{field}"] = median(name, field)
+    return {
+        "bench": "serve",
+        "ratios": {name: round(value, 3) for name, value in ratios.items()},
+        "figures": {name: round(value, 3) for name, value in figures.items()},
+        "device": device(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--serve", choices=("fastapi",), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.serve:
+        return serve_fastapi(asked.folder)
+    found = {name: environment(name, PEERS[name][0], PEERS[name][1:]) for name in asked.peers}
+    peers = {name: python for name, python in found.items() if python}
+    with tempfile.TemporaryDirectory(prefix="bench-serve-") as folder:
+        print(json.dumps(measure(Path(folder), asked.rounds, asked.seconds, asked.connections, peers)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
