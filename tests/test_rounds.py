@@ -86,11 +86,29 @@ def test_progress_comes_round_by_round_and_ends_at_the_end():
     assert all({"return", "loss", "q"} <= set(report[2]) for report in told)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("random", 0), ("rounds", 0), ("epsilon", 1.5)])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("random", 0), ("rounds", 0), ("epsilon", 1.5), ("first_epsilon", 0.05), ("first_epsilon", 2), ("falling", 0)],
+)
 def test_a_setting_out_of_range_is_refused_by_name(setting, value):
     with pytest.raises(DataError, match=f"{setting} is .*must be") as refused:
         Rounds(**{setting: value})
     assert refused.value.field == setting
+
+
+def test_exploration_falls_evenly_from_the_first_share_to_the_last_and_what_is_played_explores_so(monkeypatch):
+    rounds = Rounds(random=1, rounds=6, epsilon=0.1, first_epsilon=0.9, falling=0.4)
+    told = []
+
+    def spied(world, policy, seed):
+        told.append(policy.explorer)
+        return play(world, policy, seed)
+
+    monkeypatch.setattr("steersman.learn.rounds.play", spied)
+    improve(cartpole(1, steps=5), DQN(steps=12), rounds, 0)
+    assert told[0] == Uniform()
+    assert [one.epsilon for one in told[1:]] == pytest.approx([0.9, 0.5, 0.1, 0.1, 0.1])
+    assert [Rounds().exploring(turn) for turn in (1, 7, 14)] == [0.1] * 3
 
 
 BARS = {
@@ -112,6 +130,17 @@ def test_the_pole_is_balanced_seed_after_seed(name):
         policy = improve(make(episodes), config, rounds, seed)
         returns.append(mean_return(policy, make(100), seed))
     assert sum(mean >= 195 for mean in returns) >= 4, returns
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_tip_is_swung_above_the_bar_seed_after_seed():
+    """After some 100,000 decisions, of which 2,000 to 4,000 are random and hardly ever meet the goal."""
+    config = DQN(steps=20_000, n_step=1, polyak=0.01)
+    rounds = Rounds(random=2000, rounds=140, epsilon=0.02, first_epsilon=0.3)
+    policies = [improve(acrobot(4), config, rounds, seed) for seed in range(5)]
+    returns = [mean_return(policy, acrobot(100), seed) for seed, policy in enumerate(policies)]
+    assert sum(mean >= -95 for mean in returns) >= 4, returns
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from steersman import cli_evolution, config, demo, flow
+from steersman import cli_evolution, cli_simulation, config, demo, flow
 from steersman.core.decision import Numbers, One, json_schemas
 from steersman.core.errors import ConfigError, DiskError, Error, GateError, NotFoundError, SupportError
 from steersman.core.report import Distribution, Estimate, Report
@@ -86,13 +86,9 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--until", type=_instant, help="first instant that is not in the window")
     _features_options(verb("features", _features, "Show what every field of the last build became, and how it moved."))
     _train_options(verb("train", _train, "Fit a policy on the last build."))
+    cli_simulation.options(verb("simulate", _action, "Fit a policy on its own decisions in a world."), _show)
     _tune_options(verb("tune", _tune, "Try settings of the learner, and say which do best on the validation units."))
-    judge = verb("evaluate", _evaluate, "Estimate a policy from the log alone, and ask the gates.")
-    judge.add_argument("name", metavar="NAME[@VERSION]", help="alone: the last candidate; @7, @champion: a stored one")
-    judge.add_argument("--seed", type=int, default=0)
-    judge.add_argument("--distribution", action="store_true",
-                       help="also how returns of episodes are spread: shares, quantiles, the worst part")  # fmt: skip
-    _report_option(judge, "also as an HTML page with pictures (default: beside report.json)")
+    _evaluate_options(verb("evaluate", _evaluate, "Estimate a policy from the log alone, and ask the gates."))
     both = verb("compare", _compare, "Put versions side by side, judged on the same decisions.")
     both.add_argument("names", nargs="+", metavar="NAME[@VERSION]", help="two or more; alone: the last candidate")
     both.add_argument("--seed", type=int, default=0)
@@ -109,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     verb("rollback", _rollback, "Move the champion back to where it was before.").add_argument("name")
     verb("replay", _replay, "Make a logged decision again and compare.").add_argument("decision")
     verb("status", _status, "Where each problem stands.")
-    evolution = verb("es", _es, "Evolution strategies: learn from the rewards of perturbed policies.")
+    evolution = verb("es", _action, "Evolution strategies: learn from the rewards of perturbed policies.")
     cli_evolution.options(evolution, _shared_options(argparse.SUPPRESS, argparse.SUPPRESS), _show)
     return root
 
@@ -142,6 +138,19 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--resume", action="store_true", help="go on where this training was interrupted")
     _device_option(command)
+
+
+def _evaluate_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "name", metavar="NAME[@VERSION]", help="alone: the last candidate; @7, @champion: a stored one"
+    )
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--distribution",
+        action="store_true",
+        help="also how returns of episodes are spread: shares, quantiles, the worst part",
+    )
+    _report_option(command, "also as an HTML page with pictures (default: beside report.json)")
 
 
 def _tune_options(command: argparse.ArgumentParser) -> None:
@@ -329,7 +338,7 @@ def _log_import(options: argparse.Namespace) -> None:
     )
 
 
-def _behavior_lines(found: flow.log.Behavior) -> list[str]:
+def _behavior_lines(found: flow.Behavior) -> list[str]:
     """Where the missing propensities came from, with what it was decided by."""
     what = {
         "logistic": "estimated by a logistic model of the context",
@@ -647,7 +656,7 @@ def _status(options: argparse.Namespace) -> None:
     out.print(table)
 
 
-def _es(options: argparse.Namespace) -> None:
+def _action(options: argparse.Namespace) -> None:
     options.action(options)
 
 

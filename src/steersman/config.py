@@ -20,7 +20,7 @@ from steersman.core.policy import EpsilonGreedy, Explorer
 from steersman.serve.settings import Settings
 
 FILE = "steersman.toml"
-_SECTIONS = ("build", "learn", "tune", "evaluate", "gates")
+_SECTIONS = ("build", "learn", "tune", "simulate", "evaluate", "gates")
 T = TypeVar("T", bound=Struct)
 
 
@@ -145,6 +145,28 @@ class TuneConfig(Struct, frozen=True, forbid_unknown_fields=True):
     settings: dict[str, Range] = {}
 
 
+class SimulateConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """[problem.NAME.simulate]
+
+    Attributes:
+        world: that `steersman simulate` plays; empty: the command says which.
+        episodes: that run side by side while it learns, at least 1.
+        judged: episodes that are played to judge, at least 2: so many by the policy as it is served, and so many at
+            random.
+        settings: how playing and learning take turns, checked by the learner's loop.
+    """
+
+    world: str = ""
+    episodes: int = 4
+    judged: int = 100
+    settings: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 1), ("judged", 2)):
+            if getattr(self, name) < least:
+                raise DataError(f"{name} is {getattr(self, name)}, must be at least {least}", field=name)
+
+
 class PolicyConfig(Struct, frozen=True):
     """Everything about one problem.
 
@@ -153,6 +175,7 @@ class PolicyConfig(Struct, frozen=True):
         build: what must hold of its data, what is left out, which fields have a type of their own.
         learn, evaluate, gates: how its policies are made and judged.
         tune: where better settings of the learner are looked for.
+        simulate: the world that its policies may learn in, instead of from a log.
     """
 
     problem: Problem
@@ -161,6 +184,7 @@ class PolicyConfig(Struct, frozen=True):
     evaluate: evaluation.Settings
     gates: evaluation.Gates
     tune: TuneConfig = TuneConfig()
+    simulate: SimulateConfig = SimulateConfig()
 
 
 class ModelConfig(Struct, frozen=True):
@@ -317,6 +341,7 @@ def _policy(name: str, table: Mapping[str, Any]) -> PolicyConfig:
         evaluate=section(evaluation.Settings, table.get("evaluate", {}), f"{where}.evaluate"),
         gates=section(evaluation.Gates, table.get("gates", {}), f"{where}.gates"),
         tune=section(TuneConfig, table.get("tune", {}), f"{where}.tune"),
+        simulate=section(SimulateConfig, table.get("simulate", {}), f"{where}.simulate"),
     )
 
 
@@ -447,6 +472,12 @@ validation = 0.1             # share of the units by which training chooses betw
 
 [problem.NAME.tune]          # what steersman tune tries
 # settings = { learning_rate = { low = 1e-4, high = 1e-2, log = true }, n_step = { low = 1, high = 10 } }
+
+[problem.NAME.simulate]      # instead of a log: what steersman simulate learns in
+# world = "cartpole"         # or acrobot, pendulum, offers
+# episodes = 4               # side by side while it learns
+# judged = 100               # new ones of the policy, and as many at random: the build that it is judged on
+# settings = { random = 10000, rounds = 15 }   # how playing and learning take turns
 
 [problem.NAME.evaluate]
 # level = 0.95

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from steersman import config, learn, log, timeline
+from steersman import config, learn, timeline
 from steersman.config import Project
 from steersman.core.decision import Numbers
 from steersman.core.density import UniformBox
@@ -25,12 +25,15 @@ from steersman.core.policy import Uniform
 from steersman.core.report import Report
 from steersman.core.version import Parents, Rollout, Version
 from steersman.flow import places
+from steersman.flow.building import Built, build
 from steersman.flow.judging import draw, encoded_by, judge, judge_policy
-from steersman.flow.logs import Replayed, compact, import_log, opened, read_source, replay, replay_all
+from steersman.flow.logs import Replayed, compact, import_log, read_source, replay, replay_all
 from steersman.flow.places import Candidate, code_version, latest_candidate, now_us
 from steersman.flow.serving import publish_model, serve
+from steersman.flow.simulating import Simulated, simulate
 from steersman.flow.training import Asked, Trained, train, trained
 from steersman.learn.run import rank
+from steersman.log import Behavior
 from steersman.models import onnx
 from steersman.models.graph import Graph
 from steersman.models.warehouse import CHAMPION, Draft, Warehouse
@@ -39,11 +42,13 @@ __all__ = [
     "CHALLENGER",
     "CHAMPION",
     "Asked",
+    "Behavior",
     "Built",
     "Candidate",
     "PolicyStatus",
     "Progress",
     "Replayed",
+    "Simulated",
     "Trained",
     "back_out",
     "build",
@@ -72,6 +77,7 @@ __all__ = [
     "rollback",
     "rollouts",
     "serve",
+    "simulate",
     "status",
     "train",
     "trained",
@@ -80,21 +86,6 @@ __all__ = [
 Progress = Callable[[int, int, dict[str, float]], None]
 
 CHALLENGER = "challenger"
-
-LATE_S = 86_400.0
-"""Seconds after its wait in which a build still looks for outcomes of its decisions, to say that they came late."""
-
-
-class Built(Struct, frozen=True):
-    """What `build` made."""
-
-    problem: str
-    directory: str
-    digest: str
-    decisions: int
-    since: int
-    until: int
-    counts: timeline.Counts
 
 
 class PolicyStatus(Struct, frozen=True):
@@ -105,51 +96,6 @@ class PolicyStatus(Struct, frozen=True):
     aliases: dict[str, int]
     build: str
     candidate: str
-
-
-def build(project: Project, name: str, *, since: int = 0, until: int | None = None, as_of: int | None = None) -> Built:
-    """Join and order the log of [since, until) into a Batch on disk.
-
-    Args:
-        name: of the problem.
-        since, until: window of decisions, microseconds UTC; until defaults to as_of.
-        as_of: the instant up to which outcomes have come in; a decision enters once its wait is over by then.
-    """
-    policy = project.policy(name)
-    as_of = now_us() if as_of is None else as_of
-    until = as_of if until is None else until
-    compact(project)
-    with opened(project) as tables, places.scratch(project, "builds", name) as into:
-        late_s = policy.problem.wait_s + LATE_S
-        lead_s = policy.build.lead(policy.problem)
-        files = log.files(project.log_directory, name, since, until, wait_s=late_s, lead_s=lead_s)
-        make = timeline.build_shards if tables.distributed or policy.build.shards > 1 else timeline.build
-        made = make(
-            tables,
-            policy.problem,
-            files,
-            since=since,
-            until=until,
-            as_of=as_of,
-            settings=policy.build,
-            into=into,
-            before=files.before,
-        )
-        parts = [made] if isinstance(made, timeline.Built) else made
-        digest = timeline.digest_of(parts)
-        directory = places.place(project, "builds", name, digest)
-        if not directory.exists():  # the same data has the same digest: it is there already, whole
-            timeline.save(parts, directory)
-    places.point(directory)
-    return Built(
-        problem=name,
-        directory=str(directory),
-        digest=digest,
-        decisions=sum(map(len, parts)),
-        since=since,
-        until=until,
-        counts=timeline.add_up([part.counts for part in parts]),
-    )
 
 
 # graph and version

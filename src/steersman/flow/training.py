@@ -133,7 +133,7 @@ class _Work:
         """All that is needed, read and checked."""
         given = project.policy(name).learn
         settings = learn.configure(given.learner, given.settings)
-        policy = _with_explorer(project.policy(name), settings)
+        policy = with_explorer(project.policy(name), settings)
         directory = places.latest(project, "builds", name, hint=f"steersman build {name}")
         if isinstance(policy.learn.explorer, Thompson) and not learn.gives_draws(settings):
             raise ConfigError(
@@ -211,19 +211,29 @@ class _Work:
         best = learn.load(place / BEST) if watching.picked(seen) else learned
         learn.save(Policy(best.encoder, best.scorer, config.learn.serves), place / "policy")
         places.write_bytes(place / watching.LEARNING, msgspec.json.format(msgspec.json.encode(seen)))
-        candidate = Candidate(
-            problem=config.problem.name,
-            directory=str(place),
-            build=str(self.directory),
-            data=identity.data,
-            config=identity.config,
-            policy=places.digest_of_files(place / "policy"),
-            learner=config.learn.learner,
-            seed=identity.seed,
-        )
-        places.write(place / "candidate.json", candidate)
-        places.point(place)
-        return candidate
+        return write_candidate(place, config, str(self.directory), identity.data, identity.config, identity.seed)
+
+
+def write_candidate(place: Path, config: PolicyConfig, build: str, data: str, digest: str, seed: int) -> Candidate:
+    """The noun of the policy that was saved in a directory, which becomes the latest candidate.
+
+    Args:
+        build, data: it was made on: directory and digest.
+        digest: of the problem and the settings.
+    """
+    candidate = Candidate(
+        problem=config.problem.name,
+        directory=str(place),
+        build=build,
+        data=data,
+        config=digest,
+        policy=places.digest_of_files(place / "policy"),
+        learner=config.learn.learner,
+        seed=seed,
+    )
+    places.write(place / "candidate.json", candidate)
+    places.point(place)
+    return candidate
 
 
 def _summed_up(candidate: Candidate, learned: Sequence[Learned], resumed: int) -> Trained:
@@ -248,7 +258,7 @@ def _finished(place: Path) -> Trained | None:
     return _summed_up(candidate, learned, learned[-1].step if learned else 0)
 
 
-def _with_explorer(policy: PolicyConfig, settings: Struct) -> PolicyConfig:
+def with_explorer(policy: PolicyConfig, settings: Struct) -> PolicyConfig:
     """The same with the explorer that serves what its learner scores, unless the project names one."""
     own = learn.explorer_of(policy.learn.learner, settings, isinstance(policy.problem.actions, Numbers))
     explorer = policy.learn.explorer or own or policy.learn.serves

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -17,6 +17,7 @@ from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError, MissingExtra, did_you_mean
 from steersman.core.features import Encoder
 from steersman.core.policy import Explorer, Policy, Softmax, Thompson
+from steersman.core.simulator import Simulator
 from steersman.learn.run import HERE, Keep, Run, rank, world
 from steersman.learn.sums import Sums
 
@@ -24,6 +25,7 @@ __all__ = [
     "EXPLORERS",
     "HERE",
     "LEARNERS",
+    "PLAYERS",
     "Group",
     "Keep",
     "Learner",
@@ -33,10 +35,12 @@ __all__ = [
     "Sums",
     "check_explorer",
     "configure",
+    "converted",
     "explorer_of",
     "extend",
     "fit",
     "gives_draws",
+    "improve",
     "load",
     "load_sums",
     "save",
@@ -45,6 +49,7 @@ __all__ = [
     "together",
 ]
 
+T = TypeVar("T", bound=Struct)
 
 LEARNERS: dict[str, str] = {
     "dqn": "steersman.learn.dqn:DQN",
@@ -71,8 +76,11 @@ LEARNERS: dict[str, str] = {
 }
 """Name -> "module:Config". The module is a Learner; its config is a frozen Struct."""
 
+PLAYERS: dict[str, str] = {"ppo": "steersman.learn.gradient:PPO", "reinforce": "steersman.learn.gradient:REINFORCE"}
+"""Further names, of those that learn from their own decisions in a simulator alone, see `improve`."""
+
 EXPLORERS: dict[str, Explorer] = {
-    **dict.fromkeys(("discrete-sac", "iql", "awac", "crr", "bc", "plackett-luce"), Softmax(1.0)),
+    **dict.fromkeys(("discrete-sac", "iql", "awac", "crr", "bc", "plackett-luce", *PLAYERS), Softmax(1.0)),
     **dict.fromkeys(("thompson", "neural-thompson", "beta-thompson"), Thompson()),
 }
 """Name -> what serves its scores as they were learned, where these are a policy over candidates, or draws of values."""
@@ -100,30 +108,67 @@ class Learner(Protocol):
         ...
 
 
-def configure(name: str, table: Mapping[str, Any]) -> Struct:
+def configure(name: str, table: Mapping[str, Any], *, simulator: bool = False) -> Struct:
     """The settings of a learner, from a table of a file.
 
     Args:
         name: of the table of learners.
         table: setting -> value; what is left out has its default.
+        simulator: it shall learn by `improve`, so it may be one of PLAYERS, too.
     Raises:
         ConfigError: no such learner or setting, a wrong type, or a number out of range.
         MissingExtra: torch is not installed.
     """
-    if name not in LEARNERS:
-        raise ConfigError(f"unknown learner {name!r}", hint=did_you_mean(name, LEARNERS), field="learner")
-    module, _, kind = LEARNERS[name].partition(":")
+    if name in PLAYERS and not simulator:
+        raise ConfigError(
+            f"{name} learns from its own decisions, not from a log", hint="steersman simulate", field="learner"
+        )
+    rows = LEARNERS | PLAYERS if simulator else LEARNERS
+    if name not in rows:
+        raise ConfigError(f"unknown learner {name!r}", hint=did_you_mean(name, rows), field="learner")
+    module, _, kind = rows[name].partition(":")
     config: type[Struct] = getattr(_load(module), kind)
+    return converted(table, config, f"learner {name}")
+
+
+def converted(table: Mapping[str, Any], kind: type[T], who: str) -> T:
+    """A table of a file as the settings of a kind.
+
+    Args:
+        who: they are of, for errors.
+    Raises:
+        ConfigError: an unknown setting, a wrong type, or a number out of range.
+    """
     for key in table:
-        if key not in config.__struct_fields__:
-            hint = did_you_mean(key, config.__struct_fields__)
-            raise ConfigError(f"learner {name}: unknown setting {key}", hint=hint, field=key)
+        if key not in kind.__struct_fields__:
+            raise ConfigError(
+                f"{who}: unknown setting {key}", hint=did_you_mean(key, kind.__struct_fields__), field=key
+            )
     try:
-        return msgspec.convert(dict(table), config)
+        return msgspec.convert(dict(table), kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"learner {name}: {error}") from None
+        raise ConfigError(f"{who}: {error}") from None
     except DataError as error:
-        raise ConfigError(f"learner {name}: {error.message}", hint=error.hint, field=error.field) from None
+        raise ConfigError(f"{who}: {error.message}", hint=error.hint, field=error.field) from None
+
+
+def improve(
+    world: Simulator, config: Struct, turns: Mapping[str, Any], seed: int, progress: Progress | None = None
+) -> Policy:
+    """Learn a policy from its own decisions in a simulator.
+
+    Args:
+        config: from `configure`, of `dqn`, `cql`, `c51`, `qr-dqn`, `ppo` or `reinforce`; for numbers of `ddpg`, `td3`
+            or `sac`.
+        turns: how playing and learning take turns: setting -> value of `rounds.Rounds` for the Q family, of
+            `online.Online` for numbers; the others have none.
+        progress: told (done, in all, figures) now and then, in training steps or in episodes.
+    Raises:
+        ConfigError: the learner can not learn so, or not in this world; or a setting of the turns is wrong.
+        TrainingError: the training diverged.
+    """
+    policy: Policy = _load("steersman.learn.playing").improve(world, config, turns, seed, progress)
+    return policy
 
 
 def gives_draws(config: Struct) -> bool:

@@ -25,16 +25,35 @@ class Rounds(Struct, frozen=True, forbid_unknown_fields=True):
         rounds: of learning, at least 1; between two of them every episode of the simulator is played once. Each makes
             an even part of the training steps.
         epsilon: share of the decisions that explore, in [0, 1].
+        first_epsilon: the same in the first round that is played by what was learned, in [epsilon, 1]; None: epsilon.
+        falling: share of the rounds in which the one becomes the other, evenly, in (0, 1].
     """
 
     random: int = 10_000
     rounds: int = 15
     epsilon: float = 0.1
+    first_epsilon: float | None = None
+    falling: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("random", "rounds"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         EpsilonGreedy(self.epsilon)
+        first = self.first_epsilon
+        require("first_epsilon", first, first is None or self.epsilon <= first <= 1, "in [epsilon, 1]")
+        require("falling", self.falling, 0 < self.falling <= 1, "in (0, 1]")
+
+    def exploring(self, turn: int) -> float:
+        """Share of the decisions that explore in round `turn`, from 1.
+
+        >>> rounds = Rounds(rounds=9, epsilon=0.1, first_epsilon=0.5, falling=0.5)
+        >>> [round(rounds.exploring(turn), 3) for turn in (1, 3, 5, 8)]
+        [0.5, 0.3, 0.1, 0.1]
+        """
+        if self.first_epsilon is None:
+            return self.epsilon
+        done = min(1.0, (turn - 1) / max(1.0, self.falling * (self.rounds - 1)))
+        return self.first_epsilon + done * (self.epsilon - self.first_epsilon)
 
 
 def improve(world: Simulator, config: DQN, rounds: Rounds, seed: int, progress: Progress | None = None) -> Policy:
@@ -68,7 +87,7 @@ def improve(world: Simulator, config: DQN, rounds: Rounds, seed: int, progress: 
     with nets.one_thread():
         for turn, (start, end) in enumerate(itertools.pairwise(ends)):
             if turn:
-                explored = dataclasses.replace(trainer.policy(), explorer=EpsilonGreedy(rounds.epsilon))
+                explored = dataclasses.replace(trainer.policy(), explorer=EpsilonGreedy(rounds.exploring(turn)))
                 seen = [played(explored)]
                 memory = together([memory, *seen])
             returns = returns_of(memory, config)

@@ -1,14 +1,16 @@
-"""Simulators to learn in, episodes side by side: CartPole, Acrobot, and a game that offers few of its actions."""
+"""Simulators to learn in, by name, episodes side by side: CartPole, Acrobot, a game that offers few of its actions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from steersman.core.errors import MissingExtra
 from steersman.core.features import Category, Continuous, Encoder
-from steersman.core.simulator import Moved, Seen
+from steersman.core.simulator import Moved, Seen, Simulator
+from steersman.worlds import pendulum
 
 Array = np.ndarray
 
@@ -136,3 +138,23 @@ class Offered:
         self._mask, self._asked = places < 2, self._rng.choice([-1.0, 1.0], size=self._episodes)
         context = np.stack([self._asked, np.zeros(self._episodes)], axis=1).astype(np.float32)
         return Seen(context, np.broadcast_to(self._table, (self._episodes, *self._table.shape)), self._mask)
+
+
+class World(NamedTuple):
+    """A simulator that has a name.
+
+    Attributes:
+        make: episodes side by side -> it.
+        steps: after which a rule ends an episode.
+    """
+
+    make: Callable[[int], Simulator]
+    steps: int
+
+
+WORLDS: dict[str, World] = {
+    "cartpole": World(cartpole, 200),
+    "acrobot": World(acrobot, 500),
+    "pendulum": World(pendulum.Pendulum, pendulum.STEPS),
+    "offers": World(Offered, Offered.STEPS),
+}

@@ -1,0 +1,37 @@
+"""The command `steersman simulate`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from steersman import config, flow
+from steersman.progress import bar
+from steersman.worlds.simulators import WORLDS
+
+Show = Callable[..., None]
+"""(options, noun, *lines): prints the noun as JSON, or the lines."""
+
+
+def options(command: argparse.ArgumentParser, show: Show) -> None:
+    """Its options, and what it does."""
+    command.add_argument("name")
+    command.add_argument("--world", choices=[*WORLDS], default="", help="default: of [problem.NAME.simulate]")
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(action=lambda options: _simulate(options, show))
+
+
+def _simulate(options: argparse.Namespace, show: Show) -> None:
+    project = config.load(options.project)
+    with bar(f"simulate {options.name}", quiet=options.json) as progress:
+        found = flow.simulate(project, options.name, options.world, seed=options.seed, progress=progress)
+    candidate, random = found.candidate, found.random
+    value = f"{found.value.value:.4g} \\[{found.value.low:.4g}, {found.value.high:.4g}]"
+    chance = f"{random.value:.4g} \\[{random.low:.4g}, {random.high:.4g}]"
+    show(
+        options,
+        found,
+        f"played  {value} return/episode   at random {chance}   {found.value.n} new episodes each",
+        f"learned {candidate.learner}, seed {candidate.seed}, in {found.world}: {candidate.directory}",
+        f"next    steersman evaluate {options.name}",
+    )
