@@ -337,6 +337,29 @@ def test_loading_and_unloading_gives_the_memory_back(tmp_path: Path) -> None:
     assert store.serves("m") == [100]
 
 
+def test_two_hundred_loads_and_unloads_take_no_more_memory_than_a_few() -> None:
+    data = plain.mlp(256, 512, 64)
+    wanted: dict[str, Wanted] = {}
+
+    def load(name: str, number: int) -> Model:
+        made = Plain(data)
+        return Model(made.signature, made.run)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    models = Models(load, lambda: dict(wanted))
+    before = 0
+    for cycle in range(200):
+        wanted["m"] = Wanted((1,))
+        models.follow()
+        assert models.find("m").together
+        wanted.clear()
+        models.follow()
+        before = resident() if cycle == 10 else before
+    assert resident() <= 1.1 * before
+
+
 # -- signatures ---------------------------------------------------------------------------------------------------
 
 
