@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace as replaced
 from onnx import TensorProto, helper, numpy_helper
 
 from product import Client, project, serving
@@ -24,7 +25,7 @@ from steersman.core.features import Continuous, Encoder
 from steersman.core.policy import EpsilonGreedy
 from steersman.core.version import Parents
 from steersman.demo import wait_for_version
-from steersman.flow import online, perturbing
+from steersman.flow import copies, online, perturbing
 from steersman.learn import evolution as es
 from steersman.models import parameters
 from steersman.models.graph import Graph
@@ -275,14 +276,44 @@ def test_a_trend_of_the_day_moves_nothing(played: Any, tmp_path: Path) -> None:
     _, served = perturbing.read(made, "side", 3)
     now = flow.now_us()
     built = timeline.load(Path(flow.build(made, "side", since=served.at, as_of=now).directory))
-    noise = online._noise(made, "side", served.at, now)
+    noise = copies.noise_of(made, "side", served.at, now)
     halves = np.where(np.arange(len(built)) < len(built) // 2, 0, 86_400_000_000)  # the second half a day later
     later = replace(built, at=built.at + halves, reward=built.reward + np.where(halves > 0, 100.0, 0.0))
     same_day = replace(built, at=built.at + halves)
-    hour = [online._samples(one, noise, {3: 0}, 3600.0) for one in (same_day, later)]
-    none = [online._samples(one, noise, {3: 0}, 0.0) for one in (same_day, later)]
+    hour = [copies.samples(one, noise, {3: 0}, 3600.0) for one in (same_day, later)]
+    none = [copies.samples(one, noise, {3: 0}, 0.0) for one in (same_day, later)]
     assert hour[1].reward == pytest.approx(hour[0].reward, abs=1e-9)
     assert not np.array_equal(np.argsort(none[0].reward), np.argsort(none[1].reward))  # or the blocks prove nothing
+
+
+def test_copies_that_cost_too_much_decide_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "FEW", 10)
+    made = product(tmp_path, es.Settings(sigma=0.2), share=0.5)
+    search, served = perturbing.read(made, "side", 3)
+    shutil.rmtree(perturbing.place(made, "side", 3))
+    perturbing.write(made, "side", 3, search, replaced(served, max_loss=0.2))
+    with serving(made) as url:
+        client, rng = Client(url), np.random.default_rng(0)
+        for number in range(80):
+            answer = client.post("/v1/decide/side", {"unit": f"u{number}", "context": {"x": float(rng.normal())}})[1]
+            copy = perturbing.of(made, "side", 3, Graph(Warehouse(made.warehouse_url).read("side", 3)[1]))
+            assert copy is not None
+            right = float(rng.normal(0.3 if copy.key(f"u{number}") is not None else 1.0, 0.1))
+            outcome = {"decision": answer["id"], "metrics": {"right": right}, "ends": "terminated"}
+            assert client.post("/v1/outcome", outcome)[0] == 200
+        time.sleep(1.05)
+        with pytest.raises(GateError, match="they decide no more"):
+            online.update(made, "side")
+        assert (perturbing.place(made, "side", 3) / perturbing.STOPPED).exists()
+        time.sleep(perturbing.LOOK_S + 0.05)
+        after = [
+            client.post("/v1/decide/side", {"unit": f"u{number}", "context": {"x": 1.0}})[1] for number in range(40)
+        ]
+    flow.compact(made)
+    logged = decisions(made)
+    assert any(noise is not None for _, noise in logged.values())
+    assert all(logged[answer["id"]][1] is None for answer in after)
+    assert flow.champion(made, "side") == 3
 
 
 def test_an_update_waits_for_most_of_the_copies(played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser, s
     init.add_argument("--share", type=float, default=0.2, help="of the units that meet a perturbed copy, in (0, 1]")
     init.add_argument("--copies", type=int, default=32, help="perturbed copies at a time")
     init.add_argument("--block-s", type=float, default=3600.0, help="episodes of so many seconds are compared; 0: all")
+    init.add_argument("--max-loss", type=float, default=0.2, help="copies stop that surely cost more of the return")
     init.add_argument("--max-age", type=int, default=0, help="versions that a sample may be old")
     _solver_options(init, sigma=0.05)
     update = action("update", _update, "Move the parameters by what the log says, store and promote the next version.")
@@ -79,6 +80,7 @@ def _init(options: argparse.Namespace, show: Show) -> None:
         share=options.share,
         copies=options.copies,
         block_s=options.block_s,
+        max_loss=options.max_loss,
     )
     show(
         options,

@@ -12,13 +12,11 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from steersman import flow, log, timeline
+from steersman import flow, timeline
 from steersman.config import Project
-from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, ConflictError, Error, GateError
 from steersman.core.version import Parents, Version
-from steersman.flow import perturbing, places
-from steersman.flow.logs import opened
+from steersman.flow import copies, perturbing, places
 from steersman.flow.places import code_version, now_us
 from steersman.learn import evolution as es
 from steersman.models import parameters
@@ -35,22 +33,6 @@ class Pending(Struct, frozen=True):
     """An update that was begun: what of the log it is made from, so that it ends the same however often it begins."""
 
     as_of: int
-
-
-class Samples(Struct, frozen=True):
-    """What the log says of perturbed copies.
-
-    Attributes:
-        generation, key, reward: of a copy, the mean return of its whole episodes.
-        episodes: whole ones.
-        open: episodes of copies that are not over, or that two copies decided in: they count for nothing.
-    """
-
-    generation: tuple[int, ...]
-    key: tuple[int, ...]
-    reward: tuple[float, ...]
-    episodes: int
-    open: int
 
 
 class Updated(Struct, frozen=True):
@@ -73,7 +55,7 @@ class Updated(Struct, frozen=True):
     gain: es.Gain | None
 
 
-def init(
+def init(  # noqa: PLR0913  (all but four by keyword)
     project: Project,
     name: str,
     reference: str,
@@ -82,6 +64,7 @@ def init(
     share: float,
     copies: int,
     block_s: float = 0.0,
+    max_loss: float | None = None,
 ) -> Version:
     """Store a version whose parameters can be perturbed, its search beside it; promote it to begin.
 
@@ -92,9 +75,13 @@ def init(
         copies: how many there are at a time.
         block_s: episodes that began in so many seconds are compared with each other, so that a trend of the day is not
             learned from; 0: all are.
+        max_loss: share of the version's own mean return, in (0, 1): once the copies surely earn less by more than that,
+            they decide no more; None: nothing stops them.
     Raises:
         DataError: the version has no parameters.
     """
+    if max_loss is not None and not 0 < max_loss < 1:
+        raise ConfigError(f"max_loss is {max_loss:g}, must be in (0, 1)", field="max_loss")
     if not 0 <= block_s < math.inf:
         raise ConfigError(f"block_s is {block_s:g}, must be 0 or more", field="block_s")
     if not 0 < share <= 1:
@@ -106,7 +93,7 @@ def init(
     search = es.begin(msgspec.structs.replace(settings, shapes=found.shapes), found.flat)
     es.ask(search, copies)  # refused before anything is stored
     made = _publish(warehouse, version, graph, search, version.parents)
-    perturbing.write(project, name, made.number, search, _served(search, share, copies, block_s))
+    perturbing.write(project, name, made.number, search, _served(search, share, copies, block_s, max_loss))
     return made
 
 
@@ -118,7 +105,8 @@ def update(project: Project, name: str) -> Updated:
     Raises:
         NotFoundError: the champion has no search.
         ConflictError: too few copies have an episode, or nothing was to be learned.
-        GateError: the log itself says that the step is worse; nothing is stored.
+        GateError: the log itself says that the step is worse; or that the copies cost too much, and they decide no
+            more. Nothing is stored.
         DataError: the log has what this search did not perturb: nothing is stored.
     """
     warehouse = Warehouse(project.warehouse_url)
@@ -132,6 +120,10 @@ def update(project: Project, name: str) -> Updated:
     try:
         found = _told(project, name, number, since, as_of)
         _check(found.gain, f"{name}@{number}")
+    except _TooCostly as error:
+        perturbing.stop(project, name, number, error.guard)
+        pending.unlink()
+        raise
     except Error:
         pending.unlink()  # the log may have more to say the next time
         raise
@@ -144,7 +136,7 @@ def update(project: Project, name: str) -> Updated:
     data = Parents(data=found.build, config=version.parents.config, code=code_version())
     made = _publish(warehouse, version, graph, moved, data)
     if not perturbing.place(project, name, made.number).exists():
-        after = _served(moved, served.share, len(served.keys), served.block_s, made_from)
+        after = _served(moved, served.share, len(served.keys), served.block_s, served.max_loss, made_from)
         perturbing.write(project, name, made.number, moved, after)
     if warehouse.resolve(name, CHAMPION) == number:
         warehouse.set_alias(name, CHAMPION, made.number, now_us())
@@ -166,12 +158,20 @@ def replay(project: Project, name: str, number: int) -> bool:
     return same and found.build == served.made.build and found.search.digest == search.digest
 
 
+class _TooCostly(GateError):
+    """The copies earn too much less than the version itself."""
+
+    def __init__(self, message: str, guard: perturbing.Guard) -> None:
+        super().__init__(message, hint="start anew with a smaller sigma: steersman es init")
+        self.guard = guard
+
+
 @dataclass(frozen=True)
 class _Moved:
     """A search after it was told what a log says; `build`: the digest of that."""
 
     search: es.Search
-    samples: Samples
+    samples: copies.Samples
     account: es.Account
     gain: es.Gain | None
     build: str
@@ -197,7 +197,15 @@ def _told(project: Project, name: str, number: int, since: int, as_of: int) -> _
         digests[older.generation] = older.digest
     built = flow.build(project, name, since=since, until=as_of, as_of=as_of)
     rows = timeline.load(Path(built.directory))
-    samples = _samples(rows, _noise(project, name, since, as_of), generations, served.block_s)
+    noise = copies.noise_of(project, name, since, as_of)
+    guard = copies.guard(rows, noise, number)
+    if served.max_loss is not None and guard is not None and guard.high < -served.max_loss * abs(guard.clean):
+        raise _TooCostly(
+            f"{name}@{number}: its copies earn {guard.difference:+.3g} [{guard.low:+.3g}, {guard.high:+.3g}] "
+            f"beside its own {guard.clean:.3g}, and may lose {served.max_loss:.0%} of it: they decide no more",
+            guard,
+        )
+    samples = copies.samples(rows, noise, generations, served.block_s)
     fresh = sum(generation == search.generation for generation in samples.generation)
     if fresh < ENOUGH * len(served.keys):
         raise ConflictError(
@@ -221,80 +229,6 @@ def _told(project: Project, name: str, number: int, since: int, as_of: int) -> _
     return _Moved(moved, samples, account, gain, built.digest)
 
 
-def _samples(
-    built: timeline.Built, noise: dict[str, tuple[int, int]], generations: dict[int, int], block_s: float
-) -> Samples:
-    """The mean return of every perturbed copy, over its whole episodes, each less the mean of its version and block.
-
-    Args:
-        noise: decision -> version and key, of those that a copy made.
-        generations: of the versions that count.
-        block_s: see `init`; 0: nothing is taken away.
-    """
-    batch = built.batch
-    who = [noise.get(decision, (0, -1)) for decision in built.decision_ids.tolist()]
-    version = np.array([one[0] for one in who], dtype=np.int64)
-    key = np.array([max(one[1], 0) for one in who], dtype=np.uint64)
-    perturbed = np.array([one[1] >= 0 for one in who], dtype=bool)
-    returns, whole = _returns(batch)
-    episodes: list[tuple[int, int, int, float]] = []  # generation, key, block, return
-    left, ends = 0, [*batch.starts[1:].tolist(), len(batch)]
-    for start, end in zip(batch.starts.tolist(), ends, strict=True):
-        rows = slice(start, end)  # the next step is the next row
-        if not perturbed[rows].any() or version[start] not in generations:
-            continue
-        same = perturbed[rows].all() and np.ptp(version[rows]) == 0 and (key[rows] == key[start]).all()
-        if not (same and whole[start]):
-            left += 1
-            continue
-        block = int(built.at[start] // (block_s * 1e6)) if block_s else 0
-        episodes.append((generations[int(version[start])], int(key[start]), block, float(returns[start])))
-    copies: dict[tuple[int, int], list[float]] = {}
-    means = _means(episodes) if block_s else {}
-    for generation, one, block, value in episodes:
-        copies.setdefault((generation, one), []).append(value - means.get((generation, block), 0.0))
-    ordered = sorted(copies)
-    return Samples(
-        generation=tuple(generation for generation, _ in ordered),
-        key=tuple(one for _, one in ordered),
-        reward=tuple(float(np.mean(np.sort(copies[one]))) for one in ordered),
-        episodes=sum(map(len, copies.values())),
-        open=left,
-    )
-
-
-def _means(episodes: list[tuple[int, int, int, float]]) -> dict[tuple[int, int], float]:
-    """Generation and block -> mean return of its episodes."""
-    found: dict[tuple[int, int], list[float]] = {}
-    for generation, _, block, value in episodes:
-        found.setdefault((generation, block), []).append(value)
-    return {place: float(np.mean(np.sort(values))) for place, values in found.items()}
-
-
-def _returns(batch: Batch) -> tuple[Array, Array]:
-    """[N] f64, the discounted sum of rewards from a row on; [N] bool, whether the whole episode was seen."""
-    returns, whole = batch.reward.astype(np.float64).copy(), batch.over & ~batch.begun
-    for row in range(len(batch) - 1, -1, -1):  # the next step is the next row
-        if batch.next[row] >= 0:
-            returns[row] += batch.discount[row] * returns[batch.next[row]]
-            whole[row] = whole[batch.next[row]] and not batch.begun[row]
-    return returns, whole
-
-
-def _noise(project: Project, name: str, since: int, as_of: int) -> dict[str, tuple[int, int]]:
-    """Decision -> version and key, of the perturbed decisions of a window."""
-    files = log.files(project.log_directory, name, since, as_of).decisions
-    if not files:
-        return {}
-    with opened(project) as tables:
-        tables.view("es_decisions", files)
-        columns = tables.query(
-            'SELECT id, version, noise FROM es_decisions WHERE noise IS NOT NULL ORDER BY "at" DESC, id'
-        )
-    rows = zip(columns["id"].tolist(), columns["version"].tolist(), columns["noise"].tolist(), strict=True)
-    return {decision: (int(version), int(key)) for decision, version, key in rows}
-
-
 def _since(project: Project, name: str, number: int, search: es.Search) -> int:
     """When the oldest version was made of which samples are used."""
     oldest = min([number, *_older(project, name, number, search)])
@@ -314,11 +248,18 @@ def _older(project: Project, name: str, number: int, search: es.Search) -> dict[
 
 
 def _served(
-    search: es.Search, share: float, copies: int, block_s: float, made: perturbing.Made | None = None
+    search: es.Search,
+    share: float,
+    copies: int,
+    block_s: float,
+    max_loss: float | None,
+    made: perturbing.Made | None = None,
 ) -> perturbing.Served:
     keys = tuple(es.ask(search, copies).tolist())
     seed = os.urandom(16).hex()
-    return perturbing.Served(share=share, seed=seed, keys=keys, at=now_us(), block_s=block_s, made=made)
+    return perturbing.Served(
+        share=share, seed=seed, keys=keys, at=now_us(), block_s=block_s, max_loss=max_loss, made=made
+    )
 
 
 def _publish(warehouse: Warehouse, like: Version, graph: bytes, search: es.Search, parents: Parents) -> Version:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from steersman.models.graph import Graph
 from steersman.serve.decide import Score
 from steersman.serve.perturbed import Perturbing
 
-SEARCH, SERVED = "search", "served.json"
+SEARCH, SERVED, STOPPED = "search", "served.json", "stopped.json"
+LOOK_S = 0.5
+"""Seconds after which a server looks again whether copies may still decide."""
 
 
 class Made(Struct, frozen=True, kw_only=True):
@@ -44,6 +47,23 @@ class Made(Struct, frozen=True, kw_only=True):
     gain: es.Gain | None
 
 
+class Guard(Struct, frozen=True):
+    """What units that met a copy earned, less what those earned that met the version itself, over whole episodes.
+
+    Attributes:
+        difference: of the mean returns; low, high: 95%, by the normal approximation.
+        clean: mean return of the version itself.
+        perturbed_n, clean_n: episodes.
+    """
+
+    difference: float
+    low: float
+    high: float
+    clean: float
+    perturbed_n: int
+    clean_n: int
+
+
 class Served(Struct, frozen=True, kw_only=True):
     """Who meets which perturbed copy of a version.
 
@@ -52,7 +72,7 @@ class Served(Struct, frozen=True, kw_only=True):
         seed: of who meets which.
         keys: of the copies, drawn afresh for this version.
         at: when it was made, microseconds UTC.
-        block_s: see `flow.online.init`.
+        block_s, max_loss: see `flow.online.init`.
         made: None: by `es init`.
     """
 
@@ -61,6 +81,7 @@ class Served(Struct, frozen=True, kw_only=True):
     keys: tuple[int, ...]
     at: int
     block_s: float = 0.0
+    max_loss: float | None = None
     made: Made | None = None
 
 
@@ -109,7 +130,25 @@ def of(project: Project, name: str, number: int, graph: Graph) -> Perturbing | N
 
     if served.keys:  # a graph that can not be perturbed must not go live
         run(served.keys[0])
-    return Perturbing(served.seed, served.share, served.keys, run)
+    return Perturbing(served.seed, served.share, served.keys, run, _until(place(project, name, number) / STOPPED))
+
+
+def stop(project: Project, name: str, number: int, guard: Guard) -> None:
+    """No copy of a version decides any more, in any server, from the next look on."""
+    places.write(place(project, name, number) / STOPPED, guard)
+
+
+def _until(stopped: Path) -> Callable[[], bool]:
+    """Whether a file is not there yet: looked for at most every `LOOK_S`, and once it is there for good."""
+    looked, active = time.monotonic(), not stopped.exists()
+
+    def look() -> bool:
+        nonlocal looked, active
+        if active and time.monotonic() - looked > LOOK_S:
+            looked, active = time.monotonic(), not stopped.exists()
+        return active
+
+    return look
 
 
 def scores(project: Project, decision: Decision, graph: Graph) -> Score:

@@ -24,15 +24,19 @@ class Perturbing:
         share: of the units that meet one, in [0, 1]; the others meet the version as it is.
         keys: of the copies.
         run: key -> the graph with the parameters of that copy.
+        active: whether copies may decide now.
     """
 
     seed: str
     share: float
     keys: tuple[int, ...]
     run: Callable[[int], Score]
+    active: Callable[[], bool] = lambda: True
 
     def key(self, unit: str) -> int | None:
         """The copy that decides for a unit as long as this version does; None: the version itself."""
+        if not self.active():
+            return None
         draw = uniform_draw(self.seed, unit)
         return self.keys[int(draw / self.share * len(self.keys))] if draw < self.share else None
 
