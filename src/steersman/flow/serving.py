@@ -23,7 +23,7 @@ from steersman.models.graph import Graph
 from steersman.models.plain import Plain
 from steersman.models.shelf import Shelf
 from steersman.models.warehouse import CHAMPION, Warehouse
-from steersman.serve import plane, predicting, workers
+from steersman.serve import plane, predicting, tfserving, workers
 from steersman.serve.settings import Settings
 from steersman.serve.shadow import Shadow
 
@@ -99,7 +99,8 @@ def _plane(project: Project, graphs: _Graphs, record: plane.Record, shadow: Shad
     def load(name: str, number: int) -> plane.Live:
         version, graph = graphs.read(name, number)
         copies = perturbing.of(project, name, number, graph)
-        return plane.Live(version, project.policy(name).problem, graph.scores, graph.rowwise, copies)
+        warm_up = graphs.warehouse.warm_up(name)
+        return plane.Live(version, project.policy(name).problem, graph.scores, graph.rowwise, copies, warm_up)
 
     def new_id() -> str:
         return plane.time_ordered_id(now_us(), os.urandom(8))
@@ -118,8 +119,12 @@ def _models(project: Project, graphs: _Graphs, settings: Settings) -> predicting
     shelf = Shelf(project.models_url)
 
     def load(name: str, number: int) -> predicting.Model:
-        plain = Plain(graphs.read(name, number)[1] if name in project.policies else shelf.read(name, number))
-        return predicting.Model(plain.signature, plain.run)
+        if name in project.policies:
+            plain = Plain(graphs.read(name, number)[1])
+            return predicting.Model(plain.signature, plain.run)
+        plain = Plain(shelf.read(name, number))
+        warm_up = [tfserving.read_predict(body, plain.signature).feeds for body in shelf.warm_up(name)]
+        return predicting.Model(plain.signature, plain.run, tuple(warm_up))
 
     def wanted() -> dict[str, predicting.Wanted]:
         found = {}

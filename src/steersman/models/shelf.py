@@ -8,7 +8,7 @@ import msgspec
 
 from steersman.core.errors import DataError, NotFoundError, did_you_mean
 from steersman.models.plain import Plain
-from steersman.models.stores import open_store
+from steersman.models.stores import open_store, warm_up_of
 from steersman.models.warehouse import MODEL, NUMBER
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -69,6 +69,11 @@ class Shelf:
             return self._store.read(place)
         except FileNotFoundError:
             raise NotFoundError(f"{self.url} has no {name}/{number}/{MODEL}") from None
+
+    def warm_up(self, name: str) -> tuple[bytes, ...]:
+        """Bodies of predict requests that every version must answer before it serves; none if nobody wrote them."""
+        check_name(name)
+        return warm_up_of(self._store, name)
 
     def switched(self) -> dict[str, bool]:
         """Models that somebody switched on or off, whatever servers do with the others."""

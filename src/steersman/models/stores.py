@@ -17,6 +17,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from steersman.core.errors import ConfigError
 
+WARM_UP = "warmup.jsonl"
+MOST_WARM_UP = 1000
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
@@ -173,6 +175,16 @@ class Objects:
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
+
+
+def warm_up_of(store: Store, name: str) -> tuple[bytes, ...]:
+    """Lines of `<name>/warmup.jsonl`: requests that a version must answer before it serves; the first 1,000."""
+    try:
+        text = store.read(f"{name}/{WARM_UP}")
+    except FileNotFoundError:
+        return ()
+    lines = [line for line in text.splitlines() if line.strip()]
+    return tuple(lines[:MOST_WARM_UP])
 
 
 def _make_directory(path: Path) -> None:

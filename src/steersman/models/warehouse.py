@@ -16,7 +16,7 @@ from steersman.core.features import Encoder
 from steersman.core.policy import Explorer
 from steersman.core.report import Report
 from steersman.core.version import Parents, Rollout, Version
-from steersman.models.stores import open_store
+from steersman.models.stores import open_store, warm_up_of
 
 MODEL = "model.onnx"
 VERSION = "version.json"
@@ -145,6 +145,11 @@ class Warehouse:
                 hint="restore the version from a copy, or publish it again",
             )
         return version, graph
+
+    def warm_up(self, name: str) -> tuple[bytes, ...]:
+        """Bodies of decide requests that every version must answer before it decides; none if nobody wrote them."""
+        _check_name(name)
+        return warm_up_of(self._store, name)
 
     def names(self) -> tuple[str, ...]:
         """Names of the policies that have a version, sorted."""

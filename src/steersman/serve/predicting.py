@@ -15,6 +15,8 @@ from msgspec import Struct
 
 from steersman.core.errors import DataError, Error, NotFoundError, OverloadedError, did_you_mean
 from steersman.core.signature import FREE, TEXT, Signature, Tensor, checker
+from steersman.serve import warmup
+from steersman.serve.memory import give_back
 
 Array = np.ndarray
 Run = Callable[[Mapping[str, Array]], list[Array]]
@@ -43,10 +45,15 @@ class Limits(Struct, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What `load` returns: a model, ready to run."""
+    """What `load` returns: a model, ready to run.
+
+    Attributes:
+        warm_up: what it must answer before it serves.
+    """
 
     signature: Signature
     run: Run
+    warm_up: tuple[dict[str, Array], ...] = ()
 
 
 class Wanted(Struct, frozen=True):
@@ -86,6 +93,7 @@ class Serving:
         check: feeds to their rows, or DataError.
         together: rows of several requests may be one run: in probes every row came out as it did alone.
         run_s: how long a run takes of late.
+        recorded: of the last requests to any version some.
         runs, requests, rows: counted since it was loaded.
     """
 
@@ -95,6 +103,7 @@ class Serving:
     check: Callable[[Mapping[str, Array]], int]
     together: bool
     run_s: float
+    recorded: warmup.Recorded
     runs: int = 0
     requests: int = 0
     rows: int = 0
@@ -137,6 +146,7 @@ class Models:
         self._serving: dict[str, dict[int, Serving]] = {}
         self._wanted: Mapping[str, Wanted] = {}
         self._failures: dict[tuple[str, int], _Failure] = {}
+        self._recorded: dict[str, warmup.Recorded] = {}
         self._loading: tuple[str, int] | None = None
         self._following = threading.Lock()
         self._asked: dict[Serving, list[_Asking]] = {}
@@ -174,7 +184,9 @@ class Models:
                 for key, failure in self._failures.items()
                 if key[0] in wanted and key[1] in wanted[key[0]].numbers
             }
-            self._let_go(wanted)
+            gone = self._let_go(wanted)
+        if gone:
+            give_back()
 
     def switch(self, name: str, on: bool) -> None:
         """Serve a model of the store, or serve it no more; blocks until that is so.
@@ -224,7 +236,8 @@ class Models:
             return
         self._loading = (name, number)
         try:
-            serving = _prepared(name, number, self._load(name, number))
+            recorded = self._recorded.setdefault(name, deque(maxlen=warmup.RECORDED))
+            serving = _prepared(name, number, self._load(name, number), recorded)
         except Exception as error:  # a graph library raises what it likes; none of it may stop the old version
             cause = error if isinstance(error, Error) else Error(f"{type(error).__name__}: {error}")
             tries = failure.tries + 1 if failure else 1
@@ -235,7 +248,9 @@ class Models:
         finally:
             self._loading = None
 
-    def _let_go(self, wanted: Mapping[str, Wanted]) -> None:
+    def _let_go(self, wanted: Mapping[str, Wanted]) -> bool:
+        """Whether anything was let go."""
+        before = sum(map(len, self._serving.values()))
         kept = {}
         for name, servings in self._serving.items():
             numbers = wanted[name].numbers if name in wanted else ()
@@ -246,6 +261,8 @@ class Models:
             if stay:
                 kept[name] = stay
         self._serving = kept
+        self._recorded = {name: recorded for name, recorded in self._recorded.items() if name in kept}
+        return sum(map(len, kept.values())) < before
 
     @property
     def ready(self) -> bool:
@@ -406,16 +423,25 @@ def _run(serving: Serving, group: list[_Asking]) -> list[Array]:
     if len(group) > 1 and any(len(output) != rows for output in outputs):
         serving.together = False  # the probes were not like this
         raise Error(f"{serving.name}/{serving.number} did not give {rows} rows")
+    if serving.runs % warmup.EVERY == 0:
+        warmup.record(serving.recorded, group[0].feeds)
     serving.runs += 1
     serving.rows += rows
     return outputs
 
 
-def _prepared(name: str, number: int, model: Model) -> Serving:
+def _prepared(name: str, number: int, model: Model, recorded: warmup.Recorded) -> Serving:
     """Warm a model up, and find out how long it takes and whether rows may be put together.
 
     It is probed with rows of made-up values, so a model that refuses these is served without putting rows together.
+
+    Raises:
+        DataError: it can not answer what it must.
     """
+    for feeds in model.warm_up:
+        model.signature.check(feeds)
+        model.run(feeds)
+    warmup.try_on(model.signature, model.run, tuple(recorded))
     together = False
     run_s = 0.0
     with contextlib.suppress(DataError):
@@ -428,7 +454,7 @@ def _prepared(name: str, number: int, model: Model) -> Serving:
             model.run(one)
             took.append(time.perf_counter() - began)
         run_s = min(took)
-    return Serving(name, number, model, checker(model.signature), together, run_s)
+    return Serving(name, number, model, checker(model.signature), together, run_s, recorded)
 
 
 def same_rows(model: Model, feeds: Mapping[str, Array]) -> bool:

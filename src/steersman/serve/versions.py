@@ -12,6 +12,7 @@ from steersman.core.errors import ConfigError, DataError, Error
 from steersman.core.version import Rollout
 from steersman.serve.decide import Array, Request, reader, same_alone
 from steersman.serve.live import Counts, Live, error_parts
+from steersman.serve.memory import give_back
 from steersman.serve.perturbed import decide_by_copies
 
 Wanted = Mapping[str, int | Rollout]
@@ -134,6 +135,7 @@ class Versions:
             return
         self.lost = None
         with self._swapping:
+            before = self.routes
             self._wanted = {**self._wanted, **found}
             for name, want in found.items():
                 numbers = _numbers(want)
@@ -143,6 +145,10 @@ class Versions:
                     if key[0] != name or key[1] in numbers  # of what nobody wants any more
                 }
                 self._go_to(name, want, at_once)
+            changed = before is not self.routes
+            del before
+        if changed:
+            give_back()
 
     def status(self) -> dict[str, dict[str, object]]:
         """Of every policy what decides, what should, and why it does not, ready for JSON."""
