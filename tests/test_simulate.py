@@ -72,6 +72,8 @@ def test_a_pole_is_learned_in_a_simulator_exported_published_and_stored_as_what_
     assert found["value"]["n"] == found["random"]["n"] == 20
     built = timeline.load(Path(found["candidate"]["build"]))
     assert built.counts.episodes == built.counts.units == 40
+    assert not made.log_directory.exists()
+    assert not (tmp_path / "rejects").exists()
     batch, ours = built.batch, by_the_policy(built)
     means = [float(batch.reward[which].sum()) / 20 for which in (ours, ~ours)]
     assert means == pytest.approx([found["value"]["value"], found["random"]["value"]])

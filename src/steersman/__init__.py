@@ -43,6 +43,7 @@ _VERBS = {
     "import_log": "steersman.flow",
     "build": "steersman.flow",
     "train": "steersman.flow",
+    "simulate": "steersman.flow",
     "judge": "steersman.flow",
     "export": "steersman.flow",
     "publish": "steersman.flow",

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct, structs
 
-from steersman import learn
+from steersman import learn, log
 from steersman.config import Project
 from steersman.core.batch import Batch
 from steersman.core.decision import Candidate as Offered
@@ -24,7 +24,7 @@ from steersman.core.report import Estimate
 from steersman.evaluate.intervals import Terms, estimate, ratio
 from steersman.flow import places
 from steersman.flow.building import Built, build
-from steersman.flow.logs import import_log, read_source
+from steersman.flow.logs import opened, read_source
 from steersman.flow.places import Candidate
 from steersman.flow.training import Progress, with_explorer, write_candidate
 from steersman.learn.play import play, returns_of_episodes
@@ -113,7 +113,9 @@ def _logged(project: Project, problem: Problem, played: list[Batch]) -> Built:
             for line in _lines(problem.name, played):
                 file.write(msgspec.json.encode(line) + b"\n")
                 end = max(end, line.at + _SECOND)
-        import_log(apart, problem.name, read_source(lines), 0.0)
+        with opened(apart, "duckdb") as tables, log.Pen(apart.log_directory, durability="buffered") as pen:
+            rejects = aside / "rejects.jsonl"
+            log.import_log(pen, tables, read_source(lines), problem, rejects=rejects, max_reject_share=0.0)
         return build(apart, problem.name, as_of=end + round(problem.wait_s * _SECOND))
 
 
