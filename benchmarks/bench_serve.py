@@ -20,19 +20,22 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import msgspec
 import numpy as np
 import onnx
 import onnxruntime
 import psutil  # type: ignore[import-untyped]
+import uvloop
 from onnx import TensorProto, helper, numpy_helper
 
-from load import Load, ask, load, request, server
+from load import Load, ask, grpc_requests, load, request, server
 from peers import device, environment
-from steersman.serve import workers
+from steersman.serve import tfserving_grpc, workers
 from steersman.serve.settings import Settings
 
 SIZES, BODIES = (32, 128, 128, 16), 256
+GRPC = ("ours grpc", "grpcio")
 PEERS = {
     "litserve": ("litserve", "litserve==0.2.19", "onnxruntime"),
     "mlserver": ("mlserver", "mlserver==1.7.1", "onnxruntime", "uvloop==0.21.0"),
@@ -40,9 +43,12 @@ PEERS = {
 }
 """Name -> the module, and what pip installs. MLServer dies on a newer uvloop."""
 
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
 PATHS = {
     "ours": "/v1/models/mlp:predict",
     "ours binary": "/v2/models/mlp/infer",
+    "ours grpc": PREDICT,
+    "grpcio": PREDICT,
     "fastapi": "/predict",
     "litserve": "/predict",
     "mlserver": "/v2/models/mlp/infer",
@@ -85,6 +91,18 @@ def as_infer(row: np.ndarray, binary: bool) -> dict[str, Any]:
     return {"inputs": [one], **({"outputs": [{"name": "y", "parameters": {"binary_data": True}}]} if binary else {})}
 
 
+def as_predict(row: np.ndarray) -> bytes:
+    """A PredictRequest with its values in tensor_content, as TensorFlow's clients make it."""
+    made = tfserving_grpc.PredictRequest()
+    made.model_spec.name = "mlp"
+    tensor = made.inputs["x"]
+    tensor.dtype = 1
+    for size in (1, len(row)):
+        tensor.tensor_shape.dim.add(size=size)
+    tensor.tensor_content = row.tobytes()
+    return made.SerializeToString()
+
+
 def write_bodies(folder: Path) -> None:
     """The same questions in the words of each server."""
     instances, infers, binary = [], [], []
@@ -99,10 +117,14 @@ def write_bodies(folder: Path) -> None:
         (folder / name).write_text("\n".join(instances))
     (folder / "mlserver").write_text("\n".join(infers))
     (folder / "ours binary.requests").write_bytes(msgspec.msgpack.encode(binary))
+    calls = grpc_requests(PREDICT, [as_predict(row) for row in rows()])
+    for name in GRPC:
+        (folder / f"{name}.grpc").write_bytes(msgspec.msgpack.encode(calls))
 
 
 def bodies_of(folder: Path, name: str) -> Path:
-    return folder / f"{name}.requests" if name == "ours binary" else folder / name
+    kinds = {"ours binary": ".requests", **dict.fromkeys(GRPC, ".grpc")}
+    return folder / f"{name}{kinds.get(name, '')}"
 
 
 # -- the servers --------------------------------------------------------------------------------------------------
@@ -134,13 +156,52 @@ def serve_fastapi(folder: Path) -> int:
     return 0
 
 
+def serve_grpcio(folder: Path) -> int:
+    """The norm of gRPC: grpcio.aio with the messages' own (de)serializers, one session on one core."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(folder / "mlp.onnx"), options, providers=["CPUExecutionProvider"])
+    request_kind, response_kind = tfserving_grpc.PredictRequest, tfserving_grpc.PredictResponse
+
+    async def predict(asked: Any, _: grpc.aio.ServicerContext) -> Any:
+        tensor = asked.inputs["x"]
+        shape = [dim.size for dim in tensor.tensor_shape.dim]
+        [y] = session.run(None, {"x": np.frombuffer(tensor.tensor_content, np.float32).reshape(shape)})
+        response = response_kind()
+        response.model_spec.name = asked.model_spec.name
+        output = response.outputs["y"]
+        output.dtype = 1
+        for size in y.shape:
+            output.tensor_shape.dim.add(size=size)
+        output.float_val.extend(y.ravel().tolist())
+        return response
+
+    async def main() -> None:
+        server = grpc.aio.server()
+        handler = grpc.unary_unary_rpc_method_handler(
+            predict, request_deserializer=request_kind.FromString, response_serializer=response_kind.SerializeToString
+        )
+        service, method = PREDICT[1:].split("/")
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        print(port, flush=True)
+        await server.wait_for_termination()
+
+    uvloop.run(main())
+    return 0
+
+
 @contextmanager
-def ours(folder: Path) -> Iterator[tuple[int, int]]:
-    """`steersman serve` over a directory of models."""
+def ours(folder: Path) -> Iterator[tuple[int, int, int]]:
+    """`steersman serve` over a directory of models: its port, that of gRPC, and its process id."""
     command = [sys.executable, "-m", "steersman", "serve", "--models", str(folder / "models"), "--port", "0", "--json"]
+    command += ["--grpc-port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield int(json.loads(process.stdout.readline())["url"].rpartition(":")[2]), process.pid
+        said = json.loads(process.stdout.readline())
+        port, grpc_port = (int(said[name].rpartition(":")[2]) for name in ("url", "grpc"))
+        yield port, grpc_port, process.pid
         process.terminate()
         if process.wait(30):
             raise SystemExit(f"our server ended with {process.returncode}")
@@ -187,13 +248,19 @@ def check(name: str, port: int, folder: Path) -> None:
     """Every answer must be onnxruntime's."""
     session = onnxruntime.InferenceSession(str(folder / "mlp.onnx"), providers=["CPUExecutionProvider"])
     [expected] = session.run(None, {"x": rows()})
-    lines = [] if name == "ours binary" else (folder / name).read_bytes().splitlines()
+    lines = [] if bodies_of(folder, name).suffix else (folder / name).read_bytes().splitlines()
     for line, y in zip(lines, expected, strict=False):
         np.testing.assert_allclose(predictions(name, port, line), [y], atol=1e-6)
-    if name == "ours binary":
+    if name in GRPC or name == "ours binary":
         for row, y in zip(rows(), expected, strict=True):
-            found = infer_binary(port, row)
+            found = predict_grpc(port, row) if name in GRPC else infer_binary(port, row)
             np.testing.assert_allclose(found, y, atol=1e-6)
+
+
+def predict_grpc(port: int, row: np.ndarray) -> list[float]:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        answer = channel.unary_unary(PREDICT)(as_predict(row), timeout=10)
+    return list(tfserving_grpc.PredictResponse.FromString(answer).outputs["y"].float_val)
 
 
 def infer_binary(port: int, row: np.ndarray) -> np.ndarray:
@@ -214,12 +281,13 @@ def measure(folder: Path, rounds: int, seconds: float, connections: int, peers: 
     seen: dict[str, list[Load]] = {}
     with ExitStack() as stack:
         began = time.perf_counter()
-        mine = stack.enter_context(ours(folder))
+        port, grpc_port, pid = stack.enter_context(ours(folder))
         ready_s = time.perf_counter() - began
-        rss_mb = psutil.Process(mine[1]).memory_info().rss / 1e6
-        running = {"ours": mine, "ours binary": mine}
-        command = (sys.executable, __file__, "--serve", "fastapi", "--folder", str(folder))
-        running["fastapi"] = stack.enter_context(server(*command))
+        rss_mb = psutil.Process(pid).memory_info().rss / 1e6
+        running = {"ours": (port, pid), "ours binary": (port, pid), "ours grpc": (grpc_port, pid)}
+        for name in ("fastapi", "grpcio"):
+            command = (sys.executable, __file__, "--serve", name, "--folder", str(folder))
+            running[name] = stack.enter_context(server(*command))
         for name, python in peers.items():
             running[name] = stack.enter_context(peer(name, python, folder))
         for name, (port, _) in running.items():
@@ -243,6 +311,7 @@ def report(seen: dict[str, list[Load]], figures: dict[str, float], peers: list[s
         "predict_vs_fastapi": median("ours", "per_s") / median("fastapi", "per_s"),
         "p99_vs_fastapi": median("ours", "p99_ms") / median("fastapi", "p99_ms"),
         "binary_vs_json": median("ours binary", "per_s") / median("ours", "per_s"),
+        "grpc_vs_grpcio": median("ours grpc", "per_s") / median("grpcio", "per_s"),
         "cpu_vs_fastapi": median("ours", "cpu_us") / median("fastapi", "cpu_us"),
     }
     if peers:
@@ -264,11 +333,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument("--serve", choices=("fastapi",), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=("fastapi", "grpcio"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
-        return serve_fastapi(asked.folder)
+        return serve_fastapi(asked.folder) if asked.serve == "fastapi" else serve_grpcio(asked.folder)
     found = {name: environment(name, PEERS[name][0], PEERS[name][1:]) for name in asked.peers}
     peers = {name: python for name, python in found.items() if python}
     with tempfile.TemporaryDirectory(prefix="bench-serve-") as folder:

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -67,12 +68,13 @@ def load(server: tuple[int, int], path: str, bodies: Path, connections: int, sec
     """A closed loop of keep-alive connections, by wrk if it is here, else by our own generator.
 
     Args:
-        bodies: a JSON body a line; or, as *.requests, whole requests as msgpack, for our own generator only.
+        bodies: a JSON body a line; or, for our own generator only, as msgpack, *.requests that are whole, or
+            *.grpc from `grpc_requests`.
     """
     port, pid = server
     before = cpu_s(pid)
     wrk = shutil.which("wrk")
-    if not wrk or bodies.suffix == ".requests":
+    if not wrk or bodies.suffix:
         command = [sys.executable, __file__, str(port), path, str(bodies), str(connections), str(seconds)]
     else:
         script = bodies.with_name("wrk.lua")
@@ -118,6 +120,73 @@ class Client(asyncio.Protocol):
             self._send()
 
 
+class GrpcClient(asyncio.Protocol):
+    """One gRPC connection of our own generator: HTTP/2 frames, written by hand, one call at a time.
+
+    grpcio's own client takes as much processor time for a call as its server, and would be what is measured.
+    """
+
+    def __init__(self, requests: Sequence[bytes], first: int, latencies: list[float]) -> None:
+        self._requests = requests
+        self._next = first
+        self._latencies = latencies
+        self._stream = -1
+        self._in = b""
+        self._data_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        settings = struct.pack(">HIHI", 1, 0, 4, 2**31 - 1)  # no table of headers; a window that never closes
+        window = _frame(8, 0, 0, struct.pack(">I", 2**30))
+        self._write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, settings) + window)
+        self._send()
+
+    def _write(self, data: bytes) -> None:
+        self._transport.write(data)  # type: ignore[attr-defined]
+
+    def _send(self) -> None:
+        self._sent = time.perf_counter()
+        self._next += 1
+        self._stream += 2
+        self._data_bytes = 0
+        head, body = self._requests[0], self._requests[1 + self._next % (len(self._requests) - 1)]
+        self._write(_frame(1, 4, self._stream, head) + _frame(0, 1, self._stream, body))
+
+    def data_received(self, data: bytes) -> None:
+        self._in += data
+        while len(self._in) >= 9 and len(self._in) >= 9 + (size := int.from_bytes(self._in[:3])):
+            kind, flags, payload = self._in[3], self._in[4], self._in[9 : 9 + size]
+            self._in = self._in[9 + size :]
+            if kind == 0:
+                self._data_bytes += size
+            elif kind in (3, 7):
+                raise SystemExit(f"the server ends the stream: {payload!r}")
+            elif kind in (4, 6) and not flags & 1:  # settings and pings want an answer
+                self._write(_frame(kind, 1, 0, payload if kind == 6 else b""))
+            if kind in (0, 1) and flags & 1:
+                if not self._data_bytes:  # only trailers: an error
+                    raise SystemExit(f"refused: {payload!r}")
+                self._latencies.append(time.perf_counter() - self._sent)
+                self._send()
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return struct.pack(">IBI", len(payload) << 8 | kind, flags, stream) + payload
+
+
+def grpc_requests(path: str, messages: Sequence[bytes]) -> list[bytes]:
+    """What GrpcClient sends: the block of headers, then the body of each call."""
+    block = b"\x83\x86"  # POST, http
+    for name, value in (
+        (b"\x04", path),
+        (b"\x01", "x"),
+        (b"\x0f\x10", "application/grpc"),
+        (b"\x00\x02te", "trailers"),
+    ):
+        block += name + bytes([len(value)]) + value.encode()
+    return [block, *(struct.pack(">BI", 0, len(message)) + message for message in messages)]
+
+
 def request(path: str, body: bytes, kind: str = "application/json", more: str = "") -> bytes:
     """A whole request."""
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n{more}Content-Length: {len(body)}\r\n\r\n"
@@ -126,7 +195,8 @@ def request(path: str, body: bytes, kind: str = "application/json", more: str = 
 
 def generate(port: int, path: str, bodies: Path, connections: int, seconds: float) -> None:
     """Our own generator; prints what the script of wrk prints."""
-    if bodies.suffix == ".requests":
+    kind = GrpcClient if bodies.suffix == ".grpc" else Client
+    if bodies.suffix:
         requests = msgspec.msgpack.decode(bodies.read_bytes(), type=list[bytes])
     else:
         requests = [request(path, line) for line in bodies.read_bytes().splitlines()]
@@ -136,7 +206,7 @@ def generate(port: int, path: str, bodies: Path, connections: int, seconds: floa
         loop = asyncio.get_running_loop()
         start = time.perf_counter()
         for i in range(connections):
-            client = Client(requests, i * len(requests) // connections, latencies)
+            client = kind(requests, i * len(requests) // connections, latencies)
             await loop.create_connection(functools.partial(lambda same: same, client), "127.0.0.1", port)
         await asyncio.sleep(seconds)
         return time.perf_counter() - start

@@ -196,13 +196,35 @@ def test_more_than_may_wait_is_refused_at_once(slow) -> None:
         loop.turn()
 
 
-def test_a_model_becomes_heavy_by_what_its_runs_take() -> None:
+def spin(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def slowed(how: Callable[[float], None]) -> tuple[Models, Loop]:
     models, loop = only("mlp", plain.mlp(4, 3))
     serving = models.find("mlp")
     assert 0 < serving.run_s < predicting.HEAVY_S * 20
     serving.run_s = 0.0
     fast = serving.model.run
-    object.__setattr__(serving.model, "run", lambda feeds: (time.sleep(0.02), fast(feeds))[1])
+    object.__setattr__(serving.model, "run", lambda feeds: (how(0.02), fast(feeds))[1])
+    return models, loop
+
+
+def test_a_run_that_waits_for_a_processor_does_not_make_its_model_heavy() -> None:
+    models, loop = slowed(time.sleep)
+    for _ in range(2):
+        found = ask(models, "mlp", {"x": np.zeros((1, 4), np.float32)})
+        loop.turn()
+        assert len(found) == 1
+
+
+def test_a_model_becomes_heavy_by_what_its_runs_take() -> None:
+    models, loop = slowed(spin)
+    assert len(models.at_once(models.find("mlp"), {"x": np.zeros((1, 4), np.float32)}) or ()) == 1
+    assert models.at_once(models.find("mlp"), {"x": np.zeros((1, 4), np.float32)}) is None
+    models.find("mlp").run_s = 0.0
     for _ in range(2):
         found = ask(models, "mlp", {"x": np.zeros((1, 4), np.float32)})
         loop.turn()

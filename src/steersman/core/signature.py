@@ -82,19 +82,22 @@ def checker(signature: Signature) -> Callable[[Mapping[str, Array]], int]:
     """
     count = len(signature.inputs)
     by_rows = signature.rows
-    wanted = [(tensor, tensor.name, tensor.numpy, tensor.shape) for tensor in signature.inputs]
+    wanted = [(tensor, tensor.name, tensor.numpy, (tensor.shape or ())[1:]) for tensor in signature.inputs]
 
     def check(feeds: Mapping[str, Array]) -> int:
         if len(feeds) != count:
             _refuse_names(feeds, signature.inputs)
         rows = -1
-        for tensor, name, dtype, shape in wanted:
+        for tensor, name, dtype, row in wanted:
             array = feeds.get(name)
             if array is None:
                 _refuse_names(feeds, signature.inputs)
-            elif array.dtype != dtype or (array.shape != shape and not tensor.fits(array)):
+            elif array.dtype != dtype or not (
+                (by_rows and array.ndim > 0 and array.shape[1:] == row) or tensor.fits(array)
+            ):
+                given = _described(array.dtype, array.shape)
                 raise DataError(
-                    f"input {name} is {_described(array.dtype, array.shape)}, must be {_described(dtype, shape)}",
+                    f"input {name} is {given}, must be {_described(dtype, tensor.shape)}",
                     hint="-1 stands for any size",
                     field=name,
                 )

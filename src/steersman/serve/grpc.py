@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from steersman.core.errors import ConflictError, Error, NotFoundError
+from steersman.core.errors import ConflictError, Error, NotFoundError, OverloadedError
 from steersman.serve import access, kserve, kserve_grpc, tfserving, tfserving_grpc
 from steersman.serve.fronts import Fronts
 from steersman.serve.messages import message, parse
@@ -48,7 +48,7 @@ class GrpcServer(grpc.GenericRpcHandler):
         self._settings = settings
         self._count = count
         self._draining = False
-        self._cut = 0
+        self._waiting = self._cut = 0
         tf, oip, services = tfserving_grpc, kserve_grpc, [HEALTH]
         self._answers: dict[str, Answer] = {f"/{HEALTH}/Check": self._check}
         if settings.tf_serving:
@@ -87,8 +87,10 @@ class GrpcServer(grpc.GenericRpcHandler):
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", self._settings.max_head_bytes),
                 ("grpc.so_reuseport", 1),
+                # A window that takes any body at once: so no probe, a ping for every read, has to find one.
+                ("grpc.http2.lookahead_bytes", self._settings.max_body_bytes),
+                ("grpc.http2.bdp_probe", 0),
             ),
-            maximum_concurrent_rpcs=self._settings.max_waiting,
         )
         self._server.add_generic_rpc_handlers((self,))
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
@@ -117,7 +119,12 @@ class GrpcServer(grpc.GenericRpcHandler):
         role: access.Role = "admin" if path.rpartition("/")[2] in ADMIN else "predict"
 
         async def handle(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            self._waiting += 1
             try:
+                if self._waiting > self._settings.max_waiting:
+                    raise OverloadedError(
+                        f"{self._settings.max_waiting} calls wait already", hint="try again in a while"
+                    )
                 if self._settings.keys and path not in OPEN:
                     access.check(self._settings.keys, access.key_in(_headers(context)), role)
                 return await answer(body)
@@ -126,6 +133,8 @@ class GrpcServer(grpc.GenericRpcHandler):
                 raise
             except Exception as error:
                 cause = error
+            finally:
+                self._waiting -= 1
             if not isinstance(cause, Error):
                 cause = Error(f"{type(cause).__name__}: {cause}", hint="this is a defect of the server")
             self._count(cause)
@@ -135,11 +144,30 @@ class GrpcServer(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(handle)
 
     async def _run(self, serving: Serving, feeds: dict[str, Array], api: str) -> list[Array]:
-        """The outputs, with whatever else arrived in this turn of the loop.
+        """The outputs.
+
+        grpcio brings one call in a turn of the loop, even under load, so to wait for the end of the turn, as REST
+        does, would put nothing together. Heavy models are run by their threads as ever.
 
         Raises:
             Error: why there are none.
         """
+        began = time.perf_counter()
+        status = 499  # whoever asked is gone, unless we know better
+        try:
+            outputs = self._models.at_once(serving, feeds)
+            if outputs is None:
+                outputs = await self._queued(serving, feeds)
+            status = 200
+        except Error as error:
+            status = error.http_status
+            raise
+        finally:
+            which = serving.name, serving.number, api, GRPC
+            self._metrics.seen(which, status, (time.perf_counter() - began) * 1e6)
+        return outputs
+
+    def _queued(self, serving: Serving, feeds: dict[str, Array]) -> asyncio.Future[list[Array]]:
         done: asyncio.Future[list[Array]] = asyncio.get_running_loop().create_future()
 
         def answer(outputs: list[Array] | Error) -> None:
@@ -150,19 +178,8 @@ class GrpcServer(grpc.GenericRpcHandler):
             else:
                 done.set_result(outputs)
 
-        began = time.perf_counter()
-        status = 499  # whoever asked is gone, unless we know better
-        try:
-            self._models.predict(serving, feeds, answer)
-            outputs = await done
-            status = 200
-        except Error as error:
-            status = error.http_status
-            raise
-        finally:
-            which = serving.name, serving.number, api, GRPC
-            self._metrics.seen(which, status, (time.perf_counter() - began) * 1e6)
-        return outputs
+        self._models.predict(serving, feeds, answer)
+        return done
 
     # -- TensorFlow Serving ------------------------------------------------------------------------------------
 

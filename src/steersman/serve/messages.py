@@ -213,6 +213,25 @@ def number_in(enum: str, word: str) -> int:
     return _POOL.FindEnumTypeByName(enum).values_by_name[word].number
 
 
+def tag_of(field: str) -> bytes:
+    """What stands before the length of a packed field, by the field's full name."""
+    return varint(_POOL.FindFieldByName(field).number << 3 | 2)
+
+
+def varint(number: int) -> bytes:
+    """A whole number of 0 or more, as the wire has it.
+
+    >>> varint(300)
+    b'\\xac\\x02'
+    """
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
 def numbers(values: Any, dtype: str, name: str) -> Array:
     """Numbers of a repeated field as an array of a type that may be narrower than the field's.
 

@@ -14,21 +14,17 @@ import numpy as np
 from msgspec import Struct
 
 from steersman.core.errors import DataError, Error, NotFoundError, OverloadedError, did_you_mean
-from steersman.core.signature import FREE, TEXT, Signature, Tensor, checker
+from steersman.core.signature import Signature, checker
 from steersman.serve import warmup
 from steersman.serve.memory import give_back
+from steersman.serve.probing import PROBES, Run, probe, same_rows
 
 Array = np.ndarray
-Run = Callable[[Mapping[str, Array]], list[Array]]
 Answered = Callable[[list[Array] | Error], None]
 """Takes the outputs in the order of the signature, or why there are none. Called once, on the loop's thread."""
 
 HEAVY_S = 300e-6
 """A run that takes longer has no place on the event loop."""
-
-PROBES = (1, 2, 3, 8)
-SIZE = 3
-"""What a free axis behind the first has in a probe."""
 
 
 class Limits(Struct, frozen=True):
@@ -92,7 +88,8 @@ class Serving:
     Attributes:
         check: feeds to their rows, or DataError.
         together: rows of several requests may be one run: in probes every row came out as it did alone.
-        run_s: how long a run takes of late.
+        run_s: processor time that a run takes of late; what it waits for a processor, or for the interpreter when it
+            is on a thread, would make a model heavy for good on a machine that is busy.
         recorded: of the last requests to any version some.
         runs, requests, rows: counted since it was loaded.
     """
@@ -239,7 +236,7 @@ class Models:
             recorded = self._recorded.setdefault(name, deque(maxlen=warmup.RECORDED))
             serving = _prepared(name, number, self._load(name, number), recorded)
         except Exception as error:  # a graph library raises what it likes; none of it may stop the old version
-            cause = error if isinstance(error, Error) else Error(f"{type(error).__name__}: {error}")
+            cause = _as_error(error)
             tries = failure.tries + 1 if failure else 1
             self._failures[name, number] = _Failure(cause, tries, wait=min(60, 2 ** min(tries, 6)))
         else:
@@ -326,6 +323,23 @@ class Models:
             self._turning = True
             self._soon(self._end_turn)
 
+    def at_once(self, serving: Serving, feeds: dict[str, Array]) -> list[Array] | None:
+        """The outputs of a light model, without waiting for the end of the turn; None: it is heavy, so `predict`.
+
+        For who brings requests one in a turn, so that nothing could be put together.
+
+        Raises:
+            Error: the feeds do not fit the signature, or the model can not take them.
+        """
+        if serving.run_s > HEAVY_S or serving.busy:
+            return None
+        rows = serving.check(feeds)
+        serving.requests += 1
+        try:
+            return _run_feeds(serving, feeds, rows, feeds)
+        except Exception as error:
+            raise _as_error(error) from error
+
     def _end_turn(self) -> None:
         self._turning = False
         asked, self._asked = self._asked, {}
@@ -399,7 +413,7 @@ def _answers(serving: Serving, group: list[_Asking]) -> Iterator[tuple[_Asking, 
             yield from _answers(serving, group[:half])
             yield from _answers(serving, group[half:])
             return
-        yield group[0], error if isinstance(error, Error) else Error(f"{type(error).__name__}: {error}")
+        yield group[0], _as_error(error)
         return
     if len(group) == 1:
         yield group[0], outputs
@@ -417,17 +431,26 @@ def _run(serving: Serving, group: list[_Asking]) -> list[Array]:
         feeds = group[0].feeds
     else:
         feeds = {name: np.concatenate([asking.feeds[name] for asking in group]) for name in group[0].feeds}
-    began = time.perf_counter()
-    outputs = serving.model.run(feeds)
-    serving.run_s += 0.1 * (time.perf_counter() - began - serving.run_s)
+    outputs = _run_feeds(serving, feeds, rows, group[0].feeds)
     if len(group) > 1 and any(len(output) != rows for output in outputs):
         serving.together = False  # the probes were not like this
         raise Error(f"{serving.name}/{serving.number} did not give {rows} rows")
+    return outputs
+
+
+def _run_feeds(serving: Serving, feeds: Mapping[str, Array], rows: int, one: Mapping[str, Array]) -> list[Array]:
+    began = time.thread_time()
+    outputs = serving.model.run(feeds)
+    serving.run_s += 0.1 * (time.thread_time() - began - serving.run_s)
     if serving.runs % warmup.EVERY == 0:
-        warmup.record(serving.recorded, group[0].feeds)
+        warmup.record(serving.recorded, one)
     serving.runs += 1
     serving.rows += rows
     return outputs
+
+
+def _as_error(error: Exception) -> Error:
+    return error if isinstance(error, Error) else Error(f"{type(error).__name__}: {error}")
 
 
 def _prepared(name: str, number: int, model: Model, recorded: warmup.Recorded) -> Serving:
@@ -445,52 +468,13 @@ def _prepared(name: str, number: int, model: Model, recorded: warmup.Recorded) -
     together = False
     run_s = 0.0
     with contextlib.suppress(DataError):
-        feeds = _probe(model.signature, max(PROBES))
-        together = model.signature.rows and same_rows(model, feeds)
+        feeds = probe(model.signature, max(PROBES))
+        together = model.signature.rows and same_rows(model.run, feeds)
         took = []
         one = {name: array[:1] for name, array in feeds.items()} if model.signature.rows else feeds
         for _ in range(5):
-            began = time.perf_counter()
+            began = time.thread_time()
             model.run(one)
-            took.append(time.perf_counter() - began)
+            took.append(time.thread_time() - began)
         run_s = min(took)
     return Serving(name, number, model, checker(model.signature), together, run_s, recorded)
-
-
-def same_rows(model: Model, feeds: Mapping[str, Array]) -> bool:
-    """Whether each row gives alone what it gives beside others: the same texts and whole numbers, close floats."""
-    alone = [model.run({name: array[i : i + 1] for name, array in feeds.items()}) for i in range(max(PROBES))]
-    for count in PROBES:
-        outputs = model.run({name: array[:count] for name, array in feeds.items()})
-        for place, output in enumerate(outputs):
-            expected = [row[place] for row in alone[:count]]
-            if any(len(row) != 1 for row in expected) or len(output) != count:
-                return False
-            if not _close(output, np.concatenate(expected)):
-                return False
-    return True
-
-
-def _close(a: Array, b: Array) -> bool:
-    if a.shape != b.shape:
-        return False
-    if a.dtype.kind != "f":
-        return bool((a == b).all())
-    return bool(np.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True))
-
-
-def _probe(signature: Signature, rows: int) -> dict[str, Array]:
-    random = np.random.default_rng(0)
-    return {tensor.name: _random(tensor, rows, random) for tensor in signature.inputs}
-
-
-def _random(tensor: Tensor, rows: int, random: np.random.Generator) -> Array:
-    first, *rest = tensor.shape or (1,)
-    shape = tuple(SIZE if size == FREE else size for size in (rows if first == FREE else first, *rest))
-    if tensor.dtype == TEXT:
-        array = np.empty(shape, dtype=object)
-        array.ravel()[:] = [f"t{i % 5}" for i in range(array.size)]
-        return array
-    if tensor.numpy.kind == "f":
-        return random.normal(size=shape).astype(tensor.numpy)
-    return random.integers(0, 2, size=shape).astype(tensor.numpy)

@@ -13,7 +13,7 @@ from steersman.core.errors import DataError, TooLargeError
 from steersman.core.signature import TEXT, Signature, Tensor
 from steersman.serve import tfserving
 from steersman.serve.judging import classes_of, values_of
-from steersman.serve.messages import message, number_in, numbers
+from steersman.serve.messages import message, number_in, numbers, tag_of, varint
 from steersman.serve.tfserving import Call
 from steersman.serve.values import UnimplementedError
 
@@ -33,6 +33,9 @@ _VALUES = {
     "bool": "bool_val",
     TEXT: "string_val",
 }
+_CONTENT = {dtype: np.dtype(dtype).newbyteorder("<") for dtype in _VALUES if dtype not in (TEXT, "bool")}
+_CONTENT["bool"] = np.dtype(np.uint8)
+_PACKED = {dtype: tag_of(f"tensorflow.TensorProto.{_VALUES[dtype]}") for dtype in ("float32", "float64")}
 _NUMBERS = {dtype: number_in("tensorflow.DataType", tfserving.type_name(dtype)) for dtype in _VALUES}
 
 
@@ -98,18 +101,24 @@ def write_predict(request: Any, name: str, number: int, outputs: Sequence[Array]
         DataError: an output was asked for that there is not.
     """
     response = PredictResponse()
-    wanted = set(request.output_filter)
-    unknown = wanted - {tensor.name for tensor in signature.outputs}
-    if unknown:
-        raise DataError(
-            f"output tensor alias not found in signature: {min(unknown)[:128]} Outputs expected to be in the set "
-            f"{{{','.join(sorted(tensor.name for tensor in signature.outputs))}}}."
-        )
     _fill_spec(response.model_spec, name, number)
+    wanted = request.output_filter
     for tensor, array in zip(signature.outputs, outputs, strict=True):
         if not wanted or tensor.name in wanted:
             to_proto(array, tensor.dtype, response.outputs[tensor.name])
+    if wanted:
+        _check_filter(wanted, signature)
     return response.SerializeToString()
+
+
+def _check_filter(wanted: Sequence[str], signature: Signature) -> None:
+    names = {tensor.name for tensor in signature.outputs}
+    unknown = set(wanted) - names
+    if unknown:
+        raise DataError(
+            f"output tensor alias not found in signature: {min(unknown)[:128]} Outputs expected to be in the set "
+            f"{{{','.join(sorted(names))}}}."
+        )
 
 
 def from_proto(proto: Any, tensor: Tensor, most_bytes: int) -> Array:
@@ -124,24 +133,23 @@ def from_proto(proto: Any, tensor: Tensor, most_bytes: int) -> Array:
     """
     if proto.dtype != _NUMBERS[tensor.dtype]:
         raise DataError(f"input {tensor.name}: expected type {tfserving.type_name(tensor.dtype)}, got {proto.dtype}")
-    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
-    if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
+    shape = [dim.size for dim in proto.tensor_shape.dim]
+    if proto.tensor_shape.unknown_rank or (shape and min(shape) < 0):
         raise DataError(f"input {tensor.name} has no shape that values can fill")
     count = math.prod(shape)
     content = proto.tensor_content
     if content:
-        kind = np.dtype(tensor.numpy).newbyteorder("<")
-        if tensor.dtype == TEXT or len(content) != count * kind.itemsize:
-            raise DataError(f"input {tensor.name} of shape {list(shape)} can not be {len(content)} bytes of content")
-        if tensor.dtype == "bool":
-            return (np.frombuffer(content, np.uint8) != 0).reshape(shape)
-        return np.frombuffer(content, kind).reshape(shape)
+        kind = _CONTENT.get(tensor.dtype)
+        if kind is None or len(content) != count * kind.itemsize:
+            raise DataError(f"input {tensor.name} of shape {shape} can not be {len(content)} bytes of content")
+        array = np.frombuffer(content, kind)
+        return (array != 0 if tensor.dtype == "bool" else array).reshape(shape)
     given = _given(getattr(proto, _VALUES[tensor.dtype]), tensor)
     if len(given) > count:
-        raise DataError(f"input {tensor.name} has {len(given)} values, its shape {list(shape)} says {count}")
+        raise DataError(f"input {tensor.name} has {len(given)} values, its shape {shape} says {count}")
     if len(given) < count:
         if count * tensor.numpy.itemsize > most_bytes:
-            raise TooLargeError(f"input {tensor.name} of shape {list(shape)} is over {most_bytes} bytes")
+            raise TooLargeError(f"input {tensor.name} of shape {shape} is over {most_bytes} bytes")
         last = given[-1:] if len(given) else _given([b""] if tensor.dtype == TEXT else [0], tensor)
         given = np.concatenate([given, np.repeat(last, count - len(given))])
     return given.reshape(shape)
@@ -165,13 +173,19 @@ def _text(value: bytes, name: str) -> str:
 
 
 def to_proto(array: Array, dtype: str, proto: Any) -> None:
-    """Fill a TensorProto with an array."""
+    """Fill a TensorProto with an array, each value in the field of its type.
+
+    Packed floats are their bytes, little endian; so they are copied and not told one by one.
+    """
     proto.dtype = _NUMBERS[dtype]
+    add = proto.tensor_shape.dim.add
     for size in array.shape:
-        proto.tensor_shape.dim.add(size=size)
-    flat = array.reshape(-1)
-    values = flat.view(np.uint16) if dtype == "float16" else flat
-    found = values.tolist()
+        add(size=size)
+    if dtype in _PACKED:
+        data = array.astype(_CONTENT[dtype], copy=False).tobytes()
+        proto.MergeFromString(_PACKED[dtype] + varint(len(data)) + data)
+        return
+    found = (array.view(np.uint16) if dtype == "float16" else array).ravel().tolist()
     getattr(proto, _VALUES[dtype]).extend([text.encode() for text in found] if dtype == TEXT else found)
 
 
