@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 
-from steersman.core.errors import ConfigError, Error, NotFoundError
+from steersman.core.errors import ConfigError, Error, NotFoundError, OverloadedError
 from steersman.serve.connection import Asked, Connection, Slot
 from steersman.serve.metrics import Metrics
-from steersman.serve.plane import Plane
+from steersman.serve.plane import Plane, error_body
 from steersman.serve.predicting import Model, Models
 from steersman.serve.routes import Routes
 from steersman.serve.settings import Settings
@@ -52,6 +52,8 @@ class Server:
         plane.attach(loop.call_soon, loop.call_soon_threadsafe)
         models.attach(loop.call_soon, loop.call_soon_threadsafe)
         self.metrics = Metrics()
+        self._overloaded = OverloadedError(f"{settings.max_waiting} requests wait already", hint="try again in a while")
+        self._overloaded_body = error_body(self._overloaded)
         self._routes = Routes(plane, models, settings, self)
         self.fronts = self._routes.fronts
 
@@ -114,6 +116,11 @@ class Server:
         self.waiting += 1
         if self.settings.access_log:
             slot.asked, slot.began = asked, time.perf_counter()
+        if self.waiting > self.settings.max_waiting and asked.method != b"GET":
+            # Before anything is read, by an answer that lies ready: to refuse must cost less than to serve.
+            self.count(self._overloaded)
+            slot.answer(503, self._overloaded_body)
+            return
         try:
             self._routes.handle(asked, slot)
         except Exception as error:  # a defect of ours: the client must hear of it, and the others must not

@@ -75,24 +75,16 @@ class Routes:
     ) -> None:
         """Errors in the words of a protocol."""
         try:
-            if asked.method == b"POST":
-                self._admit()
             answer(asked, path, slot)
         except Exception as error:
             count(self._metrics, slot, getattr(error, "http_status", 500))
             refuse(self._server, slot, error, errors)
-
-    def _admit(self) -> None:
-        most = self._settings.max_waiting
-        if self._server.waiting > most:
-            raise OverloadedError(f"{most} requests wait already", hint="try again in a while")
 
     # -- decide ------------------------------------------------------------------------------------------------
 
     def _own(self, asked: Asked, path: str, slot: Slot) -> None:
         if path.startswith(DECIDE) or path == OUTCOME:
             if asked.method == b"POST":
-                self._admit()
                 if path == OUTCOME:
                     self._plane.outcome(asked.body, slot.answer)
                 else:
