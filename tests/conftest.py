@@ -5,3 +5,14 @@ from hypothesis import settings
 # A shared machine stalls: how long one example takes says nothing about the code.
 settings.register_profile("steersman", deadline=None)
 settings.load_profile("steersman")
+
+
+SLOW_S = 1800
+"""A slow test may take so long: statistics and learning bars on a machine that does something else too."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests have time."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_S))
