@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import pytest
 from hypothesis import settings
 
 # A shared machine stalls: how long one example takes says nothing about the code.
