@@ -227,7 +227,7 @@ def measure(folder: Path, rounds: int, seconds: float, connections: int) -> dict
         for kind, results in seen.items()
         for name in Load._fields[:-1]
     }
-    figures["ours_idle_p50_ms"] = round(idle.p50_ms, 3)
+    figures["idle_decide_p50_ms"] = round(idle.p50_ms, 3)
     figures["log_cpu_us_per_record"] = round(log_cost_us(folder, (folder / "ours").read_bytes().splitlines()[0]), 2)
     return {
         "bench": "decide",

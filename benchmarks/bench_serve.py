@@ -312,6 +312,7 @@ def report(seen: dict[str, list[Load]], figures: dict[str, float], peers: list[s
         "p99_vs_fastapi": median("ours", "p99_ms") / median("fastapi", "p99_ms"),
         "binary_vs_json": median("ours binary", "per_s") / median("ours", "per_s"),
         "grpc_vs_grpcio": median("ours grpc", "per_s") / median("grpcio", "per_s"),
+        "grpc_cpu_vs_grpcio": median("ours grpc", "cpu_us") / median("grpcio", "cpu_us"),
         "cpu_vs_fastapi": median("ours", "cpu_us") / median("fastapi", "cpu_us"),
     }
     if peers:

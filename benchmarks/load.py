@@ -1,10 +1,10 @@
 """Servers in processes of their own, and a closed loop of keep-alive connections against them."""
 
-import asyncio
-import functools
 import json
 import os
+import select
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import uvloop
 
 WRK_SCRIPT = """
 local bodies, i = {}, 0
@@ -90,69 +89,74 @@ def load(server: tuple[int, int], path: str, bodies: Path, connections: int, sec
     return Load(per_s, seen["p50"] / 1e3, seen["p99"] / 1e3, cpu_us, seen["requests"])
 
 
-class Client(asyncio.Protocol):
+class Client:
     """One connection of our own generator: the next request leaves when the answer is complete."""
 
-    def __init__(self, requests: Sequence[bytes], first: int, latencies: list[float]) -> None:
+    def __init__(self, sock: socket.socket, requests: Sequence[bytes], first: int, latencies: list[float]) -> None:
+        self._sock = sock
         self._requests = requests
         self._next = first
         self._latencies = latencies
         self._answer = b""
+        self._length = b""  # the name of the header, in the letters that this server uses
+        self.send()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._send()
-
-    def _send(self) -> None:
+    def send(self) -> None:
+        """Ask the next question."""
         self._sent = time.perf_counter()
         self._next += 1
-        self._transport.write(self._requests[self._next % len(self._requests)])  # type: ignore[attr-defined]
+        self._sock.sendall(self._requests[self._next % len(self._requests)])
 
-    def data_received(self, data: bytes) -> None:
-        self._answer += data
-        head, end, body = self._answer.partition(b"\r\n\r\n")
-        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-        if end and len(body) >= int(length):
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise SystemExit(self._answer.decode())
-            self._latencies.append(time.perf_counter() - self._sent)
-            self._answer = b""
-            self._send()
+    def receive(self, data: bytes) -> None:
+        """Take what came; ask on if that was all of an answer."""
+        if self._answer:
+            data = self._answer + data
+        end = data.find(b"\r\n\r\n")
+        if end >= 0:
+            if not self._length:
+                at = data[:end].lower().index(b"content-length: ")
+                self._length = data[at : at + 16]
+            at = data.index(self._length, 0, end) + 16
+            if len(data) >= end + 4 + int(data[at : data.index(b"\r\n", at)]):
+                if not data.startswith(b"HTTP/1.1 200"):
+                    raise SystemExit(data.decode())
+                self._latencies.append(time.perf_counter() - self._sent)
+                self._answer = b""
+                self.send()
+                return
+        self._answer = data
 
 
-class GrpcClient(asyncio.Protocol):
+class GrpcClient:
     """One gRPC connection of our own generator: HTTP/2 frames, written by hand, one call at a time.
 
     grpcio's own client takes as much processor time for a call as its server, and would be what is measured.
     """
 
-    def __init__(self, requests: Sequence[bytes], first: int, latencies: list[float]) -> None:
+    def __init__(self, sock: socket.socket, requests: Sequence[bytes], first: int, latencies: list[float]) -> None:
+        self._sock = sock
         self._requests = requests
         self._next = first
         self._latencies = latencies
         self._stream = -1
         self._in = b""
         self._data_bytes = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
         settings = struct.pack(">HIHI", 1, 0, 4, 2**31 - 1)  # no table of headers; a window that never closes
         window = _frame(8, 0, 0, struct.pack(">I", 2**30))
-        self._write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, settings) + window)
-        self._send()
+        sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, settings) + window)
+        self.send()
 
-    def _write(self, data: bytes) -> None:
-        self._transport.write(data)  # type: ignore[attr-defined]
-
-    def _send(self) -> None:
+    def send(self) -> None:
+        """Make the next call."""
         self._sent = time.perf_counter()
         self._next += 1
         self._stream += 2
         self._data_bytes = 0
         head, body = self._requests[0], self._requests[1 + self._next % (len(self._requests) - 1)]
-        self._write(_frame(1, 4, self._stream, head) + _frame(0, 1, self._stream, body))
+        self._sock.sendall(_frame(1, 4, self._stream, head) + _frame(0, 1, self._stream, body))
 
-    def data_received(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
+        """Take what came; call on if that was all of an answer."""
         self._in += data
         while len(self._in) >= 9 and len(self._in) >= 9 + (size := int.from_bytes(self._in[:3])):
             kind, flags, payload = self._in[3], self._in[4], self._in[9 : 9 + size]
@@ -162,12 +166,12 @@ class GrpcClient(asyncio.Protocol):
             elif kind in (3, 7):
                 raise SystemExit(f"the server ends the stream: {payload!r}")
             elif kind in (4, 6) and not flags & 1:  # settings and pings want an answer
-                self._write(_frame(kind, 1, 0, payload if kind == 6 else b""))
+                self._sock.sendall(_frame(kind, 1, 0, payload if kind == 6 else b""))
             if kind in (0, 1) and flags & 1:
                 if not self._data_bytes:  # only trailers: an error
                     raise SystemExit(f"refused: {payload!r}")
                 self._latencies.append(time.perf_counter() - self._sent)
-                self._send()
+                self.send()
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -201,17 +205,20 @@ def generate(port: int, path: str, bodies: Path, connections: int, seconds: floa
     else:
         requests = [request(path, line) for line in bodies.read_bytes().splitlines()]
     latencies: list[float] = []
-
-    async def drive() -> float:
-        loop = asyncio.get_running_loop()
-        start = time.perf_counter()
-        for i in range(connections):
-            client = kind(requests, i * len(requests) // connections, latencies)
-            await loop.create_connection(functools.partial(lambda same: same, client), "127.0.0.1", port)
-        await asyncio.sleep(seconds)
-        return time.perf_counter() - start
-
-    elapsed = uvloop.run(drive())
+    poll, clients = select.epoll(), {}
+    start = time.perf_counter()
+    for i in range(connections):
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        poll.register(sock, select.EPOLLIN)
+        clients[sock.fileno()] = sock, kind(sock, requests, i * len(requests) // connections, latencies)
+    while (elapsed := time.perf_counter() - start) < seconds:
+        for number, _ in poll.poll(0.1):
+            sock, client = clients[number]
+            data = sock.recv(1 << 16)
+            if not data:
+                raise SystemExit("the server closed a connection")
+            client.receive(data)
     p50, p99 = np.quantile(latencies, [0.5, 0.99]) * 1e6
     print(json.dumps({"requests": len(latencies), "us": elapsed * 1e6, "p50": p50, "p99": p99, "errors": 0}))
 
