@@ -6,6 +6,7 @@ environments of their own (benchmarks/peers.py) and are left out, with a message
 """
 
 import argparse
+import functools
 import itertools
 import json
 import socket
@@ -33,6 +34,7 @@ from load import Load, ask, grpc_requests, load, request, server
 from peers import device, environment
 from steersman.serve import tfserving_grpc, workers
 from steersman.serve.settings import Settings
+from swap import swap_p99_vs_steady
 
 SIZES, BODIES = (32, 128, 128, 16), 256
 GRPC = ("ours grpc", "grpcio")
@@ -283,7 +285,7 @@ def measure(folder: Path, rounds: int, seconds: float, connections: int, peers: 
         began = time.perf_counter()
         port, grpc_port, pid = stack.enter_context(ours(folder))
         ready_s = time.perf_counter() - began
-        rss_mb = psutil.Process(pid).memory_info().rss / 1e6
+        figures: dict[str, float] = {"ready_s": ready_s, "rss_mb": psutil.Process(pid).memory_info().rss / 1e6}
         running = {"ours": (port, pid), "ours binary": (port, pid), "ours grpc": (grpc_port, pid)}
         for name in ("fastapi", "grpcio"):
             command = (sys.executable, __file__, "--serve", name, "--folder", str(folder))
@@ -298,7 +300,10 @@ def measure(folder: Path, rounds: int, seconds: float, connections: int, peers: 
                 print(f"round {round_ + 1} {name}:", ", ".join(f"{k} {v:,.2f}" for k, v in result._asdict().items()))
                 if round_ >= 0:
                     seen.setdefault(name, []).append(result)
-    return report(seen, {"ready_s": ready_s, "rss_mb": rss_mb}, list(peers))
+        mine = running["ours"]
+        busy = functools.partial(load, mine, PATHS["ours"], folder / "ours", connections, seconds)
+        figures["swap_p99_vs_steady"], figures["swaps"] = swap_p99_vs_steady(folder / "models", mine[0], busy, rounds)
+    return report(seen, figures, list(peers))
 
 
 def report(seen: dict[str, list[Load]], figures: dict[str, float], peers: list[str]) -> dict[str, Any]:
