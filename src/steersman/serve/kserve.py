@@ -16,8 +16,9 @@ import numpy as np
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from steersman.core.errors import DataError, Error
-from steersman.core.signature import FREE, TEXT, Signature, Tensor
+from steersman.core.signature import DTYPES, FREE, TEXT, Signature, Tensor
 from steersman.serve import values
+from steersman.serve.values import ROUTES
 
 Array = np.ndarray
 PREFIX = "/v2"
@@ -39,6 +40,7 @@ DATATYPES = {
     **{f"{sign}int{bits}": f"{sign}int{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
     **{f"float{bits}": f"FP{bits}" for bits in (16, 32, 64)},
 }
+_LITTLE = {dtype: np.dtype(dtype).newbyteorder("<") for dtype in DTYPES}
 _to_json = msgspec.json.Encoder().encode
 _MOST = float(np.finfo(np.float32).max)
 _floats = {
@@ -99,6 +101,7 @@ class Question(Struct, frozen=True):
 _decode = msgspec.json.Decoder(_Body).decode
 
 
+@functools.lru_cache(ROUTES)
 def route(method: str, path: str) -> Call | None:
     """What a request line asks for; the path is still quoted. None: nothing that there is."""
     path = path.rstrip("/")
@@ -287,7 +290,7 @@ def from_raw(raw: memoryview | bytes, dtype: str, name: str) -> Array:
     """
     if dtype == TEXT:
         return _texts(bytes(raw), name)
-    kind = np.dtype(dtype).newbyteorder("<")
+    kind = _LITTLE[dtype]
     if len(raw) % kind.itemsize:
         raise DataError(f"input {name} has {len(raw)} bytes, which are no whole {kind.name}")
     if dtype == "bool":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from steersman.core.signature import FREE, TEXT, Signature, Tensor
 from steersman.serve import values
 from steersman.serve.judging import classes_of, values_of
 from steersman.serve.metrics import code_of
-from steersman.serve.values import is_bytes, jsonable, kind_of, shape_of, shown
+from steersman.serve.values import ROUTES, is_bytes, jsonable, kind_of, shape_of, shown
 
 Array = np.ndarray
 PREFIX = "/v1/models"
@@ -59,6 +60,7 @@ class Question(Struct, frozen=True):
 Reader = Callable[[bytes], Question]
 
 
+@functools.lru_cache(ROUTES)
 def route(method: str, path: str) -> Call:
     """What a request line asks for; the path is still quoted.
 

@@ -18,6 +18,9 @@ from steersman.core.signature import TEXT, Tensor
 Array = np.ndarray
 B64 = "b64"
 SHOWN = 256
+ROUTES = 256
+"""Paths of which a protocol keeps what they ask for: most requests ask for few, and a head is at most some kB."""
+
 NAMES = {"float32": "float", "float64": "double", "float16": "half", TEXT: "string"}
 _to_json = msgspec.json.Encoder().encode
 
