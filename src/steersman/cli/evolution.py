@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import sys
 from collections.abc import Callable
@@ -13,13 +12,11 @@ from typing import Any
 import msgspec
 
 from steersman import config, demo
+from steersman.cli.show import show
 from steersman.core.errors import ConfigError
 from steersman.flow import evolving, online
 from steersman.learn import evolution as es
 from steersman.worlds import poles
-
-Show = Callable[..., None]
-"""(options, noun, *lines): prints the noun as JSON, or the lines."""
 
 SOLVERS: dict[str, type[es.Solver]] = {
     "snes": es.SNES, "pgpe": es.PGPE, "openai": es.OpenES, "sep-cma": es.SepCMA, "cma": es.CMA, "ars": es.ARS
@@ -27,13 +24,13 @@ SOLVERS: dict[str, type[es.Solver]] = {
 STEPS: dict[str, type[es.SGD] | type[es.Adam] | type[es.ClipUp]] = {"sgd": es.SGD, "adam": es.Adam, "clipup": es.ClipUp}
 
 
-def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser, show: Show) -> None:
+def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -> None:
     """The actions of `steersman es` and their options."""
     actions = command.add_subparsers(required=True, metavar="ACTION")
 
     def action(name: str, run: Callable[..., int | None], text: str) -> argparse.ArgumentParser:
         made = actions.add_parser(name, help=text, description=text, parents=[shared])
-        made.set_defaults(action=functools.partial(run, show=show))
+        made.set_defaults(action=run)
         return made
 
     init = action("init", _init, "Store a version that can be perturbed, with its search beside it.")
@@ -70,7 +67,7 @@ def _solver_options(command: argparse.ArgumentParser, sigma: float) -> None:
     command.add_argument("--sigma", type=float, default=sigma, help="of the noise at first")
 
 
-def _init(options: argparse.Namespace, show: Show) -> None:
+def _init(options: argparse.Namespace) -> None:
     settings = es.Settings(_solver(options), noise=options.noise, sigma=options.sigma, max_age=options.max_age)
     made = online.init(
         config.load(options.project),
@@ -90,7 +87,7 @@ def _init(options: argparse.Namespace, show: Show) -> None:
     )
 
 
-def _update(options: argparse.Namespace, show: Show) -> None:
+def _update(options: argparse.Namespace) -> None:
     found = online.update(config.load(options.project), options.name)
     account = found.account
     show(
@@ -108,7 +105,7 @@ def _gain_line(gain: es.Gain) -> str:
     return f"expected  {gain.value:+.3g} \\[{gain.low:+.3g}, {gain.high:+.3g}] reward by {gain.pairs} pairs, flattered"
 
 
-def _replay(options: argparse.Namespace, show: Show) -> int:
+def _replay(options: argparse.Namespace) -> int:
     name, _, number = options.name.partition("@")
     if not number.isdecimal():
         raise ConfigError(f"{options.name} names no version", hint="for example timing@7")
@@ -117,7 +114,7 @@ def _replay(options: argparse.Namespace, show: Show) -> int:
     return 0 if same else 1
 
 
-def _run_live(options: argparse.Namespace, show: Show) -> None:
+def _run_live(options: argparse.Namespace) -> None:
     def tell(made: demo.Evolving) -> None:
         if not options.json:
             then = f"{made.updated}" if made.updated else made.refused
@@ -137,9 +134,9 @@ def _run_live(options: argparse.Namespace, show: Show) -> None:
     show(options, made, f"next    steersman es replay {options.name}@{made[-1].updated or made[-1].version}")
 
 
-def _run(options: argparse.Namespace, show: Show) -> None:
+def _run(options: argparse.Namespace) -> None:
     if options.name is not None:
-        _run_live(options, show)
+        _run_live(options)
         return
 
     def tell(made: evolving.Generation) -> None:

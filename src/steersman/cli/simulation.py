@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 from steersman import config, flow
+from steersman.cli.show import show
 from steersman.progress import bar
 from steersman.worlds.simulators import WORLDS
 
-Show = Callable[..., None]
-"""(options, noun, *lines): prints the noun as JSON, or the lines."""
 
-
-def options(command: argparse.ArgumentParser, show: Show) -> None:
+def options(command: argparse.ArgumentParser) -> None:
     """Its options, and what it does."""
     command.add_argument("name")
     command.add_argument("--world", choices=[*WORLDS], default="", help="default: of [problem.NAME.simulate]")
     command.add_argument("--seed", type=int, default=0)
-    command.set_defaults(action=lambda options: _simulate(options, show))
+    command.set_defaults(action=_simulate)
 
 
-def _simulate(options: argparse.Namespace, show: Show) -> None:
+def _simulate(options: argparse.Namespace) -> None:
     project = config.load(options.project)
     with bar(f"simulate {options.name}", quiet=options.json) as progress:
         found = flow.simulate(project, options.name, options.world, seed=options.seed, progress=progress)

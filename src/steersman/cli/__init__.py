@@ -1,0 +1,107 @@
+"""Commands over flow: the answer first, numbers with intervals and units, what to do next, a meaningful exit code."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from steersman import flow
+from steersman.cli import demos, evolution, learning, serving, simulation
+from steersman.cli import options as of
+from steersman.cli.show import err, plain, print_json
+from steersman.core.errors import DiskError, Error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except Error as error:
+        return _refused(options, error)
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _refused(options, DiskError(f"{where}{error.strerror or error}", hint="is the disk full, or not ours?"))
+    except KeyboardInterrupt:
+        err.print("interrupted; what was acknowledged is on the disk")
+        return 128 + signal.SIGINT
+
+
+def _refused(options: argparse.Namespace, error: Error) -> int:
+    if options.json:
+        print_json({"error": error.message, "hint": error.hint, "field": error.field})
+    else:
+        err.print(f"[bold red]error[/]  {plain(error.message)}")
+        if error.hint:
+            err.print(f"[bold]hint[/]   {plain(error.hint)}")
+    return error.exit_code
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    shared = of.shared_options(Path(), False)
+    root = argparse.ArgumentParser(prog="steersman", description="A product learns to decide better from its own log.")
+    root.set_defaults(json=False)
+    root.add_argument("--version", action="version", version=f"steersman {flow.code_version()}")
+    verbs = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        command = verbs.add_parser(name, help=text, description=text, parents=[shared])
+        command.set_defaults(run=run)
+        return command
+
+    init = verb("init", serving.init, "Write a commented steersman.toml that runs, and version 1: the uniform policy.")
+    init.add_argument("directory", type=Path, nargs="?", default=Path())
+    init.add_argument("--name", default="timing", help="of the first problem")
+    init.add_argument(
+        "--low", type=float, nargs="+", metavar="X", help="its actions are numbers: the low bound of each"
+    )
+    init.add_argument("--high", type=float, nargs="+", metavar="X", help="the high bounds of the same")
+    of.demo_options(verb("demo", demos.run, "Run a closed loop on a world whose truth is known."))
+    of.serve_options(
+        verb("serve", serving.serve, "Serve decisions over HTTP, each logged before it is answered, and predictions.")
+    )
+    of.key_options(verb("key", serving.key, "Make an API key, and the lines of steersman.toml that let it in."))
+    of.log_options(verb("log", _action, "Look at the log, compact it, or import another one."))
+    build = verb("build", learning.build, "Join and order the log into a Batch.")
+    build.add_argument("name")
+    build.add_argument("--since", type=of.instant, default=0, help="e.g. 2026-11-01 or 2026-11-01T12:00:00Z")
+    build.add_argument("--until", type=of.instant, help="first instant that is not in the window")
+    of.features_options(
+        verb("features", learning.show_features, "Show what every field of the last build became, and how it moved.")
+    )
+    of.train_options(verb("train", learning.train, "Fit a policy on the last build."))
+    simulation.options(verb("simulate", _action, "Fit a policy on its own decisions in a world."))
+    of.tune_options(
+        verb("tune", learning.tune, "Try settings of the learner, and say which do best on the validation units.")
+    )
+    of.evaluate_options(verb("evaluate", learning.evaluate, "Estimate a policy from the log alone, and ask the gates."))
+    both = verb("compare", learning.compare, "Put versions side by side, judged on the same decisions.")
+    both.add_argument("names", nargs="+", metavar="NAME[@VERSION]", help="two or more; alone: the last candidate")
+    both.add_argument("--seed", type=int, default=0)
+    of.report_option(both, "also as an HTML page with pictures (default: compare-NAME.html here)")
+    verb("export", learning.export, "Write the last candidate as ONNX, if it gives the same numbers.").add_argument(
+        "name"
+    )
+    publish = verb("publish", serving.publish, "Store the last candidate as the next version, if its gates passed.")
+    publish.add_argument("name")
+    publish.add_argument("--force", action="store_true", help="even if a gate failed; the version says so for ever")
+    publish.add_argument("--onnx", type=Path, metavar="FILE", help="a model that was not made here, to predict with")
+    verb("promote", serving.promote, "Make a version the champion; running servers swap to it.").add_argument(
+        "name", metavar="NAME[@VERSION]", help="alone: the challenger"
+    )
+    of.rollout_options(verb("rollout", serving.rollout, "Let a version decide for a share of the units."))
+    verb("rollback", serving.rollback, "Move the champion back to where it was before.").add_argument("name")
+    verb("replay", serving.replay, "Make a logged decision again and compare.").add_argument("decision")
+    verb("status", serving.status, "Where each problem stands.")
+    es = verb("es", _action, "Evolution strategies: learn from the rewards of perturbed policies.")
+    evolution.options(es, of.shared_options(argparse.SUPPRESS, argparse.SUPPRESS))
+    return root
+
+
+def _action(options: argparse.Namespace) -> None:
+    options.action(options)

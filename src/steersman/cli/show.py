@@ -1,0 +1,79 @@
+"""What a command prints: one JSON object, or lines for people."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import msgspec
+from rich.console import Console
+
+from steersman.core.report import Distribution, Estimate, Report
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of stdout."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def show(options: argparse.Namespace, value: Any, *lines: str) -> None:
+    if options.json:
+        print_json(value)
+    else:
+        for line in lines:
+            out.print(line)
+
+
+def split(name: str) -> tuple[str, str | None]:
+    problem, _, version = name.partition("@")
+    return problem, version or None
+
+
+def report_lines(report: Report) -> list[str]:
+    """A report for people: the headline first, then the other estimates, then one line a gate."""
+    rest = [estimate for estimate in report.estimates if estimate != report.headline]
+    lines = [
+        f"[bold]{estimate_line(report.headline)}[/]   baseline {report.baseline.value:.4g} "
+        f"\\[{report.baseline.low:.4g}, {report.baseline.high:.4g}]   {report.decisions:,} decisions",
+        estimate_line(report.lift),
+        *map(estimate_line, rest),
+    ]
+    colors = {"pass": "green", "fail": "red", "not identified": "yellow"}
+    for verdict in report.verdicts:
+        color = colors[verdict.status]
+        lines.append(f"[{color}]{verdict.status:<14}[/]  {verdict.gate:<14}  {plain(verdict.reason)}")
+    if report.estimated:
+        lines.append(
+            f"[yellow]estimated[/]       {report.estimated:,} propensities of the build were not logged but estimated: "
+            "no interval knows of their error"
+        )
+    lines += [f"not estimated   {verdict.gate:<14}  {plain(verdict.reason)}" for verdict in report.refused]
+    lines += [f"next            {plain(verdict.next)}" for verdict in report.verdicts if verdict.next]
+    return lines
+
+
+def distribution_lines(found: Distribution) -> list[str]:
+    """How the returns of episodes are spread, under the policy and in the log."""
+    lines = list(map(estimate_line, found.estimates))
+    return lines + [f"not estimated   {verdict.gate:<14}  {plain(verdict.reason)}" for verdict in found.refused]
+
+
+def estimate_line(estimate: Estimate) -> str:
+    """One estimate on one line.
+
+    >>> estimate_line(Estimate(estimator="dr", value=0.142, low=0.131, high=0.153, level=0.95, n=40, ess=9.8))
+    'dr              0.142 \\\\[0.131, 0.153] reward   n 40   ess 10'
+    """
+    return (
+        f"{estimate.estimator:<14}  {estimate.value:.4g} \\[{estimate.low:.4g}, {estimate.high:.4g}] "
+        f"{estimate.metric}   n {estimate.n:,}   ess {estimate.ess:,.0f}"
+    )
