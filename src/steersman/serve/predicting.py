@@ -16,7 +16,7 @@ from msgspec import Struct
 from steersman.core.errors import DataError, Error, NotFoundError, OverloadedError, did_you_mean
 from steersman.core.signature import Signature, checker
 from steersman.serve import warmup
-from steersman.serve.memory import give_back
+from steersman.serve.background import give_back
 from steersman.serve.probing import PROBES, Run, probe, same_rows
 
 Array = np.ndarray

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +11,7 @@ import msgspec
 
 from steersman.core.decision import Decision
 from steersman.core.errors import Error
+from steersman.serve.background import give_way
 from steersman.serve.decide import Request, probabilities_of
 from steersman.serve.live import MAX_TEXT
 from steersman.serve.versions import Loaded, decisions_of
@@ -92,9 +91,7 @@ class Shadow:
         return {**vars(self.counts), "error": self.error}
 
     def _run(self) -> None:
-        if sys.platform == "linux":
-            # A thread's own priority exists on Linux only; elsewhere the whole process would become slow.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        give_way()
         while offers := self._next():
             self._score(offers)
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from steersman.core.decision import Decision
 from steersman.core.errors import ConfigError, DataError, Error
 from steersman.core.version import Rollout
+from steersman.serve.background import give_back
 from steersman.serve.decide import Array, Request, reader, same_alone
 from steersman.serve.live import Counts, Live, error_parts
-from steersman.serve.memory import give_back
 from steersman.serve.perturbed import decide_by_copies
 
 Wanted = Mapping[str, int | Rollout]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from steersman.core.errors import ConfigError, ConflictError, MissingExtra
+from steersman.serve.background import give_way
 from steersman.serve.http import Server
 from steersman.serve.plane import Plane
 from steersman.serve.predicting import Models
@@ -203,9 +204,7 @@ class _Follower:
         self._look.set()
 
     def _follow(self, first: Callable[[], object]) -> None:
-        if sys.platform == "linux":
-            # A thread's own priority exists on Linux only; elsewhere the whole process would become slow.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        give_way()
         self._to_follow(False)
         first()
         while True:
