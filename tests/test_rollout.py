@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -18,12 +19,15 @@ from steersman import cli, demo, flow, log
 from steersman.core.errors import ConflictError, DataError, NotFoundError
 from steersman.core.policy import EpsilonGreedy
 from steersman.core.version import Rollout
+from steersman.flow import serving as serving_of
 from steersman.models.graph import Graph
 from steersman.models.onnx import compose
 from steersman.models.warehouse import CHAMPION, Warehouse
 from steersman.serve.decide import replay
+from steersman.serve.live import Counts
 from steersman.serve.plane import Live, Plane, time_ordered_id
 from steersman.serve.shadow import Shadow
+from steersman.serve.versions import Versions, decisions_of
 from test_plane import Answers, Turns
 
 
@@ -348,6 +352,23 @@ def test_a_server_follows_a_rollout_and_every_decision_replays(
     first = {d.unit: d.version for d in decisions if d.unit in {f"s-{i}-0" for i in range(8)}}
     assert all(number == (2 if rollout.takes(unit) else 1) for unit, number in first.items())
     assert all(found.identical for found in flow.replay_all(made, [decision.id for decision in decisions[::20]]))
+
+
+def test_what_waits_for_the_shadow_is_scored_and_written_before_the_server_ends(tmp_path: Path) -> None:
+    made = project(tmp_path)
+    live = load("shop", 2)
+    slow = dataclasses.replace(live, run=lambda *rows: (time.sleep(0.005), live.run(*rows))[1])
+    versions = Versions(lambda name, number: slow, now=now, counts=Counts(), candidates=10)
+    versions.swap("shop", 2)
+    loaded = versions.routes["shop"].champion
+    with serving_of._shadow(made) as dark:
+        for i in range(60):
+            request = loaded.read(ask(f"u{i}"), lambda i=i: f"d{i}")  # type: ignore[misc]
+            [decision], _ = decisions_of(loaded, [request], 0)
+            dark.offer([(loaded, request, decision)])
+        dark.offer([(loaded, request, decision)] * 100)
+    shadow, _ = logged(tmp_path / "log-shadow")
+    assert [decision.id for decision in shadow] == [*(f"d{i}" for i in range(60)), *["d59"] * 100]
 
 
 def _rollout_of(url: str) -> dict | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -49,7 +49,7 @@ def _serve(project: Project, settings: Settings, on_ready: Callable[[str, str], 
             if project.policies:
                 pen = log.Pen(project.log_directory, durability=project.log.durability, segment_bytes=segment_bytes)
                 record, flush = stack.enter_context(pen).append, pen.flush
-            shadow = stack.enter_context(contextlib.closing(_shadow(project, stack)))
+            shadow = stack.enter_context(_shadow(project))
             return workers.run(
                 _plane(project, graphs, record, shadow, settings),
                 settings,
@@ -85,14 +85,17 @@ class _Graphs:
         return version, graph
 
 
-def _shadow(project: Project, stack: contextlib.ExitStack) -> Shadow:
-    """The pen of the shadow's log begins with its first record: most servers never have one."""
+@contextlib.contextmanager
+def _shadow(project: Project) -> Iterator[Shadow]:
+    """The shadow, and its pen: that begins with the first record, most servers never have one, and ends after it."""
+    with contextlib.ExitStack() as pens:
 
-    @functools.cache
-    def pen() -> log.Pen:
-        return stack.enter_context(log.Pen(shadow_log(project), durability="buffered"))
+        @functools.cache
+        def pen() -> log.Pen:
+            return pens.enter_context(log.Pen(shadow_log(project), durability="buffered"))
 
-    return Shadow(lambda records, done: pen().append(records, done))
+        with contextlib.closing(Shadow(lambda records, done: pen().append(records, done))) as shadow:
+            yield shadow
 
 
 def _plane(project: Project, graphs: _Graphs, record: plane.Record, shadow: Shadow, settings: Settings) -> plane.Plane:
