@@ -8,6 +8,9 @@ settings.register_profile("steersman", deadline=None)
 settings.load_profile("steersman")
 
 
+collect_ignore = ["serving_client.py"]
+"""What another environment's Python runs."""
+
 SLOW_S = 1800
 """A slow test may take so long: statistics and learning bars on a machine that does something else too."""
 

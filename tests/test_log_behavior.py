@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from product import project as made_project
-from steersman import cli, flow, log
 from steersman import engine as engines
+from steersman import flow, log
+from steersman.cli import show
 from steersman.core.decision import Decision, One, Outcome, Problem
 from steersman.core.errors import DataError
 from steersman.engine import Engine
@@ -377,4 +378,4 @@ def test_a_report_on_estimated_propensities_says_so(tmp_path: Path) -> None:
     assert built.counts.estimated == 400
     report = flow.judge(made, "greeting", "1")
     assert report.estimated == 400
-    assert any("400 propensities" in line for line in cli.report_lines(report))
+    assert any("400 propensities" in line for line in show.report_lines(report))
