@@ -9,7 +9,7 @@ import pytest
 
 from steersman import engine
 from steersman.core.errors import DataError, NotFoundError
-from steersman.engine.matrix import matrix
+from steersman.engine.matrix import matrix, streamed
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +53,29 @@ def test_what_is_no_matrix_is_refused_by_name(files, tmp_path):
     (tmp_path / "text.parquet").write_text("not Parquet")
     with pytest.raises(DataError, match=r"text\.parquet is not Parquet"):
         matrix([tmp_path / "text.parquet"], ["whole"])
+
+
+@pytest.mark.parametrize("window", [1, 200_000, 10_000_000])
+def test_an_epoch_has_every_row_once_whole_and_in_an_order_of_its_seed(files, window):
+    columns = ["whole", "third"]
+    first, again, other = (list(streamed(files, columns, 1000, seed=seed, window=window)) for seed in (0, 0, 1))
+    assert [len(some) for some in first] == [1000] * 450
+    rows = np.concatenate(first)
+    assert sorted(rows[:, 0].tolist()) == list(range(450_000))
+    np.testing.assert_array_equal(rows[np.argsort(rows[:, 0])], matrix(files, columns))
+    np.testing.assert_array_equal(rows, np.concatenate(again))  # NaN is NaN here
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_what_is_shuffled_together_is_a_window_and_all_places_in_it_are_as_likely(files):
+    rows = np.concatenate(list(streamed(files, ["whole"], 1000, seed=3, window=10_000_000)))[:, 0]
+    place = np.arange(len(rows))
+    assert abs(np.corrcoef(rows, place)[0, 1]) < 0.01
+    assert abs(np.corrcoef(rows[1:], rows[:-1])[0, 1]) < 0.01
+
+
+def test_the_last_minibatch_has_what_is_left(files):
+    assert [len(some) for some in streamed(files, ["whole"], 400_000, seed=0, window=1)] == [400_000, 50_000]
+    for wrong in ({"size": 0}, {"window": 0}):
+        with pytest.raises(DataError, match="must be at least 1"):
+            streamed(files, ["whole"], **{"size": 10, **wrong}, seed=0)

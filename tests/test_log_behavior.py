@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from product import project as made_project
+from steersman import cli, flow, log
 from steersman import engine as engines
-from steersman import flow, log
 from steersman.cli import show
 from steersman.core.decision import Decision, One, Outcome, Problem
 from steersman.core.errors import DataError

@@ -5,8 +5,9 @@ By PyArrow, which asks half the processor time of DuckDB's for this. Row groups 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,36 +33,126 @@ def matrix(files: Sequence[str | Path], columns: Sequence[str], *, threads: int 
         DataError: there are no files or columns, a file is not Parquet, or a column is not there or no number.
         MissingExtra: PyArrow is not installed.
     """
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingExtra("pyarrow", "learn") from None
-    if not files or not columns:
-        raise DataError(f"no {'columns' if files else 'files'} to read", hint="name at least one")
-    opened = [_open(pq, path, columns) for path in files]
-    groups = [(place, group) for place, file in enumerate(opened) for group in range(file.num_row_groups)]
-    rows = [opened[place].metadata.row_group(group).num_rows for place, group in groups]
-    starts = np.concatenate([[0], np.cumsum(rows)]).astype(int)
+    read = _Read.of(files, columns)
+    starts = np.concatenate([[0], np.cumsum(read.rows)]).astype(int)
     out = np.empty((int(starts[-1]), len(columns)), np.float32)
-
-    def fill(turn: int) -> None:
-        place, group = groups[turn]
-        with pq.ParquetFile(files[place]) as file:  # one for each: a reader is not for several threads
-            table = file.read_row_group(group, columns=list(columns), use_threads=False)
-        found = [table.column(name).to_numpy() for name in columns]
-        part = out[starts[turn] : starts[turn + 1]]
-        with np.errstate(over="ignore"):  # beyond float32 is infinite
-            for start in range(0, len(part), BLOCK):
-                for j, column in enumerate(found):
-                    part[start : start + BLOCK, j] = column[start : start + BLOCK]
-
-    try:
-        with ThreadPoolExecutor(max(threads, 1)) as pool:
-            list(pool.map(fill, range(len(groups))))
-    finally:
-        for file in opened:
-            file.close()
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        for done in [pool.submit(read.into, out[start:], turn) for turn, start in enumerate(starts[:-1])]:
+            done.result()
     return out
+
+
+def streamed(
+    files: Sequence[str | Path],
+    columns: Sequence[str],
+    size: int,
+    *,
+    seed: int,
+    window: int = 2**20,
+    threads: int = 3,
+) -> Iterator[Array]:
+    """One epoch of `matrix` in random order without ever holding it: minibatches while the next rows are read.
+
+    Row groups come in random order, and the rows of as many as fill a window are shuffled together. Rows that fill no
+    minibatch stay for the next window. Two windows are in memory.
+
+    Args:
+        size: rows of a minibatch, at least 1; the last has what is left.
+        seed: decides the order, with the files.
+        window: rows that are shuffled together, at least: whole row groups.
+        threads: that read; one more than there are processors keeps these busy while another waits.
+    Returns:
+        copies [size, F] f32.
+    Raises:
+        as `matrix`; DataError: size or window is below 1.
+    """
+    for name, value in (("size", size), ("window", window)):
+        if value < 1:
+            raise DataError(f"{name} is {value}, must be at least 1", field=name)
+    read = _Read.of(files, columns)
+    draws = np.random.default_rng(seed)
+    windows: list[list[int]] = [[]]
+    for group in draws.permutation(len(read.rows)).tolist():
+        if sum(read.rows[one] for one in windows[-1]) >= window:
+            windows.append([])
+        windows[-1].append(group)
+    return _shuffled(read, windows, size, draws, threads)
+
+
+def _shuffled(
+    read: _Read, windows: list[list[int]], size: int, draws: np.random.Generator, threads: int
+) -> Iterator[Array]:
+    """The minibatches of one window after the other; the next one is read meanwhile."""
+    most = max(sum(read.rows[group] for group in window) for window in windows)
+    buffers = [np.empty((size + most, len(read.columns)), np.float32) for _ in windows[:2]]
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+
+        def begin(turn: int) -> tuple[list[Future[None]], int]:
+            """Read a window behind the room for what is kept of the one before."""
+            started, at = [], size
+            for group in windows[turn]:
+                started.append(pool.submit(read.into, buffers[turn % 2][at:], group))
+                at += read.rows[group]
+            return started, at
+
+        coming, kept = begin(0), np.empty((0, len(read.columns)), np.float32)
+        for turn in range(len(windows)):
+            started, end = coming
+            for done in started:
+                done.result()
+            buffer, last = buffers[turn % 2], turn + 1 == len(windows)
+            if not last:
+                coming = begin(turn + 1)
+            start = size - len(kept)
+            buffer[start:size] = kept
+            order = start + draws.permutation(end - start)
+            whole = len(order) if last else len(order) // size * size
+            for at in range(0, whole, size):
+                yield buffer.take(order[at : min(at + size, whole)], axis=0)
+            kept = buffer.take(order[whole:], axis=0)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Row groups of files, all of whose columns are numbers.
+
+    Attributes:
+        groups: file and row group of it.
+        rows: of each.
+    """
+
+    columns: list[str]
+    groups: list[tuple[str | Path, int]]
+    rows: list[int]
+
+    @classmethod
+    def of(cls, files: Sequence[str | Path], columns: Sequence[str]) -> _Read:
+        try:
+            import pyarrow.parquet as pq
+        except ImportError:
+            raise MissingExtra("pyarrow", "learn") from None
+        if not files or not columns:
+            raise DataError(f"no {'columns' if files else 'files'} to read", hint="name at least one")
+        groups, rows = [], []
+        for path in files:
+            with _open(pq, path, columns) as file:
+                groups += [(path, group) for group in range(file.num_row_groups)]
+                rows += [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        return cls(list(columns), groups, rows)
+
+    def into(self, out: Array, turn: int) -> None:
+        """The first rows of `out` [M, F] become those of a group."""
+        import pyarrow.parquet as pq
+
+        path, group = self.groups[turn]
+        with pq.ParquetFile(path) as file:  # one for each: a reader is not for several threads
+            table = file.read_row_group(group, columns=self.columns, use_threads=False)
+        found = [table.column(name).to_numpy() for name in self.columns]
+        with np.errstate(over="ignore"):  # beyond float32 is infinite
+            for start in range(0, self.rows[turn], BLOCK):
+                stop = min(start + BLOCK, self.rows[turn])
+                for j, column in enumerate(found):
+                    out[start:stop, j] = column[start:stop]
 
 
 def _open(pq: Any, path: str | Path, columns: Sequence[str]) -> Any:
