@@ -201,12 +201,14 @@ def ours(folder: Path) -> Iterator[tuple[int, int, int]]:
     command += ["--grpc-port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        said = json.loads(process.stdout.readline())
-        port, grpc_port = (int(said[name].rpartition(":")[2]) for name in ("url", "grpc"))
-        yield port, grpc_port, process.pid
-        process.terminate()
-        if process.wait(30):
-            raise SystemExit(f"our server ended with {process.returncode}")
+        try:
+            said = json.loads(process.stdout.readline())
+            port, grpc_port = (int(said[name].rpartition(":")[2]) for name in ("url", "grpc"))
+            yield port, grpc_port, process.pid
+        finally:
+            process.terminate()
+            if process.wait(30):
+                raise SystemExit(f"our server ended with {process.returncode}")
 
 
 @contextmanager
@@ -225,17 +227,21 @@ def peer(name: str, python: Path, folder: Path) -> Iterator[tuple[int, int]]:
                     ask(port, PATHS[name], question)
                     break
                 except OSError:
+                    if process.poll() is not None:
+                        raise unanswered(name, folder) from None
                     time.sleep(0.5)
-                if process.poll() is not None:
-                    break
             else:
-                raise SystemExit(f"{name} does not answer: {(folder / f'{name}.log').read_text()[-2000:]}")
+                raise unanswered(name, folder)
             yield port, process.pid
         finally:
             tree = [*psutil.Process(process.pid).children(recursive=True), process] if process.poll() is None else []
             for one in tree:
                 one.terminate()
             process.wait(30)
+
+
+def unanswered(name: str, folder: Path) -> SystemExit:
+    return SystemExit(f"{name} does not answer: {(folder / f'{name}.log').read_text()[-2000:]}")
 
 
 # -- the measurements ---------------------------------------------------------------------------------------------
@@ -250,13 +256,13 @@ def check(name: str, port: int, folder: Path) -> None:
     """Every answer must be onnxruntime's."""
     session = onnxruntime.InferenceSession(str(folder / "mlp.onnx"), providers=["CPUExecutionProvider"])
     [expected] = session.run(None, {"x": rows()})
-    lines = [] if bodies_of(folder, name).suffix else (folder / name).read_bytes().splitlines()
-    for line, y in zip(lines, expected, strict=False):
-        np.testing.assert_allclose(predictions(name, port, line), [y], atol=1e-6)
     if name in GRPC or name == "ours binary":
         for row, y in zip(rows(), expected, strict=True):
             found = predict_grpc(port, row) if name in GRPC else infer_binary(port, row)
             np.testing.assert_allclose(found, y, atol=1e-6)
+        return
+    for line, y in zip((folder / name).read_bytes().splitlines(), expected, strict=True):
+        np.testing.assert_allclose(predictions(name, port, line), [y], atol=1e-6)
 
 
 def predict_grpc(port: int, row: np.ndarray) -> list[float]:
