@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 import onnx
 import onnxruntime
-import psutil  # type: ignore[import-untyped]
+import psutil
 import uvloop
 from onnx import TensorProto, helper, numpy_helper
 

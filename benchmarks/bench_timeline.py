@@ -27,7 +27,7 @@ from typing import NamedTuple
 import duckdb
 import msgspec
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 import timeline_peers as peers
 from steersman import engine as engines

@@ -14,7 +14,7 @@ import torch
 os.environ["D3RLPY_LOG_LEVEL"] = "ERROR"
 told, sys.stdout = sys.stdout, sys.stderr  # what the library prints must not be taken for an answer
 
-import d3rlpy  # type: ignore[import-not-found]  # noqa: E402
+import d3rlpy  # noqa: E402
 
 HIDDEN = [256, 256]
 DISCRETE = {"dqn": "DQNConfig", "double-dqn": "DoubleDQNConfig", "cql": "DiscreteCQLConfig"}

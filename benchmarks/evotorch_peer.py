@@ -12,14 +12,14 @@ import torch
 
 told, sys.stdout = sys.stdout, sys.stderr  # what the libraries print must not be taken for an answer
 
-import evotorch  # type: ignore[import-not-found]  # noqa: E402
+import evotorch  # noqa: E402
 import gymnasium as gym  # noqa: E402
-from evotorch.algorithms import PGPE  # type: ignore[import-not-found]  # noqa: E402
-from evotorch.distributions import (  # type: ignore[import-not-found]  # noqa: E402
+from evotorch.algorithms import PGPE  # noqa: E402
+from evotorch.distributions import (  # noqa: E402
     ExpSeparableGaussian,
     SymmetricSeparableGaussian,
 )
-from evotorch.optimizers import ClipUp  # type: ignore[import-not-found]  # noqa: E402
+from evotorch.optimizers import ClipUp  # noqa: E402
 
 
 def tensor(values: Any) -> torch.Tensor:
@@ -48,7 +48,7 @@ def distribution(kind: str, asked: dict[str, Any]) -> dict[str, list[float]]:
 
 def cma(kind: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Mean, scale and covariance of cmaes after each batch."""
-    import cmaes  # type: ignore[import-not-found]
+    import cmaes
 
     make = cmaes.CMA if kind == "cma" else cmaes.SepCMA
     search = make(np.array(asked["mean"]), asked["sigma"], population_size=len(asked["batches"][0]["reward"]))
@@ -95,7 +95,7 @@ def ask_tell(asked: dict[str, Any]) -> dict[str, float]:
 
 def pycma(asked: dict[str, Any]) -> dict[str, float]:
     """CPU seconds of asking and of telling a batch with a diagonal covariance."""
-    import cma as library  # type: ignore[import-not-found]
+    import cma as library
 
     options = {"popsize": asked["population"], "CMA_diagonal": True, "verbose": -9, "seed": 1}
     search = library.CMAEvolutionStrategy(np.zeros(asked["size"]), 0.1, options)

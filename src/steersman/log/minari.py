@@ -212,7 +212,7 @@ def _shape(n: int | tuple[int, ...]) -> tuple[int, ...]:
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     try:
-        import h5py  # type: ignore[import-untyped]
+        import h5py
     except ImportError:
         raise MissingExtra("h5py", "import") from None
     try:
