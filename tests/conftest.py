@@ -1,7 +1,14 @@
 """Settings for all tests."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
+
+from steersman import engine as engines
+from steersman import log
+from steersman.engine import Engine
 
 # A shared machine stalls: how long one example takes says nothing about the code.
 settings.register_profile("steersman", deadline=None)
@@ -20,3 +27,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_S))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """DuckDB on one thread."""
+    opened = engines.open("duckdb", threads=1)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def pen(tmp_path: Path) -> Iterator[log.Pen]:
+    """Of an empty log."""
+    with log.Pen(tmp_path / "log", durability="buffered") as opened:
+        yield opened

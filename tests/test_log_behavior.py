@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 
 from product import project as made_project
 from steersman import cli, flow, log
-from steersman import engine as engines
 from steersman.cli import show
 from steersman.core.decision import Decision, One, Outcome, Problem
 from steersman.core.errors import DataError
@@ -26,13 +24,6 @@ NAMES = ("a", "b", "c")
 SHOPS = ("north", "south")
 WEIGHTS = np.array([[0.3, 1.0, -0.5, 0.8], [0.0, -0.7, 0.6, -0.4], [-0.2, 0.0, 0.0, 0.0]])
 """[actions, (1, x, y, north)] of the policy that decides below."""
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    opened = engines.open("duckdb", threads=1)
-    yield opened
-    opened.close()
 
 
 def softmax(utility: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from steersman import engine as engines
 from steersman import log
 from steersman.core.decision import Candidate, Decision, One, Outcome, Problem
 from steersman.core.errors import ConflictError, DataError, NotFoundError
@@ -74,13 +73,6 @@ def record(noun: Noun) -> tuple[bytes, bytes]:
     if isinstance(noun, bytes):
         return log.DECISION, noun
     return log.DECISION if isinstance(noun, Decision) else log.OUTCOME, msgspec.json.encode(noun)
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    opened = engines.open("duckdb", threads=1)
-    yield opened
-    opened.close()
 
 
 def rows(directory: Path, engine: Engine, kind: str = "decisions", name: str = "ctr") -> list[dict[str, Any]]:

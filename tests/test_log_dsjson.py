@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,6 @@ from steersman.log.foreign import Job
 ENGINE = engines.open("duckdb", threads=1)
 
 AT = 1_627_552_800_999_000  # 2021-07-29 10:00:00.999 UTC
-
-
-@pytest.fixture
-def pen(tmp_path: Path) -> Iterator[log.Pen]:
-    with log.Pen(tmp_path / "log", durability="buffered") as opened:
-        yield opened
 
 
 def problem(**changes: Any) -> Problem:

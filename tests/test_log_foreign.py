@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from foreign_logs import nouns, problem, rejected, run
-from steersman import engine as engines
 from steersman import log
 from steersman.core.decision import Candidate, Decision, One, Outcome
 from steersman.core.errors import ConfigError, DataError
 from steersman.engine import Engine
 from steersman.log import horizon
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    opened = engines.open("duckdb", threads=1)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def pen(tmp_path: Path) -> Iterator[log.Pen]:
-    with log.Pen(tmp_path / "log", durability="buffered") as opened:
-        yield opened
-
 
 MIDNIGHT = 1_546_300_800_000_000  # 2019-01-01 00:00:00 UTC
 SECOND = 1_000_000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,6 @@ ENGINE = engines.open("duckdb", threads=1)
 
 MIDNIGHT = 1_546_300_800_000_000  # 2019-01-01 00:00:00 UTC
 DAY = 86_400_000_000
-
-
-@pytest.fixture
-def pen(tmp_path: Path) -> Iterator[log.Pen]:
-    with log.Pen(tmp_path / "log", durability="buffered") as opened:
-        yield opened
 
 
 def problem(**changes: Any) -> Problem:

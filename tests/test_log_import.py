@@ -32,13 +32,6 @@ def engine() -> Iterator[Engine]:
     opened.close()
 
 
-@pytest.fixture
-def pen(tmp_path: Path) -> Iterator[log.Pen]:
-    opened = log.Pen(tmp_path / "log", durability="buffered")
-    yield opened
-    opened.close()
-
-
 def problem(**changes: Any) -> Problem:
     values: dict[str, Any] = {"name": "ctr", "actions": One(names=("0", "1", "2")), "reward": "click", "wait_s": 0.0}
     return Problem(**values | changes)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steersman import engine as engines
 from steersman import log
 from steersman.core.decision import Candidate, Decision, Outcome
 from steersman.engine import Engine
@@ -20,13 +17,6 @@ from steersman.log.pen import fresh_name
 DAY = 86_400_000_000
 ALWAYS = (0, 1 << 62)
 MARKS = {"deferred", "estimated", "activates"}
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    opened = engines.open("duckdb", threads=1)
-    yield opened
-    opened.close()
 
 
 def decision(id: str, **changes: Any) -> Decision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,24 +17,9 @@ import pytest
 from foreign_logs import nouns, problem, rejected, run
 from product import project as made_project
 from steersman import cli, flow, log
-from steersman import engine as engines
 from steersman.core.decision import Candidate, Decision, Numbers, One, Outcome, Problem
 from steersman.core.errors import DataError, MissingExtra
 from steersman.engine import Engine
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    opened = engines.open("duckdb", threads=1)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def pen(tmp_path: Path) -> Iterator[log.Pen]:
-    with log.Pen(tmp_path / "log", durability="buffered") as opened:
-        yield opened
-
 
 SECOND = 1_000_000
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 
 from foreign_logs import nouns, problem, rejected, run
-from steersman import engine as engines
 from steersman import log
 from steersman.core.decision import Decision, Numbers
 from steersman.core.errors import DataError
@@ -21,19 +19,6 @@ from steersman.engine import Engine
 
 BOX = Numbers(low=(-1.0, 0.0), high=(3.0, 0.1))
 ONE = Numbers(low=(-1.0,), high=(3.0,))
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    opened = engines.open("duckdb", threads=1)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def pen(tmp_path: Path) -> Iterator[log.Pen]:
-    with log.Pen(tmp_path / "log", durability="buffered") as opened:
-        yield opened
 
 
 def mapping(**changes: Any) -> log.Mapping:
