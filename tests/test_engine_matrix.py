@@ -76,6 +76,6 @@ def test_what_is_shuffled_together_is_a_window_and_all_places_in_it_are_as_likel
 
 def test_the_last_minibatch_has_what_is_left(files):
     assert [len(some) for some in streamed(files, ["whole"], 400_000, seed=0, window=1)] == [400_000, 50_000]
-    for wrong in ({"size": 0}, {"window": 0}):
-        with pytest.raises(DataError, match="must be at least 1"):
-            streamed(files, ["whole"], **{"size": 10, **wrong}, seed=0)
+    for wrong, least in (({"size": 0}, 1), ({"window": 0}, 1), ({"seed": -1}, 0)):
+        with pytest.raises(DataError, match=f"must be at least {least}"):
+            streamed(files, ["whole"], **{"size": 10, "seed": 0, **wrong})

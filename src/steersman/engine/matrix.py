@@ -1,6 +1,7 @@
-"""Columns of Parquet files as one matrix: what learns from numbers without a build reads them by.
+"""Columns of Parquet files as one matrix, or as shuffled minibatches: for a training loop outside the learners.
 
-By PyArrow, which asks half the processor time of DuckDB's for this. Row groups are read side by side.
+The learners draw from a build and use neither. By PyArrow, which asks half the processor time of DuckDB's for this. Row
+groups are read side by side.
 """
 
 from __future__ import annotations
@@ -58,17 +59,17 @@ def streamed(
 
     Args:
         size: rows of a minibatch, at least 1; the last has what is left.
-        seed: decides the order, with the files.
+        seed: decides the order, with the files; 0 or more.
         window: rows that are shuffled together, at least: whole row groups.
         threads: that read; one more than there are processors keeps these busy while another waits.
     Returns:
         copies [size, F] f32.
     Raises:
-        as `matrix`; DataError: size or window is below 1.
+        as `matrix`; DataError: size or window is below 1, or the seed below 0.
     """
-    for name, value in (("size", size), ("window", window)):
-        if value < 1:
-            raise DataError(f"{name} is {value}, must be at least 1", field=name)
+    for name, value, least in (("size", size, 1), ("window", window, 1), ("seed", seed, 0)):
+        if value < least:
+            raise DataError(f"{name} is {value}, must be at least {least}", field=name)
     read = _Read.of(files, columns)
     draws = np.random.default_rng(seed)
     windows: list[list[int]] = [[]]
