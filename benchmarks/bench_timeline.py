@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -30,6 +29,7 @@ import numpy as np
 import psutil
 
 import timeline_peers as peers
+from peers import device
 from steersman import engine as engines
 from steersman import timeline
 from steersman.core.decision import One, Problem
@@ -444,13 +444,9 @@ def middle(runs: list[Run], figure: str) -> float:
     return statistics.median(getattr(run, figure) for run in runs)
 
 
-def device() -> str:
-    """Processor, cores and system, in words."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{CORES} of {os.cpu_count()} cores {model}, {memory:.0f} GiB, {platform.system()} {platform.release()}"
+def machine() -> str:
+    """Of how many cores, and the memory."""
+    return f"{CORES} of {device()}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 def main() -> int:
@@ -476,7 +472,7 @@ def main() -> int:
     cache.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="bench-timeline-") as folder:
         result = measure(Path(folder), asked.rows, spark=not asked.skip_spark)
-        print(json.dumps(result | {"device": device()}))
+        print(json.dumps(result | {"device": machine()}))
     return 0
 
 
