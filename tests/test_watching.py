@@ -13,9 +13,10 @@ import pytest
 
 from bandit_project import TOML, offers
 from steersman import cli, config, flow, timeline
-from steersman.core.errors import MissingExtra
+from steersman.core.errors import GateError, MissingExtra
 from steersman.core.report import Learned, Report
 from steersman.flow import watching
+from steersman.models.warehouse import Warehouse
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -114,6 +115,29 @@ def test_a_version_is_stored_with_the_page_of_its_report(shop: config.Project, c
     path = Path(out.split("wrote")[1].split()[0])
     assert path.parent == shop.root / "builds" / "offer"
     assert f"offer@{version.number}" in path.read_text()
+
+
+def test_a_version_whose_gates_fail_or_that_nobody_judged_is_published_by_force_alone_and_says_so(shop) -> None:
+    offer = shop.policies["offer"]
+    barred = msgspec.structs.replace(offer, gates=msgspec.structs.replace(offer.gates, margin=9.0))
+    strict = msgspec.structs.replace(shop, policies={"offer": barred})
+    warehouse = Warehouse(shop.warehouse_url)
+    flow.train(shop, "offer", seed=5)
+    flow.export(shop, "offer")
+    before = warehouse.numbers("offer")
+    with pytest.raises(GateError, match="nobody judged it"):
+        flow.publish(shop, "offer")
+    flow.judge(strict, "offer")
+    with pytest.raises(GateError, match="lower bound") as refused:
+        flow.publish(shop, "offer")
+    assert "--force" in refused.value.hint
+    assert warehouse.numbers("offer") == before
+    number = flow.publish(shop, "offer", force=True).number
+    stored, _ = warehouse.read("offer", number)
+    assert stored.forced
+    assert {v.gate for v in stored.report.verdicts if v.status == "fail"} == {"lower bound"}
+    flow.judge(shop, "offer")
+    assert not flow.publish(shop, "offer", force=True).forced  # nothing had to be forced
 
 
 def test_looking_changes_nothing_of_what_is_learned(shop: config.Project, tmp_path: Path) -> None:
