@@ -61,6 +61,8 @@ CALLS: list[tuple[str, str, Any, str]] = [
     ("POST", "/v1/outcome", {"decision": "d"}, "decide"),
     ("POST", "/personalizer/v1.0/rank", {"actions": [{"id": "a"}]}, "decide"),
     ("POST", "/v2/repository/models/half/unload", {}, "admin"),
+    ("POST", "/v2/repository/models/half/unload/", {}, "admin"),
+    ("POST", "/v2/repository/models/half/load//", {}, "admin"),
     ("POST", "/models", {"model_name": "half"}, "admin"),
     ("DELETE", "/models/half", None, "admin"),
     ("GET", "/v1/status", None, "any"),

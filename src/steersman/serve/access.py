@@ -53,7 +53,7 @@ class ForbiddenError(Error):
 def role_of(method: str, path: str) -> Role | None:
     """The role that a call needs; None: any key does, as for the status."""
     lower = path.lower()
-    if method != "GET" and _ADMIN.fullmatch(path):
+    if method != "GET" and _ADMIN.fullmatch(path.rstrip("/")):  # as the routes read it
         return "admin"
     if lower.startswith(_DECIDES):
         return "decide"
