@@ -234,6 +234,11 @@ BAD = {
     "negative length": (400, request(length=-1)),
     "length in words": (400, request(length="many")),
     "endless length": (400, request(length="9" * 40)),
+    "zeros before a length over the limit": (413, request(length="0" * 5000 + "9" * 15)),
+    "trailer without end": (
+        431,
+        b"POST /v1/decide/shop HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"x" * 200_000,
+    ),
     "folded header": (400, b"GET /v1/live HTTP/1.1\r\nHost: x\r\n y\r\n\r\n"),
     "space before the colon": (400, b"GET /v1/live HTTP/1.1\r\nHost : x\r\n\r\n"),
     "bare line feeds": (400, b"GET /v1/live HTTP/1.1\nHost: x\n\n"),

@@ -150,7 +150,7 @@ class Connection(asyncio.Protocol):
     def _start_message(self) -> None:
         self._url = b""
         self._head_bytes = 0
-        self._unparsed_head_bytes = 0
+        self._unparsed_bytes = 0
         self._body_bytes = 0
         self._parts: list[bytes] = []
         self._expects = b""
@@ -219,10 +219,11 @@ class Connection(asyncio.Protocol):
                 hint = "speak HTTP/1.1 as in RFC 9112"
                 self._refuse(HttpError(HTTPStatus.BAD_REQUEST, f"not HTTP: {error}", hint=hint))
             return False
-        if self._receiving and not self._in_body and not self._done:
-            # The bytes before the head may be another request's, hence twice the limit.
-            self._unparsed_head_bytes += len(data)
-            if self._unparsed_head_bytes > 2 * self._settings.max_head_bytes:
+        if self._receiving and not self._done:
+            # The bytes before the head may be another request's, hence twice the limit. What brings nothing of the
+            # body, as an endless trailer, is head.
+            self._unparsed_bytes += len(data)
+            if self._unparsed_bytes > 2 * self._settings.max_head_bytes:
                 self._refuse_head()
         return not self._done
 
@@ -256,8 +257,8 @@ class Connection(asyncio.Protocol):
             return
         match name:
             case b"content-length":
-                # The parser let only digits pass, and refused a second one.
-                self._body_bytes = int(value)
+                # The parser let only digits pass, and refused a second one and all over 64 bits, but for zeros before.
+                self._body_bytes = int(value.strip().lstrip(b"0") or b"0")
             case b"expect":
                 self._expects = value.lower()
             case b"content-encoding":
@@ -293,6 +294,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, part: bytes) -> None:
         if self._done:
             return
+        self._unparsed_bytes = 0
         self._body_bytes += len(part)
         if self._body_bytes > self._settings.max_body_bytes:
             self._parts.clear()
