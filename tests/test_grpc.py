@@ -125,6 +125,16 @@ def test_bytes_that_are_no_message_are_invalid_and_methods_that_are_not_there_un
     assert (code, "larger" in details) == (Code.RESOURCE_EXHAUSTED, True)
 
 
+def test_a_shape_that_no_array_has_is_invalid(channel: grpc.Channel) -> None:
+    request = tfserving_grpc.PredictRequest()
+    request.model_spec.name = "mlp"
+    tfserving_grpc.to_proto(np.ones((1,) * 4, np.float32), "float32", request.inputs["x"])
+    for _ in range(66):
+        request.inputs["x"].tensor_shape.dim.add(size=1)
+    code, details = code_of(channel, PREDICT, request.SerializeToString())
+    assert (code, "70 axes" in details) == (Code.INVALID_ARGUMENT, True)
+
+
 def mutated(whole: bytes, random: np.random.Generator) -> bytes:
     body = bytearray(whole)
     for _ in range(random.integers(1, 4)):

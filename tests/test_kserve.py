@@ -106,6 +106,11 @@ BAD = {
     "another type": ({"inputs": [{**X, "datatype": "INT64", "data": [1, 2]}]}, "the model expects FP32"),
     "a type that is none": ({"inputs": [{**X, "datatype": "FLOAT", "data": [1, 2]}]}, "the model expects FP32"),
     "a negative shape": ({"inputs": [{**X, "shape": [-2], "data": [1, 2]}]}, "negative"),
+    "over 64 axes": ({"inputs": [{**X, "shape": [1] * 70, "data": [1]}]}, "70 axes"),
+    "over 64 lists": ({"inputs": [{**X, "shape": [1], "data": json.loads("[" * 70 + "1" + "]" * 70)}]}, "70 axes"),
+    "a size that no memory has": ({"inputs": [{**X, "shape": [0, 2**70], "data": []}]}, "2 axes"),
+    "half of a letter": (b'{"id": "\\ud800", "inputs": []}', "surrogate"),
+    "half of a letter in a type": ({"inputs": [{**X, "datatype": "\ud800", "data": [1, 2]}]}, "surrogate"),
     "shared memory": ({"inputs": [{**X, "parameters": {"shared_memory_region": "r"}}]}, "shared memory"),
     "binary without a tail": ({"inputs": [{**X, "parameters": {"binary_data_size": 8}}]}, "0 values"),
     "a binary size in words": ({"inputs": [{**X, "parameters": {"binary_data_size": "8"}}]}, "whole number"),
@@ -141,6 +146,7 @@ def test_header_lengths_that_lie_are_refused(client: Client) -> None:
     for length, tail, reason in (
         (len(body) + 100, b"", "the body has"),
         ("x", b"", "number of bytes"),
+        ("9" * 5000, b"", "number of bytes"),
         (len(body), b"1234567", "no whole float32"),
         (len(body), b"12345678more", "4 bytes are left"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
@@ -131,6 +132,16 @@ BAD: dict[str, tuple[int, str, str, bytes, str]] = {
     "npy of objects": (400, "mlp", NPY, b"", ""),
     "npy of ints for floats is fine, of text is not": (400, "mlp", NPY, npy(np.array([["a"]])), ""),
     "npy of floats for ints": (400, "pair", NPZ, npz(a=np.zeros((1, 2)), b=np.zeros(1)), ""),
+    "npy of ints for texts": (400, "text", NPY, npy(np.array([1])), ""),
+    "npy of raw bytes for texts": (400, "text", NPY, npy(np.array([b"123"], "V3")), ""),
+    "npy of letters over ASCII as bytes": (400, "text", NPY, npy(np.array([b"\xff"])), ""),
+    "npy of letters that are none": (
+        400,
+        "text",
+        NPY,
+        npy(np.array(["a"])).replace(b"a\0\0\0", b"\xff\xff\xff\xff"),
+        "",
+    ),
     "npz without an input": (400, "pair", NPZ, npz(a=np.zeros((1, 2))), ""),
     "npy for two inputs": (400, "pair", NPY, npy(np.zeros((1, 2))), ""),
     "no npz": (400, "mlp", NPZ, b"PK", ""),
@@ -198,6 +209,10 @@ def header(text: str) -> bytes:
         header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}"),
         header("{'descr': '|O', 'fortran_order': False, 'shape': (0,)}"),
         header("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (0,)}"),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 99999999999999999999)}"),
+        header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {(1,) * 100}}}") + b"1234",
+        header("{'descr': '<U0', 'fortran_order': False, 'shape': (9,)}"),
+        header("{'descr': '(2,2)<f4', 'fortran_order': False, 'shape': (1,)}") + bytes(16),
         header("{'descr': '<f4'}"),
         header("__import__('os').system('true')"),
         header("(" * 3000),
@@ -215,3 +230,17 @@ def test_an_npz_that_unpacks_to_too_much_is_refused() -> None:
     assert len(file.getvalue()) < 1 << 20
     with pytest.raises(DataError, match="over"):
         sagemaker.read(file.getvalue(), NPZ, "", Plain(plain.mlp(4, 3)).signature)
+
+
+def test_an_npz_with_broken_bytes_is_refused_whatever_packed_it() -> None:
+    signature = Plain(plain.mlp(4, 3)).signature
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", method) as archive:
+            archive.writestr("x.npy", npy(X))
+        whole = bytearray(file.getvalue())
+        for i in range(len(whole)):
+            body = whole.copy()
+            body[i] ^= 0x55
+            with contextlib.suppress(DataError):  # what is not read, as a date, may be anything
+                sagemaker.read(bytes(body), NPZ, "", signature)

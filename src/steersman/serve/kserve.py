@@ -191,7 +191,7 @@ def add_input(feeds: dict[str, Array], one: Input, signature: Signature, flat: C
     array = flat(tensor)
     if array.size != math.prod(one.shape):
         raise DataError(f"input {one.name} has {array.size} values, its shape {one.shape} says {math.prod(one.shape)}")
-    feeds[one.name] = array.reshape(one.shape)
+    feeds[one.name] = values.shaped(array, one.shape, one.name)
 
 
 def write_infer(

@@ -8,6 +8,7 @@ import io
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from urllib.parse import unquote
 
@@ -36,6 +37,7 @@ _PLAIN = {
     ("POST", "/models"): "load",
 }
 _NPY = re.compile(rb"\x93NUMPY([\x01\x02\x03])\x00")
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 UNPACKED_BYTES = 64 << 20
 """What the arrays of one npz may have together."""
 
@@ -230,13 +232,16 @@ def _npy(body: bytes) -> Array:
     except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise DataError(f"not an array of numpy's format: {error}") from None
     data = memoryview(body)[start + length :]
-    if dtype.hasobject or dtype.names or any(type(one) is not int or one < 0 for one in shape):
+    if dtype.hasobject or dtype.names or not dtype.itemsize or any(type(one) is not int or one < 0 for one in shape):
         raise DataError(f"an array of {dtype} can not be read", hint="send numbers, booleans or texts")
     if count * dtype.itemsize != len(data):
         raise DataError(f"{len(data)} bytes are no array of {dtype} with shape {list(shape)}")
-    if not count:
-        return np.empty(shape, dtype=dtype)
-    return np.array(np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if columns else "C"), order="C")
+    try:
+        if not count:
+            return np.empty(shape, dtype=dtype)
+        return np.array(np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if columns else "C"), order="C")
+    except ValueError as error:
+        raise DataError(f"no array of {dtype} can have {len(shape)} axes: {error}") from None
 
 
 def _npz(body: bytes) -> dict[str, Array]:
@@ -245,8 +250,10 @@ def _npz(body: bytes) -> dict[str, Array]:
             members = archive.infolist()
             if sum(member.file_size for member in members) > UNPACKED_BYTES:
                 raise DataError(f"the arrays have over {UNPACKED_BYTES} bytes together")
+            if any(member.compress_type not in _PACKED for member in members):
+                raise DataError("the arrays are packed by a method that numpy does not use")
             return {member.filename.removesuffix(".npy"): _npy(archive.read(member)) for member in members}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise DataError(f"not an npz file: {error}") from None
 
 
@@ -257,10 +264,19 @@ def _named(arrays: dict[str, Array], signature: Signature) -> dict[str, Array]:
     for name, array in arrays.items():
         tensor = tensors.get(name)
         if tensor is not None and tensor.dtype == TEXT and array.dtype.kind in "SU":
-            feeds[name] = array.astype(str).astype(object)
-        elif tensor is not None and np.can_cast(array.dtype, tensor.numpy, "same_kind"):
+            feeds[name] = _texts(array, name)
+        elif tensor is not None and tensor.dtype != TEXT and np.can_cast(array.dtype, tensor.numpy, "same_kind"):
             with np.errstate(over="ignore"):
                 feeds[name] = array.astype(tensor.numpy)
         else:
             feeds[name] = array  # the signature will refuse it
     return feeds
+
+
+def _texts(array: Array, name: str) -> Array:
+    try:
+        if array.dtype.kind == "U":  # of its letters numpy checks none
+            array.astype(array.dtype.newbyteorder("<")).tobytes().decode("utf-32-le")
+        return array.astype(str).astype(object)
+    except UnicodeDecodeError as error:
+        raise DataError(f"input {name}: a text is not one: {error}") from None

@@ -73,7 +73,7 @@ def route(method: str, path: str) -> Call:
     name, number, label, verb = found.groups()
     if name is None:
         raise DataError("Missing model name in request.")
-    if number is not None and int(number) >= 2**63:
+    if number is not None and (len(number) > 19 or int(number) >= 2**63):
         raise DataError(f"Failed to convert version: {number[:80]}")
     verb = verb.lower() if verb else "status"
     return Call(verb, unquote(name), int(number) if number else None, unquote(label) if label else None)

@@ -15,7 +15,7 @@ from steersman.serve import tfserving
 from steersman.serve.judging import classes_of, values_of
 from steersman.serve.messages import message, number_in, numbers, tag_of, varint
 from steersman.serve.tfserving import Call
-from steersman.serve.values import UnimplementedError
+from steersman.serve.values import UnimplementedError, shaped
 
 Array = np.ndarray
 PREDICTION = "tensorflow.serving.PredictionService"
@@ -143,7 +143,7 @@ def from_proto(proto: Any, tensor: Tensor, most_bytes: int) -> Array:
         if kind is None or len(content) != count * kind.itemsize:
             raise DataError(f"input {tensor.name} of shape {shape} can not be {len(content)} bytes of content")
         array = np.frombuffer(content, kind)
-        return (array != 0 if tensor.dtype == "bool" else array).reshape(shape)
+        return shaped(array != 0 if tensor.dtype == "bool" else array, shape, tensor.name)
     given = _given(getattr(proto, _VALUES[tensor.dtype]), tensor)
     if len(given) > count:
         raise DataError(f"input {tensor.name} has {len(given)} values, its shape {shape} says {count}")
@@ -152,7 +152,7 @@ def from_proto(proto: Any, tensor: Tensor, most_bytes: int) -> Array:
             raise TooLargeError(f"input {tensor.name} of shape {shape} is over {most_bytes} bytes")
         last = given[-1:] if len(given) else _given([b""] if tensor.dtype == TEXT else [0], tensor)
         given = np.concatenate([given, np.repeat(last, count - len(given))])
-    return given.reshape(shape)
+    return shaped(given, shape, tensor.name)
 
 
 def _given(values: Any, tensor: Tensor) -> Array:

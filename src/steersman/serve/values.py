@@ -6,7 +6,8 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -35,17 +36,22 @@ def parse(body: bytes) -> Any:
     """The first JSON value of a body; NaN and Infinity are numbers, and what follows the value is not read.
 
     Raises:
-        DataError: there is no JSON, or a number that float64 has not.
+        DataError: there is no JSON, a number that float64 has not, or a text that UTF-8 has not.
     """
     try:
         text = body.decode().lstrip(" \t\r\n")
         if not text:
             raise DataError("JSON Parse error: The document is empty")
-        return _DECODER.raw_decode(text)[0]
+        value = _DECODER.raw_decode(text)[0]
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         raise DataError(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"JSON Parse error: Invalid encoding in string at offset: {error.start}") from None
+    except UnicodeEncodeError:
+        raise DataError("JSON Parse error: The surrogate pair in string is invalid.") from None
     except RecursionError:
         raise DataError("JSON Parse error: nested too deep") from None
     except ValueError as error:  # a whole number with thousands of digits
@@ -60,6 +66,7 @@ def _float(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(parse_float=_float)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def write(value: Any) -> bytes:
@@ -86,7 +93,19 @@ def array(value: Any, tensor: Tensor) -> Array:
     _fill(value, shape, 0, _LEAVES[tensor.dtype], flat)
     made = np.empty(len(flat), dtype=tensor.numpy)
     made[:] = flat
-    return made.reshape(shape)
+    return shaped(made, shape, tensor.name)
+
+
+def shaped(array: Array, shape: Sequence[int], name: str) -> Array:
+    """The values of an input in their shape.
+
+    Raises:
+        DataError: no array has it: it has too many axes, or a size beside a 0 that no memory has.
+    """
+    try:
+        return array.reshape(shape)
+    except ValueError as error:
+        raise DataError(f"input {name[:128]} can not have a shape of {len(shape)} axes: {error}") from None
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
