@@ -23,6 +23,7 @@ from steersman import cli, config, log
 from steersman.core.errors import ConfigError
 from steersman.serve import tfserving_grpc, workers
 from steersman.serve.access import Key, role_of
+from steersman.serve.metrics import Metrics
 from steersman.serve.settings import Settings
 
 KEYS = {
@@ -170,6 +171,17 @@ def read_metrics(text: str) -> dict[str, float]:
         assert match, line
         found[match[1]] = float(match[2])
     return found
+
+
+def test_large_counts_and_sums_keep_every_digit() -> None:
+    metrics = Metrics()
+    which = ("half", 1, "Predict", "REST")
+    for took_us in (1e9, 0.25):
+        metrics.seen(which, 200, took_us)
+    found = read_metrics(metrics.text({"decisions": 123_456_789}, {"waiting": 1_234_567}, []).decode())
+    assert (found["steersman_decisions_total"], found["steersman_waiting"]) == (123_456_789, 1_234_567)
+    [total] = [value for name, value in found.items() if "latency_sum" in name]
+    assert total == 1e9 + 0.25
 
 
 def test_metrics_have_the_names_of_tensorflow_serving_with_a_version(tmp_path: Path) -> None:

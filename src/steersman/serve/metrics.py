@@ -62,9 +62,9 @@ class Metrics:
         lines.append("# TYPE steersman_model_runs_total counter")
         lines += [f"steersman_model_runs_total{labels} {one.runs}" for labels, one in rows]
         for name, value in counts.items():
-            lines += [f"# TYPE steersman_{name}_total counter", f"steersman_{name}_total {value:g}"]
+            lines += [f"# TYPE steersman_{name}_total counter", f"steersman_{name}_total {value}"]
         for name, value in gauges.items():
-            lines += [f"# TYPE steersman_{name} gauge", f"steersman_{name} {value:g}"]
+            lines += [f"# TYPE steersman_{name} gauge", f"steersman_{name} {value}"]
         return ("\n".join(lines) + "\n").encode()
 
     def _requests(self) -> Iterator[str]:
@@ -84,7 +84,7 @@ class Metrics:
                 total += count
                 upper = "+Inf" if bound is None else f"{bound:g}"
                 yield f":tensorflow:serving:request_latency_bucket{_labels(**labels, le=upper)} {total}"
-            yield f":tensorflow:serving:request_latency_sum{_labels(**labels)} {self._sums[which]:g}"
+            yield f":tensorflow:serving:request_latency_sum{_labels(**labels)} {self._sums[which]}"
             yield f":tensorflow:serving:request_latency_count{_labels(**labels)} {total}"
 
 
