@@ -9,6 +9,8 @@ import os
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -478,6 +480,30 @@ def test_sigterm_under_load_answers_and_logs_every_request_it_accepted_and_exits
     decisions, _ = logged(tmp_path / "log")
     assert {decision.id: (decision.action, decision.propensity) for decision in decisions} == answered
     assert len(decisions) == len(answered)
+
+
+LOADS_FOR_EVER = """
+import threading
+from steersman.serve import workers
+from steersman.serve.plane import Plane
+from steersman.serve.settings import Settings
+def wanted():
+    print("asked", flush=True)
+    threading.Event().wait()
+plane = Plane(None, None, now=lambda: 0, new_id=str)
+raise SystemExit(workers.run(plane, Settings(port=0), wanted=wanted))
+"""
+
+
+def test_sigterm_while_the_first_load_hangs_ends_the_process_with_0() -> None:
+    with subprocess.Popen([sys.executable, "-c", LOADS_FOR_EVER], stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"asked\n"
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(10) == 0
+        finally:
+            server.kill()
 
 
 def test_ten_swaps_under_load_fail_nothing_and_each_answer_names_the_version_that_made_it(tmp_path: Path) -> None:

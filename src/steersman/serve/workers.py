@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import resource
@@ -130,17 +131,27 @@ async def _serve(
     on_ready: Ready | None,
 ) -> bool:
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    stop, loaded = asyncio.Event(), asyncio.Event()
+
+    def end() -> None:
+        stop.set()
+        loaded.set()  # who loads for the first time, perhaps for ever, is not waited for
+
+    def begin() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it was told to end meanwhile
+            loop.call_soon_threadsafe(loaded.set)
+
     server = Server(plane, settings, loop, models)
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
+        loop.add_signal_handler(name, end)
     if wanted or models:
         follower = _Follower(_follow(plane, wanted, models), settings.poll_s)
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, follower.look)
-        loaded = asyncio.Event()
-        follower.start(lambda: loop.call_soon_threadsafe(loaded.set))
+        follower.start(begin)
         await loaded.wait()
+        if stop.is_set():
+            return True
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not walk it again and again
     await server.listen(sock)
