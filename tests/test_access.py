@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import re
 import ssl
@@ -228,6 +230,20 @@ def test_the_access_log_has_a_line_of_json_for_every_answer(tmp_path: Path, capf
     assert [(line["method"], line["status"]) for line in lines] == [("GET", 200), ("POST", 200), ("GET", 404)]
     assert lines[1]["target"].startswith("/v1/models/half:predict?a=")
     assert all(line["us"] >= 0 and line["bytes"] > 0 for line in lines)
+
+
+class Nobody(io.StringIO):
+    """A pipe whose reader is gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "nobody reads")
+
+
+def test_answers_go_on_when_nobody_reads_the_access_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tmp_path, access_log=True) as (_, http), monkeypatch.context() as patched:
+        patched.setattr("sys.stderr", Nobody())
+        assert http.get("/v1/live").status_code == 200
+        assert http.post("/v1/models/half:predict", json={"instances": [1]}).status_code == 200
 
 
 # -- TLS ----------------------------------------------------------------------------------------------------------

@@ -161,7 +161,8 @@ class Server:
             "bytes": len(slot.body),
             "us": round((time.perf_counter() - slot.began) * 1e6),
         }
-        sys.stderr.write(json.dumps(line) + "\n")
+        with contextlib.suppress(OSError):  # nobody reads the log any more: no client may lose its answer for that
+            sys.stderr.write(json.dumps(line) + "\n")
 
     def _head(self, status: int, allow: str, kind: bytes) -> bytes:
         lines = [
