@@ -325,12 +325,32 @@ def test_a_store_that_is_away_changes_nothing_and_one_that_lacks_a_model_ends_it
     store.away = True
     store.models.follow()
     assert store.serves("m") == [1]
-    assert "the store is away" in store.models.error
+    assert "the store is away" in str(store.models.lost)
+    assert store.models.ready
     store.away = False
     store.wanted.clear()
     store.models.follow()
     assert store.models.names == ()
-    assert store.models.error == ""
+    assert store.models.lost is None
+
+
+def test_who_never_learned_which_models_are_wanted_is_not_ready_and_says_why(tmp_path: Path) -> None:
+    store = Store()
+    store.away = True
+    store.models.follow()
+    with log.Pen(tmp_path) as pen:
+        plane = plane_of(pen)
+        plane.swap("shop", 1)
+        server = Running(plane, Settings(port=0, quiet_s=0.02), models=store.models)
+        with Raw(server.port) as client:
+            assert client.ask("GET", "/v1/ready")[0] == 503
+            status = client.ask("GET", "/v1/status")[2]
+            assert (status["ready"], "the store is away" in status["error"]["error"]) == (False, True)
+            store.away = False
+            store.models.follow()
+            assert client.ask("GET", "/v1/ready")[0] == 200
+            assert client.ask("GET", "/v1/status")[2]["error"] is None
+        server.stop()
 
 
 def test_models_are_switched_off_and_on() -> None:

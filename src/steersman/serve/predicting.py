@@ -148,7 +148,8 @@ class Models:
         self._following = threading.Lock()
         self._asked: dict[Serving, list[_Asking]] = {}
         self._turning = False
-        self.error = ""
+        self._looked = False
+        self.lost: Error | None = None
 
     def attach(self, call_soon: Callable[..., object], call_soon_threadsafe: Callable[..., object]) -> None:
         """Tell the models their event loop."""
@@ -169,9 +170,9 @@ class Models:
             try:
                 wanted = self._look()
             except Exception as error:  # a store that is away for a while raises what it likes; we serve on
-                self.error = f"which models are wanted is not known: {type(error).__name__}: {error}"
+                self.lost = Error(f"which models are wanted is not known: {type(error).__name__}: {error}")
                 return
-            self.error = ""
+            self.lost, self._looked = None, True
             self._wanted = wanted
             for name, one in wanted.items():
                 for number in sorted(one.numbers, reverse=True):
@@ -200,7 +201,7 @@ class Models:
             failures = [failure.error for key, failure in self._failures.items() if key[0] == name]
             self._turn_on(name, False)
             self.follow()
-            raise failures[0] if failures else NotFoundError(f"model {name!r} is not wanted", hint=self.error)
+            raise failures[0] if failures else NotFoundError(f"model {name!r} is not wanted", hint=str(self.lost or ""))
 
     def only(self, names: Collection[str]) -> None:
         """Serve these models of the store and no others of it; blocks until that is so. All or none.
@@ -263,8 +264,8 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether every wanted model has a version that serves."""
-        return self._wanted.keys() <= self._serving.keys()
+        """Whether every wanted model has a version that serves, and which are wanted was known once."""
+        return (self._looked or self.lost is None) and self._wanted.keys() <= self._serving.keys()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -280,12 +281,13 @@ class Models:
         servings = self._serving.get(name)
         if not servings:
             raise NotFoundError(f"no model {name[:128]!r} is served", hint=did_you_mean(name[:128], self._serving))
+        wanted = self._wanted.get(name)
         if label is not None:
-            number = self._wanted[name].labels.get(label) if name in self._wanted else None
+            number = wanted.labels.get(label) if wanted else None
             if number is None:
                 raise NotFoundError(f"model {name} has no label {label[:128]!r}", field="label")
         if number is None:
-            default = self._wanted[name].default if name in self._wanted else None
+            default = wanted.default if wanted else None
             number = default if default in servings else max(servings)
         if number not in servings:
             raise NotFoundError(f"model {name} has no version {number} that serves", field="version")
@@ -294,14 +296,15 @@ class Models:
     def states(self, name: str) -> list[State]:
         """Of all versions that serve, load or failed, the highest first; none of a model that is not known."""
         found = {number: State(number, "available") for number in self._serving.get(name, {})}
-        if name in self._wanted:
-            for number in self._wanted[name].numbers:
+        if wanted := self._wanted.get(name):
+            for number in wanted.numbers:
                 found.setdefault(number, State(number, "start"))
         for (failed, number), failure in list(self._failures.items()):
             if failed == name:
                 found[number] = State(number, "end", failure.error)
-        if self._loading and self._loading[0] == name:
-            found[self._loading[1]] = State(self._loading[1], "loading")
+        loading = self._loading  # a thread loads meanwhile
+        if loading and loading[0] == name:
+            found[loading[1]] = State(loading[1], "loading")
         return [found[number] for number in sorted(found, reverse=True)]
 
     def served(self) -> Iterator[Serving]:

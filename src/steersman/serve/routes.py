@@ -14,6 +14,7 @@ from steersman.core.errors import ConfigError, NotFoundError, OverloadedError, d
 from steersman.serve import access, kserve, personalizer, sagemaker, tfserving
 from steersman.serve.connection import Asked, HttpError, Owner, Slot
 from steersman.serve.fronts import Errors, Fronts, Path, count, refuse, split
+from steersman.serve.live import error_parts
 from steersman.serve.metrics import KIND, PATHS
 from steersman.serve.openapi import document
 from steersman.serve.plane import Plane
@@ -115,8 +116,10 @@ class Routes:
             connections, waiting = len(self._server.connections), self._server.waiting - 1
             own = {"pid": os.getpid(), "connections": connections, "waiting": waiting}
             about = {**own, "draining": self._server.draining}
-            status = self._plane.status() | {"ready": self.ready, "models": self._model_status(), "server": about}
-            slot.answer(200, _to_json(status))
+            status = self._plane.status()
+            if self._models.lost and not status["error"]:
+                status["error"] = error_parts(self._models.lost)
+            slot.answer(200, _to_json({**status, "ready": self.ready, "models": self._model_status(), "server": about}))
 
     @property
     def ready(self) -> bool:
