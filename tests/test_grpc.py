@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,33 @@ def test_bytes_that_are_no_message_are_invalid_and_methods_that_are_not_there_un
     assert code_of(channel, "/tensorflow.serving.PredictionService/Nothing", b"")[0] == Code.UNIMPLEMENTED
     code, details = code_of(channel, PREDICT, bytes(1 << 17))
     assert (code, "larger" in details) == (Code.RESOURCE_EXHAUSTED, True)
+
+
+def test_a_watch_without_a_message_is_invalid_and_more_than_may_watch_are_told_so(tmp_path: Path) -> None:
+    with (
+        log.Pen(tmp_path / "log") as pen,
+        workers.holding_grpc(Settings(port=0, grpc_port=0, quiet_s=0.02, max_connections=1)) as settings,
+        grpc.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel,
+    ):
+        running = Running(plane_of(pen), settings, models=plain.models_of({"half": {1: plain.half()}}))
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as caught:
+                next(watch(b"\xff\xff\xff", timeout=20))
+            assert caught.value.code() == Code.INVALID_ARGUMENT
+        first = watch(b"", timeout=20)
+        assert next(first) == b"\x08\x01"
+        with pytest.raises(grpc.RpcError) as caught:
+            next(watch(b"", timeout=20))
+        assert caught.value.code() == Code.UNAVAILABLE
+        first.cancel()
+        deadline, told = time.monotonic() + 20, b""
+        while not told:  # until the server has noticed
+            assert time.monotonic() < deadline
+            with contextlib.suppress(grpc.RpcError):
+                told = next(watch(b"", timeout=20))
+        assert told == b"\x08\x01"
+        running.stop()
 
 
 def test_a_shape_that_no_array_has_is_invalid(channel: grpc.Channel) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import numpy as np
@@ -48,7 +48,7 @@ class GrpcServer(grpc.GenericRpcHandler):
         self._settings = settings
         self._count = count
         self._draining = False
-        self._waiting = self._cut = 0
+        self._waiting = self._watching = self._cut = 0
         tf, oip, services = tfserving_grpc, kserve_grpc, [HEALTH]
         self._answers: dict[str, Answer] = {f"/{HEALTH}/Check": self._check}
         if settings.tf_serving:
@@ -135,13 +135,17 @@ class GrpcServer(grpc.GenericRpcHandler):
                 cause = error
             finally:
                 self._waiting -= 1
-            if not isinstance(cause, Error):
-                cause = Error(f"{type(cause).__name__}: {cause}", hint="this is a defect of the server")
-            self._count(cause)
-            await context.abort(grpc.StatusCode[tfserving.code(cause)], str(cause)[:MAX_DETAILS])
-            raise AssertionError("abort raises")
+            return await self._refuse(context, cause)
 
         return grpc.unary_unary_rpc_method_handler(handle)
+
+    async def _refuse(self, context: grpc.aio.ServicerContext, cause: Exception) -> NoReturn:
+        """Tell a client why; always raises, as grpcio wants it."""
+        if not isinstance(cause, Error):
+            cause = Error(f"{type(cause).__name__}: {cause}", hint="this is a defect of the server")
+        self._count(cause)
+        await context.abort(grpc.StatusCode[tfserving.code(cause)], str(cause)[:MAX_DETAILS])
+        raise AssertionError("abort raises")
 
     async def _run(self, serving: Serving, feeds: dict[str, Array], api: str) -> list[Array]:
         """The outputs.
@@ -272,15 +276,24 @@ class GrpcServer(grpc.GenericRpcHandler):
 
     async def _watch(self, body: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         """The health now, and whenever it changes, as far as a look every `poll_s` can tell."""
-        service = parse(_Check, body).service
-        told = None
-        while not self._draining:
-            health = self._health(service)
-            if health != told:
-                told = health
-                yield _Checked(status=health).SerializeToString()
-            await asyncio.sleep(min(self._settings.poll_s, self._settings.quiet_s))
-        yield _Checked(status=NOT_SERVING).SerializeToString()
+        self._watching += 1
+        try:
+            try:
+                service = parse(_Check, body).service
+                if self._watching > self._settings.max_connections:  # nobody needs a key to watch
+                    raise OverloadedError(f"{self._settings.max_connections} clients watch already")
+            except Error as error:
+                await self._refuse(context, error)
+            told = None
+            while not self._draining:
+                health = self._health(service)
+                if health != told:
+                    told = health
+                    yield _Checked(status=health).SerializeToString()
+                await asyncio.sleep(min(self._settings.poll_s, self._settings.quiet_s))
+            yield _Checked(status=NOT_SERVING).SerializeToString()
+        finally:
+            self._watching -= 1
 
 
 def _headers(context: grpc.aio.ServicerContext) -> dict[bytes, bytes]:
