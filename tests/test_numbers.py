@@ -268,7 +268,7 @@ def test_printed_intervals_cover(explorer, world, aim):
             covered.setdefault(found.estimator, []).append(found.low <= truth <= found.high)
     shares = {name: round(float(np.mean(each)), 3) for name, each in covered.items()}
     print(f"{explorer} {world.width} {aim}: {shares}")  # noqa: T201
-    assert {name: share for name, share in shares.items() if share < 0.92} == {}
+    assert {name: share for name, share in shares.items() if not 0.92 <= share <= 0.985} == {}
 
 
 @pytest.mark.slow
