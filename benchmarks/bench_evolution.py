@@ -17,6 +17,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from peers import Peer, device, environment
 from steersman.flow import evolving
 from steersman.learn import evolution as es
 from steersman.learn.evolution.population import Net
+from steersman.learn.evolution.sums import Kind, Shapes
 from steersman.worlds import poles
 
 Array = np.ndarray
@@ -45,9 +47,9 @@ def cpu_s(work: Callable[[], object], times: int = 1) -> float:
     return (time.process_time() - begun) / times
 
 
-def batch(size: int, noise: str, shapes: tuple[tuple[int, ...], ...] = ()) -> tuple[es.Search, es.Told]:
+def batch(size: int, noise: Kind, shapes: Shapes = ()) -> tuple[es.Search, es.Told]:
     """A search, and rewards of a population."""
-    settings = es.Settings(es.OpenES(), noise=noise, shapes=shapes)  # type: ignore[arg-type]
+    settings = es.Settings(es.OpenES(), noise=noise, shapes=shapes)
     search = es.begin(settings, np.zeros(size))
     keys = es.ask(search, POPULATION)
     reward = np.random.default_rng(0).normal(size=POPULATION)
@@ -95,12 +97,12 @@ def measure(peer: Peer | None, folder: Path) -> dict[str, dict[str, float]]:
     for turn in range(ROUNDS):
         for name, (size, times) in SIZES.items():
             search, told = batch(size, "signs")
-            own.setdefault(f"tell_{name}", []).append(cpu_s(lambda s=search, t=told: es.tell(s, t), times))  # type: ignore[misc]
+            own.setdefault(f"tell_{name}", []).append(cpu_s(partial(es.tell, search, told), times))
             if size >= 100_000:
                 side = round(size**0.5)
                 shapes = ((side, size // side), (size - side * (size // side),))
                 search, told = batch(size, "rank1", shapes if shapes[1][0] else shapes[:1])
-                own.setdefault(f"tell_{name}_rank1", []).append(cpu_s(lambda s=search, t=told: es.tell(s, t), times))  # type: ignore[misc]
+                own.setdefault(f"tell_{name}_rank1", []).append(cpu_s(partial(es.tell, search, told), times))
             if peer is not None and (size < 1_000_000 or turn == 0):  # 1 GB and ten seconds
                 found = peer.ask("ask-tell", size=size, population=POPULATION, times=times)
                 theirs.setdefault(f"tell_{name}", []).append(found["tell_s"])

@@ -170,15 +170,15 @@ def _solver(options: argparse.Namespace) -> Any:
     Raises:
         ConfigError: it has no such setting, or a number is out of range.
     """
-    kind = SOLVERS[options.solver]
-    given: dict[str, Any] = {}
-    if options.step or (options.rate is not None and "step" in kind.__struct_fields__):
-        if "step" not in kind.__struct_fields__:
+    kind, given = SOLVERS[options.solver], dict[str, Any]()
+    defaults = {field.name: field.default for field in msgspec.structs.fields(kind)}
+    if options.step or (options.rate is not None and "step" in defaults):
+        if "step" not in defaults:
             raise ConfigError(f"{options.solver} has no step", hint="only pgpe and openai have", field="step")
-        step = STEPS[options.step]() if options.step else kind().step  # type: ignore[attr-defined]
+        step = STEPS[options.step]() if options.step else defaults["step"]
         given["step"] = step if options.rate is None else msgspec.structs.replace(step, rate=options.rate)
     elif options.rate is not None:
-        if "rate" not in kind.__struct_fields__:
+        if "rate" not in defaults:
             raise ConfigError(f"{options.solver} has no rate", hint="it adapts by itself", field="rate")
         given["rate"] = options.rate
     if kind is es.PGPE and options.noise in ("signs", "rank1"):

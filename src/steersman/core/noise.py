@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
@@ -51,13 +50,8 @@ class Noise:
         if len(run) != RUN_BYTES:
             raise DataError(f"a run is {len(run)} bytes, must be {RUN_BYTES}", field="run")
         self.run = run
-        self._philox = np.random.Philox(key=0)
-        self._counter = np.zeros(4, dtype=np.uint64)
-        state = {"counter": self._counter, "key": np.frombuffer(run, dtype="<u8").astype(np.uint64)}
-        self._state: dict[str, Any] = {
-            "bit_generator": "Philox", "state": state, "buffer": np.zeros(4, dtype=np.uint64), "buffer_pos": 4,
-            "has_uint32": 0, "uinteger": 0,
-        }  # fmt: skip
+        self._philox = np.random.Philox(key=int.from_bytes(run, "little"))
+        self._state = self._philox.state  # with nothing drawn: a call has only its counter to set
 
     def words(self, key: int, count: int, first: int = 0) -> Array:
         """[count] u64: words `first` and on of the pair that a key is of; the sign is not in them.
@@ -67,8 +61,8 @@ class Noise:
         """
         if not 0 <= key < 2**_WORD:
             raise DataError(f"the key {key} is not in [0, 2**64)", field="key")
-        self._counter[:2] = first // 4, key & ~1
-        self._philox.state = self._state  # type: ignore[assignment]  # NumPy asks for the TypedDict that it gives
+        self._state["state"]["counter"][:2] = first // 4, key & ~1
+        self._philox.state = self._state
         found: Array = self._philox.random_raw(first % 4 + count)[first % 4 :]
         return found
 

@@ -16,7 +16,7 @@ from steersman.core.batch import Batch
 from steersman.core.decision import Numbers
 from steersman.core.density import Aims, NumbersExplorer, Point, shares
 from steersman.core.features import Continuous, Encoder
-from steersman.core.policy import Policy
+from steersman.core.policy import Policy, over_numbers
 
 Array = np.ndarray
 
@@ -67,7 +67,7 @@ class Dosing:
         rng = np.random.default_rng(seed)
         x = rng.uniform(-1.0, 1.0, n)
         context = np.stack([x, np.zeros(n)], axis=1).astype(np.float32)
-        aims = _aims(behavior, context)
+        aims = _aims(behavior, context, self.box)
         action = aims.draws(rng.random((n, 1, len(self.box.low) + 1)))[:, 0]
         reward = self.mean(context[:, 0].astype(np.float64), action) + self.noise * rng.normal(size=n)
         return Batch(
@@ -88,7 +88,7 @@ class Dosing:
         """Mean reward of a policy: Gauss and Legendre over context and action."""
         node, weight = np.polynomial.legendre.leggauss(NODES)
         context = np.stack([node, np.zeros(NODES)], axis=1).astype(np.float32)
-        aims = _aims(policy, context)
+        aims = _aims(policy, context, self.box)
         x = context[:, 0].astype(np.float64)
         if isinstance(aims.explorer, Point):
             return float(weight @ self.mean(x, aims.mean())) / 2.0
@@ -102,9 +102,9 @@ class Dosing:
         return total
 
 
-def _aims(policy: Policy, context: Array) -> Aims:
+def _aims(policy: Policy, context: Array, box: Numbers) -> Aims:
     nothing = np.zeros((len(context), 0, 0), dtype=np.float32)
-    return Aims(policy.explorer, policy.scorer(context, nothing), policy.encoder.numbers)  # type: ignore[arg-type]
+    return Aims(over_numbers(policy.explorer), policy.scorer(context, nothing), box)
 
 
 def _composite() -> tuple[Array, Array]:

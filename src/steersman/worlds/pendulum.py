@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from steersman.core.decision import Numbers
-from steersman.core.density import Aims
 from steersman.core.features import Continuous, Encoder
-from steersman.core.policy import Policy
+from steersman.core.policy import Policy, over_numbers
 from steersman.core.simulator import Moved, Seen
 
 Array = np.ndarray
@@ -26,9 +25,10 @@ FASTEST = 8.0
 SECONDS = 0.05
 """A step."""
 
+TORQUE = Numbers(low=(-MOTOR,), high=(MOTOR,))
 ENCODER = Encoder(
     context=(Continuous("cosine", 0.0, 1.0), Continuous("sine", 0.0, 1.0), Continuous("speed", 0.0, 3.0)),
-    numbers=Numbers(low=(-MOTOR,), high=(MOTOR,)),
+    numbers=TORQUE,
 )
 
 Decide = Callable[[Array], Array]
@@ -99,9 +99,5 @@ def value(decide: Decide, episodes: int, seed: int) -> float:
 
 def mean_of(policy: Policy) -> Decide:
     """What a policy does on average."""
-    return lambda context: _aims(policy, context).mean()
-
-
-def _aims(policy: Policy, context: Array) -> Aims:
-    nothing = np.zeros((len(context), 0, 0), dtype=np.float32)
-    return Aims(policy.explorer, policy.scorer(context, nothing), ENCODER.numbers)  # type: ignore[arg-type]
+    explorer = over_numbers(policy.explorer)
+    return lambda context: explorer.mean(policy.scorer(context, np.zeros((len(context), 0, 0), np.float32)), TORQUE)
