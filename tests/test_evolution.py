@@ -127,7 +127,7 @@ def test_pgpe_has_the_gradients_of_evotorch() -> None:
 @pytest.mark.parametrize("solver", [es.CMA(), es.SepCMA()])
 def test_cma_goes_where_cmaes_goes(solver: Any) -> None:
     name = solver.__struct_config__.tag
-    search, variance = es.begin(es.Settings(solver, sigma=0.5), golden.start(), RUN), "covariance"
+    search = es.begin(es.Settings(solver, sigma=0.5), golden.start(), RUN)
     for batch, then in enumerate(GOLDEN[name]):
         samples = search.mean + solver.spread(search.arrays, golden.noise(batch))
         search, _ = es.tell(search, told(search, golden.keys(batch), golden.reward(samples)))
@@ -449,11 +449,21 @@ def test_settings_that_can_not_be_are_refused() -> None:
         lambda: es.SGD(momentum=1.0),
         lambda: es.begin(es.Settings(es.OpenES(), noise="rank1", shapes=((2, 3),)), np.zeros(7)),
         lambda: es.ask(es.begin(es.Settings(), np.zeros(2)), 3),
+        lambda: es.ask(es.begin(es.Settings(), np.zeros(2)), -2),
+        lambda: es.ask(es.begin(es.Settings(es.CMA()), np.zeros(2)), 0),
     ):
         with pytest.raises(ConfigError):
             wrong()
     with pytest.raises(DataError):
         es.begin(es.Settings(), np.array([1.0, math.nan]))
+
+
+def test_cma_asks_for_samples_that_say_something_of_a_spread() -> None:
+    search = es.begin(es.Settings(es.CMA()), np.zeros(2), RUN)
+    keys = es.ask(search, 4, seeded())
+    with pytest.raises(DataError, match="3 samples for CMA, must be at least 4"):
+        es.tell(search, told(search, keys[:3], np.arange(3.0)))
+    assert es.tell(search, told(search, keys, np.arange(4.0)))[1].moved
 
 
 # on disk

@@ -127,6 +127,8 @@ def test_es_run_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture
     assert found["solved"] and found["clean"] >= 475
     assert main(["es", "run", "--rounds", "1", "--solver", "pgpe", "--noise", "rank1", "--rate", "0.2"]) == 0
     assert "not solved: without noise" in capsys.readouterr().out
+    assert main(["es", "run", "--rounds", "0"]) == 2
+    assert main(["es", "run", "--population", "-2"]) == 2
     assert main(["es", "run", "--solver", "cma", "--rate", "1"]) == 2
     assert main(["es", "run", "--solver", "snes", "--step", "adam"]) == 2
 

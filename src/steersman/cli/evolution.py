@@ -135,6 +135,8 @@ def _run_live(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.rounds < 1:
+        raise ConfigError(f"{options.rounds} rounds", hint="at least 1", field="rounds")
     if options.name is not None:
         _run_live(options)
         return

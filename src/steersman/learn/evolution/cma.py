@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steersman.core.errors import DataError
 from steersman.learn.evolution import ranks
 from steersman.learn.evolution.evidence import Evidence
 from steersman.learn.evolution.solvers import Arrays, Solver
 
 Array = np.ndarray
+
+FEWEST = 4
+"""Samples that CMA learns a covariance from: the better half of fewer is one, which says nothing of a spread."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,8 @@ class CMA(_Paths, frozen=True, tag="cma"):
     def tell(self, arrays: Arrays, evidence: Evidence) -> Arrays:
         noise = evidence.rows().astype(np.float64)
         n, d = noise.shape
+        if n < FEWEST:
+            raise DataError(f"{n} samples for CMA, must be at least {FEWEST}", hint="use more, or SepCMA")
         rates = _rates(n, d)
         weights = ranks.by_rank(evidence.reward, rates.weights)
         covariance = arrays["covariance"]

@@ -77,16 +77,13 @@ class Evidence:
         return total
 
     def second(self, shares: Array) -> Array:
-        """[d] f64: the sum of share times squared noise, seen likewise."""
+        """[d] f64: the sum of share times squared noise, seen likewise; for normal noise."""
         total = np.zeros(self.size)
         for place, sight in enumerate(self.sights):
             rows = self.sight == place
             if not rows.any():
                 continue
             keys, mine = self.keys[rows], shares[rows]
-            if self.kind != "normals":
-                total += mine.sum()  # squares of signs
-                continue
             squares = sums.squared(self.noise, keys, mine, self.size)
             if sight.fresh:
                 total += squares

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -175,9 +176,13 @@ def ask(search: Search, count: int, entropy: Callable[[int], bytes] = os.urandom
     """[count] u64: keys of perturbations to try, in mirrored pairs if the solver wants such.
 
     Args:
-        count: even for mirrored pairs.
+        count: at least 1; even for mirrored pairs.
         entropy: gives so many random bytes; the system's, or those of a seeded simulation.
+    Raises:
+        ConfigError: there can not be so many.
     """
+    if count < 1:
+        raise ConfigError(f"{count} keys", hint="ask for at least 1", field="count")
     if not search.settings.solver.mirrored:
         return np.frombuffer(entropy(8 * count), dtype="<u8").astype(np.uint64)
     if count % 2:
@@ -206,10 +211,7 @@ def tell(search: Search, told: Told) -> tuple[Search, Account]:
             )
     past = (*search.past, _past(search))[-search.settings.max_age :] if search.settings.max_age else ()
     weight = evidence.weight
-    account = Account(
-        used=account.used, stale=account.stale, ess=float(weight.sum() ** 2 / np.sum(weight**2)),
-        refused=account.refused, repeated=account.repeated, old=account.old, moved=True,
-    )  # fmt: skip
+    account = msgspec.structs.replace(account, ess=float(weight.sum() ** 2 / np.sum(weight**2)), moved=True)
     return replace(search, generation=search.generation + 1, arrays=arrays, past=past), account
 
 
