@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from msgspec.structs import replace as replaced
-from onnx import TensorProto, helper, numpy_helper
 
 from product import Client, project, serving
+from served import net
 from steersman import config, demo, flow, log, timeline
 from steersman.cli import main
 from steersman.config import Project
@@ -48,41 +48,13 @@ ENCODER = Encoder(context=(Continuous("x", 0.0, 1.0),), actions=("left", "right"
 COPIES = 8
 
 
-def scorer(encoder: Encoder = ENCODER, hidden: int = 4) -> bytes:
-    """Context and candidate through one layer of tanh: what a product begins with."""
-    random = np.random.default_rng(0)
-    shapes = {"wc": (encoder.context_width, hidden), "wa": (encoder.candidate_width, hidden), "w2": (hidden, 1)}
-    constants = [numpy_helper.from_array(random.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
-    constants += [numpy_helper.from_array(np.array([i]), n) for n, i in (("one", 1), ("last", -1))]
-    nodes = [
-        helper.make_node("MatMul", ["context", "wc"], ["c"]),
-        helper.make_node("Unsqueeze", ["c", "one"], ["c3"]),
-        helper.make_node("MatMul", ["candidates", "wa"], ["a"]),
-        helper.make_node("Add", ["c3", "a"], ["ca"]),
-        helper.make_node("Tanh", ["ca"], ["h"]),
-        helper.make_node("MatMul", ["h", "w2"], ["v"]),
-        helper.make_node("Squeeze", ["v", "last"], ["out"]),
-    ]
-    graph = helper.make_graph(
-        nodes, "net",
-        [
-            helper.make_tensor_value_info("context", TensorProto.FLOAT, ["N", encoder.context_width]),
-            helper.make_tensor_value_info("candidates", TensorProto.FLOAT, ["N", "K", encoder.candidate_width]),
-        ],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", "K"])],
-        constants,
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return model.SerializeToString()
-
-
 def product(directory: Path, settings: es.Settings, share: float = 0.75) -> Project:
     """Version 2 is a net, version 3 the same with its search; 3 is the champion."""
     made = project(directory, TOML)
     draft = Draft(
         name="side", encoder=ENCODER, explorer=EpsilonGreedy(0.1), parents=Parents("", "", ""), seed="s", made_at=1
     )
-    Warehouse(made.warehouse_url).publish(draft, compose(ENCODER, scorer()))
+    Warehouse(made.warehouse_url).publish(draft, compose(ENCODER, net(ENCODER, 4, "Tanh")))
     version = online.init(made, "side", "2", settings, share=share, copies=COPIES)
     assert version.number == 3
     flow.promote(made, "side", "3")
@@ -169,7 +141,7 @@ def test_a_copy_scores_as_a_graph_with_its_parameters(played: Any, tmp_path: Pat
         whole = parameters.opened(data, search.perturbed(np.array([key], dtype=np.uint64))[0].astype(np.float64))
         assert np.array_equal(copies.run(key)(rows, candidates, ids), Graph(whole).scores(rows, candidates, ids))
     with pytest.raises(DataError, match="open to"):
-        Graph(compose(ENCODER, scorer())).perturbed(search.mean)
+        Graph(compose(ENCODER, net(ENCODER, 4, "Tanh"))).perturbed(search.mean)
     with pytest.raises(DataError, match="no parameters"):
         online.init(made, "side", "1", es.Settings(), share=0.5, copies=4)
     with pytest.raises(ConfigError, match="share"):
@@ -347,7 +319,7 @@ def cartpole(directory: Path) -> Project:
     draft = Draft(
         name="cartpole", encoder=encoder, explorer=EpsilonGreedy(0.01), parents=Parents("", "", ""), seed="s", made_at=1
     )
-    Warehouse(made.warehouse_url).publish(draft, compose(encoder, scorer(encoder, 20)))
+    Warehouse(made.warehouse_url).publish(draft, compose(encoder, net(encoder, 20, "Tanh")))
     version = online.init(made, "cartpole", "1", es.Settings(sigma=0.3), share=0.9, copies=16)
     flow.promote(made, "cartpole", str(version.number))
     return made

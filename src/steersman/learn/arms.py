@@ -123,11 +123,10 @@ def extend(
             ("weight", weight), ("weight2", weight**2), ("reward", weight * reward), ("reward2", weight * reward**2)
         ):  # fmt: skip
             sums[name] = sums[name] + np.bincount(taken, term, minlength=names)
-        if progress is not None or look is not None:
-            tell = nets.looking(progress, look, functools.partial(made, batch, config, seed, dict(sums)))
+        tell = nets.looking(progress, look, functools.partial(made, batch, config, seed, dict(sums)))
+        if tell is not None:
             figures = {"loss": _squared_error(sums, config), "steps/s": part.stop / (time.perf_counter() - begun)}
-            if tell is not None:
-                tell(part.stop, len(batch), figures)
+            tell(part.stop, len(batch), figures)
     return made(batch, config, seed, sums), sums
 
 

@@ -161,13 +161,12 @@ def extend(
     begun = time.perf_counter()
     sums: Sums = {}
     for done, sums in gather(batch, design, config.loss, before):
-        if progress is not None or look is not None:
-            tell = nets.looking(progress, look, functools.partial(made, batch, design, config, seed, sums))
+        tell = nets.looking(progress, look, functools.partial(made, batch, design, config, seed, sums))
+        if tell is not None:
             ridge = ridge_of(sums, config.loss, config.ridge)
             coefficients = regression(sums, config.loss, ridge).solve(ridge)
             left = squared_error(sums, config.loss, coefficients)
-            if tell is not None:
-                tell(done, len(batch), {"loss": left, "steps/s": done / (time.perf_counter() - begun)})
+            tell(done, len(batch), {"loss": left, "steps/s": done / (time.perf_counter() - begun)})
     return made(batch, design, config, seed, sums), sums
 
 
