@@ -252,8 +252,8 @@ def test_a_trend_of_the_day_moves_nothing(played: Any, tmp_path: Path) -> None:
     halves = np.where(np.arange(len(built)) < len(built) // 2, 0, 86_400_000_000)  # the second half a day later
     later = replace(built, at=built.at + halves, reward=built.reward + np.where(halves > 0, 100.0, 0.0))
     same_day = replace(built, at=built.at + halves)
-    hour = [copies.samples(one, noise, {3: 0}, 3600.0) for one in (same_day, later)]
-    none = [copies.samples(one, noise, {3: 0}, 0.0) for one in (same_day, later)]
+    hour = [copies.samples(copies.episodes(one, noise), {3: 0}, 3600.0) for one in (same_day, later)]
+    none = [copies.samples(copies.episodes(one, noise), {3: 0}, 0.0) for one in (same_day, later)]
     assert hour[1].reward == pytest.approx(hour[0].reward, abs=1e-9)
     assert not np.array_equal(np.argsort(none[0].reward), np.argsort(none[1].reward))  # or the blocks prove nothing
 

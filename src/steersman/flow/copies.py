@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
 
 from steersman import log, timeline
 from steersman.config import Project
-from steersman.core.batch import Batch
+from steersman.evaluate.evidence import Paths
 from steersman.flow.logs import opened
 from steersman.flow.perturbing import Guard
-
-Array = np.ndarray
 
 FEW = 30
 """Whole episodes of the copies, and of the version itself, before what they earn is compared."""
@@ -35,64 +34,77 @@ class Samples(Struct, frozen=True):
     open: int
 
 
-def samples(
-    built: timeline.Built, noise: dict[str, tuple[int, int | None]], generations: dict[int, int], block_s: float
-) -> Samples:
-    """The mean return of every perturbed copy, over its whole episodes, each less the mean of its version and block.
+class Episode(NamedTuple):
+    """Who decided an episode, and what it earned.
+
+    Attributes:
+        version, key: of its first decision; the key of the copy, None: the version itself.
+        perturbed: a copy decided in it.
+        whole: one policy decided all of it, and all of it was seen.
+        at: of its first decision, microseconds UTC.
+        value: its discounted return.
+    """
+
+    version: int
+    key: int | None
+    perturbed: bool
+    whole: bool
+    at: int
+    value: float
+
+
+def episodes(built: timeline.Built, noise: dict[str, tuple[int, int | None]]) -> list[Episode]:
+    """The episodes of a build.
 
     Args:
         noise: decision -> version, and key of the copy that made it.
+    """
+    batch = built.batch
+    paths = Paths.of(batch)
+    returns = paths.per_episode(paths.factor * batch.reward).tolist()
+    who = [noise.get(decision, (0, None)) for decision in built.decision_ids.tolist()]
+    found, ends = [], [*batch.starts[1:].tolist(), len(batch)]
+    for start, end, value in zip(batch.starts.tolist(), ends, returns, strict=True):
+        met = set(who[start:end])  # the next step is the next row
+        whole = len(met) == 1 and bool(batch.over[end - 1] and not batch.begun[start])
+        perturbed = any(key is not None for _, key in met)
+        version, key = who[start]
+        found.append(Episode(version, key, perturbed, whole, int(built.at[start]), value))
+    return found
+
+
+def samples(played: list[Episode], generations: dict[int, int], block_s: float) -> Samples:
+    """The mean return of every perturbed copy, over its whole episodes, each less the mean of its version and block.
+
+    Args:
         generations: of the versions that count.
         block_s: see `init`; 0: nothing is taken away.
     """
-    batch = built.batch
-    version, key, perturbed = _who(built, noise)
-    returns, whole = _returns(batch)
-    episodes: list[tuple[int, int, int, float]] = []  # generation, key, block, return
-    left, ends = 0, [*batch.starts[1:].tolist(), len(batch)]
-    for start, end in zip(batch.starts.tolist(), ends, strict=True):
-        rows = slice(start, end)  # the next step is the next row
-        if not perturbed[rows].any() or version[start] not in generations:
-            continue
-        same = perturbed[rows].all() and np.ptp(version[rows]) == 0 and (key[rows] == key[start]).all()
-        if not (same and whole[start]):
-            left += 1
-            continue
-        block = int(built.at[start] // (block_s * 1e6)) if block_s else 0
-        episodes.append((generations[int(version[start])], int(key[start]), block, float(returns[start])))
+    mine = [one for one in played if one.perturbed and one.version in generations]
+    whole: list[tuple[int, int, int, float]] = []  # generation, key, block, return
+    for one in mine:
+        if one.whole and one.key is not None:
+            block = int(one.at // (block_s * 1e6)) if block_s else 0
+            whole.append((generations[one.version], one.key, block, one.value))
     copies: dict[tuple[int, int], list[float]] = {}
-    means = _means(episodes) if block_s else {}
-    for generation, one, block, value in episodes:
-        copies.setdefault((generation, one), []).append(value - means.get((generation, block), 0.0))
+    means = _means(whole) if block_s else {}
+    for generation, key, block, value in whole:
+        copies.setdefault((generation, key), []).append(value - means.get((generation, block), 0.0))
     ordered = sorted(copies)
     return Samples(
         generation=tuple(generation for generation, _ in ordered),
-        key=tuple(one for _, one in ordered),
-        reward=tuple(float(np.mean(np.sort(copies[one]))) for one in ordered),
-        episodes=sum(map(len, copies.values())),
-        open=left,
+        key=tuple(key for _, key in ordered),
+        reward=tuple(float(np.mean(np.sort(copies[copy]))) for copy in ordered),
+        episodes=len(whole),
+        open=len(mine) - len(whole),
     )
 
 
-def _who(built: timeline.Built, noise: dict[str, tuple[int, int | None]]) -> tuple[Array, Array, Array]:
-    """[N] i64 the version of each row, [N] u64 the key of its copy, [N] bool whether a copy made it."""
-    who = [noise.get(decision, (0, None)) for decision in built.decision_ids.tolist()]
-    version = np.array([one for one, _ in who], dtype=np.int64)
-    key = np.array([one or 0 for _, one in who], dtype=np.uint64)
-    return version, key, np.array([one is not None for _, one in who], dtype=bool)
-
-
-def guard(built: timeline.Built, noise: dict[str, tuple[int, int | None]], number: int) -> Guard | None:
+def guard(played: list[Episode], number: int) -> Guard | None:
     """What the copies of a version earn, less what it earns itself; None: fewer than `FEW` episodes of either."""
-    batch = built.batch
-    version, _, perturbed = _who(built, noise)
-    returns, whole = _returns(batch)
-    of_copies: list[float] = []
-    of_clean: list[float] = []
-    for start, end in zip(batch.starts.tolist(), [*batch.starts[1:].tolist(), len(batch)], strict=True):
-        rows = slice(start, end)
-        if whole[start] and (version[rows] == number).all() and (perturbed[rows] == perturbed[start]).all():
-            (of_copies if perturbed[start] else of_clean).append(float(returns[start]))
+    mine = [one for one in played if one.whole and one.version == number]
+    of_copies = [one.value for one in mine if one.perturbed]
+    of_clean = [one.value for one in mine if not one.perturbed]
     if min(len(of_copies), len(of_clean)) < FEW:
         return None
     difference = float(np.mean(of_copies) - np.mean(of_clean))
@@ -101,22 +113,12 @@ def guard(built: timeline.Built, noise: dict[str, tuple[int, int | None]], numbe
     return Guard(difference, difference - wide, difference + wide, clean, len(of_copies), len(of_clean))
 
 
-def _means(episodes: list[tuple[int, int, int, float]]) -> dict[tuple[int, int], float]:
+def _means(whole: list[tuple[int, int, int, float]]) -> dict[tuple[int, int], float]:
     """Generation and block -> mean return of its episodes."""
     found: dict[tuple[int, int], list[float]] = {}
-    for generation, _, block, value in episodes:
+    for generation, _, block, value in whole:
         found.setdefault((generation, block), []).append(value)
     return {place: float(np.mean(np.sort(values))) for place, values in found.items()}
-
-
-def _returns(batch: Batch) -> tuple[Array, Array]:
-    """[N] f64, the discounted sum of rewards from a row on; [N] bool, whether the whole episode was seen."""
-    returns, whole = batch.reward.astype(np.float64).copy(), batch.over & ~batch.begun
-    for row in range(len(batch) - 1, -1, -1):  # the next step is the next row
-        if batch.next[row] >= 0:
-            returns[row] += batch.discount[row] * returns[batch.next[row]]
-            whole[row] = whole[batch.next[row]] and not batch.begun[row]
-    return returns, whole
 
 
 def noise_of(project: Project, name: str, since: int, as_of: int) -> dict[str, tuple[int, int | None]]:

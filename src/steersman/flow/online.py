@@ -197,15 +197,15 @@ def _told(project: Project, name: str, number: int, since: int, as_of: int) -> _
         digests[older.generation] = older.digest
     built = flow.build(project, name, since=since, until=as_of, as_of=as_of)
     rows = timeline.load(Path(built.directory))
-    noise = copies.noise_of(project, name, since, as_of)
-    guard = copies.guard(rows, noise, number)
+    played = copies.episodes(rows, copies.noise_of(project, name, since, as_of))
+    guard = copies.guard(played, number)
     if served.max_loss is not None and guard is not None and guard.high < -served.max_loss * abs(guard.clean):
         raise _TooCostly(
             f"{name}@{number}: its copies earn {guard.difference:+.3g} [{guard.low:+.3g}, {guard.high:+.3g}] "
             f"beside its own {guard.clean:.3g}, and may lose {served.max_loss:.0%} of it: they decide no more",
             guard,
         )
-    samples = copies.samples(rows, noise, generations, served.block_s)
+    samples = copies.samples(played, generations, served.block_s)
     fresh = sum(generation == search.generation for generation in samples.generation)
     if fresh < ENOUGH * len(served.keys):
         raise ConflictError(
