@@ -116,7 +116,8 @@ def drawn_head(net: Net, shape: Shape, draws: Array) -> tuple[Shape, dict[str, A
     Args:
         draws: [1 + H, 1 + A, M] as in `Draws` on an `ActionNet`, [1 + H, M] on a `FeatureNet`.
     """
-    last = f"layers.{len(net.layers) - 1}."  # type: ignore[arg-type]
+    assert isinstance(net, ActionNet | FeatureNet)
+    last = f"layers.{len(net.layers) - 1}."
     weights = {name: one.cpu().numpy() for name, one in net.state_dict().items() if not name.startswith(last)}
     named = shape.kind == "actions"
     made = msgspec.structs.replace(shape, kind="action-draws" if named else "feature-draws", draws=draws.shape[-1])
