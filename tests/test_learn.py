@@ -278,6 +278,22 @@ def test_storing_replaces_what_was_there_leaves_nothing_beside_it_and_gives_the_
     assert list(place.parent.iterdir()) == [place]
 
 
+def test_a_write_that_fails_leaves_the_policy_that_was_there_and_nothing_beside_it(tmp_path, monkeypatch):
+    place = tmp_path / "policy"
+    learn.save(policy(), place)
+    before = learn.to_onnx(learn.load(place))
+
+    def full(body: bytes) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("msgspec.json.format", full)  # of what is written last
+    with pytest.raises(OSError, match="No space left"):
+        learn.save(policy(), place)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == [place]
+    assert learn.to_onnx(learn.load(place)) == before
+
+
 def test_a_policy_that_no_learner_made_is_neither_stored_nor_exported(tmp_path):
     constant = Policy(ENCODER, constant_scorer, EpsilonGreedy(0.1))
     with pytest.raises(DataError, match="it is constant_scorer, not a net"):

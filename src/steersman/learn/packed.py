@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,19 +34,11 @@ def unpacked(body: bytes, path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path} holds no arrays: {error}") from None
 
 
-def write(path: Path, body: bytes) -> None:
-    """Write a file that lasts."""
-    with path.open("wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def write_sealed(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Write arrays to a file that appears whole."""
     body = packed(arrays)
     with replacing(path) as aside:
-        write(aside, hashlib.sha256(body).digest() + body)
+        aside.write_bytes(hashlib.sha256(body).digest() + body)
 
 
 def read_sealed(path: Path, hint: str) -> dict[str, np.ndarray]:

@@ -13,8 +13,9 @@ from msgspec import Struct
 from steersman.core.errors import DataError, NotFoundError
 from steersman.core.features import Encoder
 from steersman.core.policy import Explorer, Policy
+from steersman.engine.disk import appearing, fsync_directory
 from steersman.learn.nets import Shape, TorchScorer, scorer_of
-from steersman.learn.packed import packed, read_sealed, unpacked, write, write_sealed
+from steersman.learn.packed import packed, read_sealed, unpacked, write_sealed
 from steersman.learn.sums import Sums
 
 POLICY, WEIGHTS = "policy.json", "weights.npz"
@@ -48,12 +49,12 @@ def save(policy: Policy, directory: Path) -> None:
         unit=scorer.unit,
         weights=hashlib.sha256(weights).hexdigest(),
     )
-    aside = directory.with_name(f".{directory.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process with our id that died here
-    aside.mkdir(parents=True)
-    write(aside / WEIGHTS, weights)
-    write(aside / POLICY, msgspec.json.format(msgspec.json.encode(stored)))
-    _replace(directory, aside)
+    whole = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(whole, ignore_errors=True)  # of a process with our id that died here
+    with appearing(whole) as aside:
+        (aside / WEIGHTS).write_bytes(weights)
+        (aside / POLICY).write_bytes(msgspec.json.format(msgspec.json.encode(stored)))
+    _replace(directory, whole)
 
 
 def load(directory: Path) -> Policy:
@@ -90,18 +91,13 @@ def load_sums(path: Path) -> Sums:
         raise NotFoundError(f"{path} is not there: no sums were kept") from None
 
 
-def _replace(directory: Path, aside: Path) -> None:
-    """Put `aside` in the place of the directory; whatever was there before goes away whole."""
+def _replace(directory: Path, whole: Path) -> None:
+    """Put `whole` in the place of the directory; what was there before goes away whole."""
+    old = whole.with_name(f"{whole.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
-        old = aside.with_name(f"{aside.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         directory.rename(old)
-        aside.rename(directory)
+    whole.rename(directory)
+    fsync_directory(directory.parent)
+    if old.exists():
         shutil.rmtree(old)
-    else:
-        aside.rename(directory)
-    parent = os.open(directory.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
