@@ -16,10 +16,12 @@ from steersman import flow, learn
 from steersman.core.batch import Batch
 from steersman.core.errors import ConfigError, DataError
 from steersman.core.features import Category, Encoder
-from steersman.core.policy import EpsilonGreedy, Softmax
+from steersman.core.policy import EpsilonGreedy, Policy, Softmax
 from steersman.learn import discrete
 from steersman.learn.discrete import SAC
+from steersman.learn.nets import Minibatch
 from steersman.learn.policies import AWAC, BC, CRR, IQL, objective
+from steersman.learn.settings import ValueSettings
 from steersman.worlds import tabular
 from steersman.worlds.rankings import ranking
 
@@ -87,6 +89,18 @@ def world() -> World:
     return World(rng.integers(S, size=(S, K)), reward, ends, rng.integers(1, 6, (S, K)), allowed)
 
 
+def taught(batch: Batch, config: ValueSettings, learned_by: discrete.Objective) -> tuple[Policy, discrete.Cast]:
+    """The policy, and who learned with it."""
+    kept: list[discrete.Cast] = []
+
+    def keep(cast: discrete.Cast, rows: Minibatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        kept[:] = [cast]
+        return learned_by.update(cast, rows)
+
+    policy = discrete.learn_policy(batch, config, dataclasses.replace(learned_by, update=keep), seed=0)
+    return policy, kept[0]
+
+
 def tables(cast: discrete.Cast, batch: Batch, name: str) -> np.ndarray:
     """[S, K or 1] what a net says of every state, in units of reward."""
     context = torch.eye(S, batch.context.shape[1])
@@ -146,7 +160,7 @@ def test_implicit_values_are_expectiles_of_what_was_done_and_at_one_half_those_o
     there = world()
     batch = there.sample(4000, seed=2)
     config = IQL(**TABLE, expectile=share, discount=0.9)
-    cast = discrete.train(batch, config, objective(config), seed=0)
+    _, cast = taught(batch, config, objective(config))
     often = frequencies(batch)
     truth = there.q(lambda q: np.array([expectile(q[s], often[s], share) for s in range(S)]))
     if share == 0.5:
@@ -164,7 +178,7 @@ def test_the_higher_the_expectile_the_closer_to_the_best_that_can_be_done():
     away = []
     for share in (0.5, 0.9, 0.99):
         config = IQL(**TABLE, expectile=share, discount=0.9)
-        found = tables(discrete.train(batch, config, objective(config), seed=0), batch, "critic")[there.allowed]
+        found = tables(taught(batch, config, objective(config))[1], batch, "critic")[there.allowed]
         away.append(np.abs(found - best).max() / np.abs(best).max())
     assert away[0] > 2 * away[1] > 4 * away[2]
     assert away[2] < 0.05
@@ -176,7 +190,7 @@ def test_soft_values_are_those_of_soft_value_iteration_and_the_policy_is_as_unde
     there = world()
     batch = there.sample(4000, seed=3)
     config = SAC(**TABLE | {"steps": 3000}, entropy=entropy, discount=0.9)
-    cast = discrete.train(batch, config, discrete.soft(config.entropy, config.temperature), seed=0)
+    learned, cast = taught(batch, config, discrete.soft(config.entropy, config.temperature))
     price = float(cast["temperature"].net.value.detach().exp()) * np.abs(batch.reward).max()
 
     def soft(q: np.ndarray) -> np.ndarray:
@@ -188,7 +202,7 @@ def test_soft_values_are_those_of_soft_value_iteration_and_the_policy_is_as_unde
     assert found[there.allowed] == pytest.approx(truth[there.allowed], abs=0.02 * scale)
     best = np.where(there.allowed, np.exp((truth - soft(truth)[:, None]) / price), 0.0)
     state = batch.context[:, :S].argmax(axis=1)
-    policy = discrete.policy_of(batch, config, cast).propensities(batch)
+    policy = learned.propensities(batch)
     assert policy == pytest.approx(best[state], abs=0.02)
     undecided = -(best * np.log(np.where(best > 0, best, 1.0))).sum(axis=1)[state].mean()
     assert undecided == pytest.approx(entropy * np.log(there.allowed.sum(axis=1))[state].mean(), rel=0.03)
@@ -233,9 +247,9 @@ def test_a_weighted_policy_hopes_for_what_it_would_do_itself(kind):
     there = world()
     batch = there.sample(4000, seed=2)
     config = kind(**TABLE, discount=0.9)
-    cast = discrete.train(batch, config, objective(config), seed=0)
+    learned, cast = taught(batch, config, objective(config))
     policy = np.zeros((S, K))
-    policy[batch.context[:, :S].argmax(axis=1)] = discrete.policy_of(batch, config, cast).propensities(batch)
+    policy[batch.context[:, :S].argmax(axis=1)] = learned.propensities(batch)
     truth = there.q(lambda q: (policy * q).sum(axis=1))
     scale = np.abs(truth[there.allowed]).max()
     assert tables(cast, batch, "critic")[there.allowed] == pytest.approx(truth[there.allowed], abs=0.02 * scale)

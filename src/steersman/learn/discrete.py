@@ -11,17 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from steersman.core.batch import Batch
-from steersman.core.errors import DataError
 from steersman.core.policy import Policy, Softmax
 from steersman.learn import HERE, Look, Progress, Run, nets
 from steersman.learn.advantage import Weigh, expectile
 from steersman.learn.cloning import log_chances, surprise
-from steersman.learn.nets import Minibatch, Net, Student, Tensor, no_grad
-from steersman.learn.returns import Returns
-from steersman.learn.settings import SLACK, Settings, ValueSettings, require, returns_of, unit_of, watch_of
+from steersman.learn.nets import Array, Minibatch, Net, Student, Tensor, no_grad
+from steersman.learn.settings import SLACK, Settings, ValueSettings, lessons_of, require, require_candidates
 
 Cast = Mapping[str, Student[Any]]
 """Who learns, by name: `actor` always, and what else the objective needs."""
@@ -95,21 +91,9 @@ def learn_policy(
         DataError: actions are no single candidates, candidates have no columns, or no row teaches anything.
         TrainingError: the training diverges.
     """
-    return policy_of(batch, config, train(batch, config, objective, seed, progress, look, run))
-
-
-def train(
-    batch: Batch,
-    config: Settings,
-    objective: Objective,
-    seed: int,
-    progress: Progress | None = None,
-    look: Look | None = None,
-    run: Run = HERE,
-) -> Cast:
-    """Who learned, after all steps; see `learn_policy`."""
-    _check(batch)
-    lessons, unit, watch = _lessons(batch, config, run)
+    require_candidates(batch, type(config).__name__)
+    undecided = math.log(batch.mask.shape[1]) if isinstance(config, SAC) else 0.0  # is worth something to it
+    returns, unit, watch = lessons_of(batch, config, run, SLACK * (1.0 + undecided))
     shape, source, device = nets.shape_for(batch.encoder, config.hidden), nets.generator(seed), nets.device_of(run)
     rate = nets.cosine(config.learning_rate, config.final_learning_rate, config.steps)
     polyak = config.polyak if isinstance(config, ValueSettings) else 1.0
@@ -118,23 +102,17 @@ def train(
         net = make(shape)
         net.start(source)
         cast[name] = Student(net.to(device), rate, polyak)
-    gather = nets.gatherer(batch, lessons, unit, device)
-    nets.train(
-        lambda places: objective.update(cast, gather(places)),
-        nets.State(source, **cast),
-        nets.Draws(batch.unit[lessons.row], config.batch_size),
-        config.steps,
-        watch,
-        nets.looking(progress, look, lambda: policy_of(batch, config, cast)),
-        run,
-    )
-    return cast
+    gather = nets.gatherer(batch, returns, unit, device)
 
+    def update(places: Array) -> tuple[Tensor, Tensor | None]:
+        return objective.update(cast, gather(places))
 
-def policy_of(batch: Batch, config: Settings, cast: Cast) -> Policy:
-    """The policy of those who learned."""
-    shape = nets.shape_for(batch.encoder, config.hidden)
-    return Policy(batch.encoder, nets.TorchScorer.of(shape, cast["actor"].net, 1.0), Softmax(1.0))
+    def now() -> Policy:
+        return Policy(batch.encoder, nets.TorchScorer.of(shape, cast["actor"].net, 1.0), Softmax(1.0))
+
+    state, draws = nets.State(source, **cast), nets.Draws(batch.unit[returns.row], config.batch_size)
+    nets.train(update, state, draws, config.steps, watch, nets.looking(progress, look, now), run)
+    return now()
 
 
 # objectives
@@ -256,24 +234,3 @@ def _expected(chance: Tensor, worth: Tensor) -> Tensor:
 def _at(values: Tensor, place: Tensor) -> Tensor:
     """[B] of [B, K], at a place a row."""
     return values.gather(1, place[:, None])[:, 0]
-
-
-# what is learned from
-
-
-def _check(batch: Batch) -> None:
-    if batch.numbers or batch.ranked:
-        kind = "numbers" if batch.numbers else "ranked lists"
-        raise DataError(f"these policies are over single candidates; the actions of this batch are {kind}")
-
-
-def _lessons(batch: Batch, config: Settings, run: Run) -> tuple[Returns, float, nets.Watch]:
-    """What the rows teach, the unit of the rewards, and what tells divergence."""
-    if isinstance(config, ValueSettings):
-        unit = unit_of(batch, run)
-        undecided = math.log(batch.mask.shape[1]) if isinstance(config, SAC) else 0.0  # is worth something to it
-        discount = config.discount * float(run.of(batch.discount).max())
-        return returns_of(batch, config, run), unit, watch_of(unit, discount, SLACK * (1.0 + undecided))
-    row = np.arange(len(batch)) if run.rows is None else run.rows
-    nothing = np.zeros(len(row))
-    return Returns(row, nothing, nothing, row), 1.0, nets.Watch(1.0, math.inf, "")

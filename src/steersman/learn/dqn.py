@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from steersman.core.batch import Batch
-from steersman.core.errors import DataError
 from steersman.core.features import Encoder
 from steersman.core.policy import EpsilonGreedy, Policy
 from steersman.learn import HERE, Look, Progress, Run, nets
 from steersman.learn.cloning import Filter, Filtering, as_it_is, check_told_apart
 from steersman.learn.nets import Minibatch, Net, Student, Tensor
-from steersman.learn.settings import ValueSettings, require, returns_of, unit_of, watch_of
+from steersman.learn.settings import ValueSettings, lessons_of, require, require_candidates, unit_of
 
 Loss = Callable[[Net, Net, Minibatch], tuple[Tensor, Tensor]]
 """(the net, its slow copy, rows) -> loss, and the values [B] of the candidates taken."""
@@ -153,8 +152,8 @@ def learn_q(
         DataError: actions are numbers, candidates have no columns, or no row teaches anything.
         TrainingError: the training diverges.
     """
-    unit = _unit(batch, run)
-    returns = returns_of(batch, config, run)
+    require_candidates(batch, type(config).__name__)
+    returns, unit, watch = lessons_of(batch, config, run)
     trainer = Trainer(batch.encoder, config, variation, unit, seed, run)
     if config.behavior_threshold:
         check_told_apart(batch, run.rows)
@@ -164,7 +163,7 @@ def learn_q(
         trainer.state,
         nets.Draws(batch.unit[returns.row], config.batch_size),
         config.steps,
-        watch_of(unit, config.discount * float(run.of(batch.discount).max())),
+        watch,
         nets.looking(progress, look, trainer.policy),
         run,
     )
@@ -323,17 +322,9 @@ def quantiles(follow: Next, atoms: int) -> Loss:
 
 def _support(batch: Batch, config: C51, run: Run) -> tuple[float, float]:
     """Lowest and highest return, in units of the training."""
-    unit, reward = _unit(batch, run), run.of(batch.reward)
+    unit, reward = unit_of(batch, run), run.of(batch.reward)
     ahead = 1.0 - config.discount * float(run.of(batch.discount).max())
     lowest = min(float(reward.min()) / ahead, 0.0) if config.lowest is None else config.lowest
     highest = max(float(reward.max()) / ahead, 0.0) if config.highest is None else config.highest
     require("lowest", lowest, lowest < highest, f"below highest, {highest:g}")
     return lowest / unit, highest / unit
-
-
-def _unit(batch: Batch, run: Run) -> float:
-    """The largest |reward| that is learned from."""
-    if batch.numbers or batch.ranked:
-        kind = "numbers" if batch.numbers else "ranked lists"
-        raise DataError(f"DQN learns over single candidates; the actions of this batch are {kind}")
-    return unit_of(batch, run)

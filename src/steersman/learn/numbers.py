@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from steersman.core.batch import Batch
 from steersman.core.density import Gaussian, NumbersExplorer, Point, Squashed, UniformBox
 from steersman.core.errors import DataError
@@ -21,9 +19,8 @@ from steersman.core.features import Encoder
 from steersman.core.policy import Policy
 from steersman.learn import Look, Progress, nets
 from steersman.learn.nets import Array, NumberRows, Student, Tensor
-from steersman.learn.returns import Returns
 from steersman.learn.run import HERE, Run
-from steersman.learn.settings import SLACK, Settings, ValueSettings, returns_of, unit_of, watch_of
+from steersman.learn.settings import SLACK, Settings, ValueSettings, lessons_of
 
 POINTS: tuple[NumbersExplorer, ...] = (Gaussian(0.1, 0.05), Point(), UniformBox())
 DENSITIES: tuple[NumbersExplorer, ...] = (Squashed(0.05), UniformBox())
@@ -144,7 +141,7 @@ class Trainer:
     def scores(self, context: Array) -> Array:
         """[E, F] f32 -> [E, S] f32, of the actor as it is now: to act with, in between."""
         with nets.no_grad():
-            found: Array = self.learners.actor.net(nets.tensor(context).to(self.learners.device)).cpu().numpy()
+            found: Array = self.learners.actor.net(nets.from_numpy(context).to(self.learners.device)).cpu().numpy()
         return found
 
     def policy(self) -> Policy:
@@ -177,12 +174,7 @@ def learn_numbers(
     if batch.encoder.numbers is None:
         kind = "ranked lists" if batch.ranked else "candidates"
         raise DataError(f"{type(config).__name__} sets numbers; the actions of this batch are {kind}", field="learner")
-    if isinstance(config, ValueSettings):
-        unit, returns = unit_of(batch, run), returns_of(batch, config, run)
-        discount = config.discount * float(run.of(batch.discount).max())
-        watch = watch_of(unit, discount, SLACK * variation.slack(batch.encoder))
-    else:
-        unit, returns, watch = 1.0, _actions_alone(batch, run), nets.Watch(1.0, math.inf, "")
+    returns, unit, watch = lessons_of(batch, config, run, SLACK * variation.slack(batch.encoder))
     trainer = Trainer(batch.encoder, config, variation, nets.generator(seed), run)
     gather = nets.number_gatherer(batch, returns, unit, batch.encoder.numbers, trainer.learners.device)
 
@@ -193,13 +185,6 @@ def learn_numbers(
     now = nets.looking(progress, look, trainer.policy)
     nets.train(update, trainer.state, draws, config.steps, watch, now, run)
     return trainer.policy()
-
-
-def _actions_alone(batch: Batch, run: Run) -> Returns:
-    """Every row, for who reads contexts and actions and nothing else."""
-    row = np.arange(len(batch)) if run.rows is None else run.rows
-    nothing = np.zeros(len(row))
-    return Returns(row=row, reward=nothing, discount=nothing, until=row)
 
 
 # the step of the critics

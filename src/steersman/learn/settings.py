@@ -98,6 +98,13 @@ def largest_of(reward: nets.Array) -> float:
     return unit
 
 
+def require_candidates(batch: Batch, who: str) -> None:
+    """Raise DataError, naming who learns, unless the actions of the batch are single candidates."""
+    if batch.numbers or batch.ranked:
+        kind = "numbers" if batch.numbers else "ranked lists"
+        raise DataError(f"{who} learns over single candidates; the actions of this batch are {kind}", field="learner")
+
+
 def slots_of(batch: Batch, who: str) -> Slots:
     """The slots of a batch of ranked lists.
 
@@ -126,6 +133,26 @@ def returns_of(batch: Batch, config: ValueSettings, run: Run = HERE) -> Returns:
             hint='say in the outcome how an episode ended (ends = "terminated"), or log more than one step of it',
         )
     return returns
+
+
+def lessons_of(
+    batch: Batch, config: Settings, run: Run = HERE, slack: float = SLACK
+) -> tuple[Returns, float, nets.Watch]:
+    """What the rows teach, the unit of the rewards, and what tells divergence.
+
+    Who learns no values reads what was done in every row and nothing else: its returns are 0.
+
+    Args:
+        slack: see `watch_of`.
+    Raises:
+        DataError: values are learned, and all rewards are 0, too large or small, or no row teaches anything.
+    """
+    if not isinstance(config, ValueSettings):
+        row = np.arange(len(batch)) if run.rows is None else run.rows
+        nothing = np.zeros(len(row))
+        return Returns(row, nothing, nothing, row), 1.0, nets.Watch(1.0, math.inf, "")
+    unit, discount = unit_of(batch, run), config.discount * float(run.of(batch.discount).max())
+    return returns_of(batch, config, run), unit, watch_of(unit, discount, slack)
 
 
 def watch_of(unit: float, discount: float, slack: float = SLACK) -> nets.Watch:

@@ -21,7 +21,7 @@ from steersman.learn.nets.processes import device_of, joined, wait
 from steersman.learn.nets.scorer import PAIRS, TorchScorer, scorer_of
 from steersman.learn.nets.shape import WIDEST, Shape, actor_shape, shape_for
 from steersman.learn.nets.slates import Slate, Worth, and_none, best_slate, slate_of, slate_shape, slate_value
-from steersman.learn.nets.student import Draws, Generator, State, Student, generator, places, rand, shuffled, tensor
+from steersman.learn.nets.student import Draws, Generator, State, Student, generator, places, rand, shuffled
 from steersman.learn.nets.training import (
     REPORT,
     Array,
@@ -108,7 +108,6 @@ __all__ = [
     "slate_value",
     "squared",
     "stacked",
-    "tensor",
     "train",
     "wait",
 ]

@@ -23,7 +23,6 @@ Array = np.ndarray
 M = TypeVar("M", bound=nn.Module)
 Generator = torch.Generator
 rand = torch.rand
-tensor = torch.from_numpy
 no_grad = torch.no_grad
 
 
