@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steersman import learn
-from steersman.core.errors import DataError
+from steersman.core.errors import DataError, TrainingError
 from steersman.core.features import Category, Encoder
 from steersman.core.policy import EpsilonGreedy, Policy, Softmax
 from steersman.core.simulator import Moved, Seen
@@ -152,6 +152,11 @@ def test_a_setting_out_of_range_is_refused_by_name(setting, value):
     with pytest.raises(DataError, match=f"{setting} is .*must be") as refused:
         PPO(**{setting: value})
     assert refused.value.field == setting
+
+
+def test_a_training_that_diverges_says_so():
+    with pytest.raises(TrainingError, match="not finite"):
+        improve(Small(4), REINFORCE(hidden=(8,), episodes=12, learning_rate=1e38), 0)
 
 
 def balanced(seed: int) -> float:

@@ -60,7 +60,8 @@ class REINFORCE(Struct, frozen=True, forbid_unknown_fields=True):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("discount", "trace"):
             require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        require("hidden", self.hidden, all(1 <= width <= nets.WIDEST for width in self.hidden), "widths")
+        law = f"widths in [1, {nets.WIDEST}]"
+        require("hidden", self.hidden, all(1 <= width <= nets.WIDEST for width in self.hidden), law)
         require("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0")
         require("entropy", self.entropy, 0 <= self.entropy < math.inf, "at least 0")
 
@@ -96,6 +97,7 @@ def improve(world: Simulator, config: REINFORCE, seed: int, progress: Progress |
         candidate that it finds likeliest give it `EpsilonGreedy(0.0)`.
     Raises:
         DataError: the candidates have no columns.
+        TrainingError: the training diverges.
     """
     trainer = Trainer(world.encoder, config, seed)
     starts, found, played = np.random.default_rng(seed), list[float](), 0

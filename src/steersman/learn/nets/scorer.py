@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from onnx import TensorProto, helper
 
-from steersman.core.errors import DataError
+from steersman.core.errors import DataError, TrainingError
 from steersman.core.policy import Policy
 from steersman.learn.nets.graph import Graph
 from steersman.learn.nets.kinds import NETS
@@ -54,8 +54,15 @@ class TorchScorer:
 
     @classmethod
     def of(cls, shape: Shape, net: Net, unit: float) -> TorchScorer:
-        """The scorer of a net that has learned."""
-        return cls(shape, {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}, unit)
+        """The scorer of a net that has learned.
+
+        Raises:
+            TrainingError: a weight is not finite.
+        """
+        weights = {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}
+        if not all(np.isfinite(array).all() for array in weights.values()):
+            raise TrainingError("a weight of the net is not finite", hint="training diverges: lower learning_rate")
+        return cls(shape, weights, unit)
 
     def weights(self) -> dict[str, Array]:
         """Name -> array f64."""
