@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from steersman import learn
 from steersman.core.errors import DataError, TrainingError
 from steersman.core.features import Category, Encoder
-from steersman.core.policy import EpsilonGreedy, Policy, Softmax
+from steersman.core.policy import EpsilonGreedy, Policy, Softmax, Uniform, constant_scorer
 from steersman.core.simulator import Moved, Seen
 from steersman.learn import nets
 from steersman.learn.gradient import PPO, REINFORCE, Trainer, advantages, clipped, improve, likelier, policy_loss
@@ -145,6 +146,33 @@ def test_what_is_played_is_whole_episodes_with_the_propensities_of_the_policy():
     assert (np.bincount(batch.unit)[batch.unit[batch.limited]] == 15).all()
     own = policy.propensities(batch)[np.arange(len(batch)), batch.action]
     assert batch.propensity == pytest.approx(own, rel=1e-12)
+
+
+def test_candidates_that_all_rows_share_cost_nothing_to_play():
+    """64 named actions: their one-hots, a copy a row, would be sixteen times as much as may be allocated."""
+    episodes, steps, many = 100, 20, 64
+
+    class Wide(Small):
+        encoder = Encoder(context=Small.encoder.context, actions=tuple(f"a{i:02}" for i in range(many)))
+
+        def step(self, action: np.ndarray) -> Moved:
+            self._done += 1
+            over = np.full(episodes, self._done == steps)
+            return Moved(np.ones(episodes), np.where(over, 0.0, 1.0), over, self._seen(), self._seen())
+
+        def _seen(self) -> Seen:
+            table = np.broadcast_to(np.eye(many, dtype=np.float32), (episodes, many, many))
+            context = np.zeros((episodes, self.encoder.context_width), dtype=np.float32)
+            return Seen(context, table, np.ones((episodes, many), dtype=bool))
+
+    world = Wide(episodes)
+    policy = Policy(world.encoder, constant_scorer, Uniform())
+    tracemalloc.start()
+    batch = play(world, policy, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert batch.candidates.shape == (episodes * steps, many, many)
+    assert peak < batch.candidates.nbytes / 16
 
 
 @pytest.mark.parametrize(("setting", "value"), [("episodes", 0), ("trace", 1.5), ("clip", 0.0), ("entropy", -1.0)])

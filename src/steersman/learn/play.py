@@ -28,6 +28,7 @@ def play(world: Simulator, policy: Policy, seed: int) -> Batch:
     source, box, seen = np.random.default_rng(seed), world.encoder.numbers, world.start(seed)
     lane, table = np.arange(len(seen.context)), seen.candidates[0].copy()
     going, steps, shared = np.ones(len(lane), dtype=bool), list[tuple[Array, ...]](), True
+    offered: list[Array] = []
     while going.any():
         shared &= seen.candidates.strides[0] == 0 and np.array_equal(seen.candidates[0], table)
         scores = policy.scorer(seen.context, seen.candidates)
@@ -38,17 +39,19 @@ def play(world: Simulator, policy: Policy, seed: int) -> Batch:
             action = aims.draws(source.random((len(aims), 1, len(box.low) + 1)))[:, 0].astype(np.float32)
             propensity = aims.density(action)
         moved = world.step(action)
-        facts = (lane, *seen, action, propensity, moved.reward, moved.discount, moved.over)
+        facts = (lane, seen.context, seen.mask, action, propensity, moved.reward, moved.discount, moved.over)
         steps.append(tuple(array[going] for array in facts))
+        # What all episodes share is never copied: 80 actions by name are 6,400 numbers a row.
+        offered.append(seen.candidates[: going.sum()] if seen.candidates.strides[0] == 0 else seen.candidates[going])
         going &= ~moved.over
         seen = moved.seen
     columns = [np.concatenate(column) for column in zip(*steps, strict=True)]
     order = np.argsort(columns[0], kind="stable")  # steps were appended in order, so stable keeps them so
-    unit, context, candidates, mask, action, propensity, reward, discount, over = (array[order] for array in columns)
+    unit, context, mask, action, propensity, reward, discount, over = (array[order] for array in columns)
     return Batch(
         encoder=world.encoder,
         context=context,
-        candidates=np.broadcast_to(table, candidates.shape) if shared else candidates,
+        candidates=np.broadcast_to(table, (len(unit), *table.shape)) if shared else np.concatenate(offered)[order],
         mask=mask,
         action=action,
         propensity=propensity,
