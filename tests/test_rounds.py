@@ -44,6 +44,15 @@ def test_batches_of_one_world_are_one_batch_whose_episodes_stay_what_they_were(f
     assert np.array_equal(whole.limited[start:], parts[1].limited)
 
 
+def test_candidates_that_look_like_padding_are_refused_where_what_is_hardly_played_is_held_back():
+    world = cartpole(2, steps=5, featured=True)
+    table = world._candidates.copy()
+    table[:, 0] = 0.0
+    world._candidates = table
+    with pytest.raises(DataError, match="row 0: all columns of a candidate are 0"):
+        improve(world, DQN(steps=1, behavior_threshold=0.1), Rounds(random=1, rounds=1), seed=0)
+
+
 def test_a_game_that_offers_few_of_its_actions_is_played_without_a_mistake():
     """200 of 200 in three episodes, after 500 random decisions and three episodes: the budget of ReAgent's tester."""
     policy = improve(Offered(3), MASKED, Rounds(random=500, rounds=2), seed=0)

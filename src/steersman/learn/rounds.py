@@ -12,6 +12,7 @@ from steersman.core.batch import Batch
 from steersman.core.policy import EpsilonGreedy, Policy, Uniform, constant_scorer
 from steersman.core.simulator import Simulator
 from steersman.learn import Progress, nets
+from steersman.learn.cloning import check_told_apart
 from steersman.learn.dqn import DQN, Trainer, variation_of
 from steersman.learn.play import play, returns_of_episodes, together
 from steersman.learn.settings import require, returns_of, unit_of, watch_of
@@ -67,7 +68,8 @@ def improve(world: Simulator, config: DQN, rounds: Rounds, seed: int, progress: 
     Returns:
         a policy that takes the best candidate.
     Raises:
-        DataError: the candidates have no columns, or the random decisions were all paid 0.
+        DataError: the candidates have no columns, the random decisions were all paid 0, or a candidate looks like
+            padding and there is a `behavior_threshold`.
         TrainingError: the training diverges.
     """
     draws = np.random.default_rng(seed)
@@ -80,6 +82,8 @@ def improve(world: Simulator, config: DQN, rounds: Rounds, seed: int, progress: 
     while sum(map(len, seen)) < rounds.random:
         seen.append(played(uniform))
     memory = together(seen)
+    if config.behavior_threshold:
+        check_told_apart(memory)
     unit = unit_of(memory)
     trainer = Trainer(world.encoder, config, variation_of(memory, config), unit, seed)
     watch = watch_of(unit, config.discount * float(memory.discount.max()))
