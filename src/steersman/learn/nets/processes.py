@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from steersman.core.errors import ConfigError
-from steersman.learn.run import Run, world
+from steersman.learn.run import Run
 
 Tensor = torch.Tensor
 
@@ -38,9 +38,6 @@ def device_of(run: Run) -> torch.device:
 @contextmanager
 def joined(run: Run) -> Iterator[None]:
     """Meanwhile this process and the others that torchrun started are a group: nccl on GPUs, gloo on CPUs."""
-    if world() == 1:
-        yield
-        return
     device = device_of(run)
     if device.type == "cuda":
         torch.cuda.set_device(device)
