@@ -172,6 +172,8 @@ def test_a_world_that_teaches_nothing_and_settings_out_of_range_are_refused():
     for setting, value in (("decisions", 0), ("random", 0), ("steps", 0), ("memory", 0)):
         with pytest.raises(DataError, match=f"{setting} is 0, must be at least 1"):
             Online(**{setting: value})
+    with pytest.raises(DataError, match="random is 1000, must be below decisions, 1000"):
+        Online(decisions=1000)
     with pytest.raises(DataError, match="scale is 0"):
         Online(scale=0.0)
 

@@ -15,7 +15,7 @@ from steersman.core.density import Gaussian, Squashed, UniformBox
 from steersman.core.errors import DataError
 from steersman.core.policy import Policy
 from steersman.core.simulator import Seen, Simulator
-from steersman.learn import Look, Progress, nets
+from steersman.learn import Progress, nets
 from steersman.learn.actor_critic import variation_of
 from steersman.learn.nets import Array
 from steersman.learn.numbers import Trainer
@@ -33,7 +33,7 @@ class Online(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         decisions: in all, at least 1.
-        random: first of them, made evenly over the bounds before anything is learned, at least 1.
+        random: first of them, made evenly over the bounds before anything is learned, at least 1, fewer than all.
         steps: training steps for each decision after these, at least 1.
         memory: decisions that are remembered, at least 1; beyond that the oldest are forgotten.
         scale: of the normal noise that an actor of points explores with, in shares of the width of the bounds.
@@ -48,6 +48,7 @@ class Online(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for name in ("decisions", "random", "steps", "memory"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        require("random", self.random, self.random < self.decisions, f"below decisions, {self.decisions}")
         Gaussian(self.scale)
 
 
@@ -106,7 +107,6 @@ def learn_online(
     online: Online,
     seed: int,
     progress: Progress | None = None,
-    look: Look | None = None,
 ) -> Policy:
     """An actor-critic over numbers that learns from what it does itself.
 
@@ -115,7 +115,7 @@ def learn_online(
 
     Args:
         config: of `ddpg`, `td3` or `sac`; with returns of 1 step.
-        progress, look: see `learn.fit`; told every hundred steps.
+        progress: see `learn.fit`; told every hundred steps.
     Raises:
         DataError: the world's actions are no numbers, or its rewards were all 0.
         TrainingError: the training diverges.
@@ -124,7 +124,7 @@ def learn_online(
     if box is None:
         raise DataError("the actions of the world are no numbers", field="learner")
     require("n_step", config.n_step, config.n_step == 1, "1 where decisions are remembered one by one")
-    config = structs.replace(config, steps=max(1, (online.decisions - online.random) * online.steps))
+    config = structs.replace(config, steps=(online.decisions - online.random) * online.steps)
     variation = variation_of(config, world.encoder)
     source = nets.generator(seed)
     trainer = Trainer(world.encoder, config, variation, source)
@@ -144,7 +144,7 @@ def learn_online(
         unit = largest_of(replay["reward"])
         discount = config.discount * float(replay["discount"].max())
         watch = watch_of(unit, discount, SLACK * variation.slack(world.encoder))
-        report, begun = nets.looking(progress, look, trainer.policy), time.perf_counter()
+        begun = time.perf_counter()
         while done < config.steps:
             new = replay.add(next(stream))
             acted += new
@@ -163,6 +163,6 @@ def learn_online(
                 done += 1
                 if done % nets.REPORT == 0 or done == config.steps:
                     figures = watch(done, loss.detach(), None if value is None else value.detach())
-                    if report is not None:
-                        report(done, config.steps, figures | {"steps/s": done / (time.perf_counter() - begun)})
+                    if progress is not None:
+                        progress(done, config.steps, figures | {"steps/s": done / (time.perf_counter() - begun)})
     return trainer.policy()
