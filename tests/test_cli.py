@@ -69,7 +69,12 @@ def test_what_can_not_be_done_says_why_and_what_next(shop: Path, capsys, argumen
         ('hour = "number"', 'hour = "nmber"', ""),
         ('kind = "epsilon", epsilon = 0.1', 'kind = "epsilon", epsilon = 1.1', ""),
         ('kind = "one"', 'kind = "won"', "did you mean one?"),
+        ('{ kind = "one", names = ["now", "tonight"] }', '{ kind = ["one"] }', "did you mean one?"),
         ("[problem.timing]", "[problem.timing", ""),
+        ("[problem.timing]", "[problem]\nother = 3\n[problem.timing]", "problem.other is 3, must be a table"),
+        ('# url = "warehouse" ', "url = 3 #", "warehouse.url"),
+        ('# url = "models" ', 'url = ["models"] #', "models.url"),
+        ("wait_s = 600", f"wait_s = {'[' * 2000}", "recursion"),
     ],
 )
 def test_a_mistake_in_the_file_is_told_with_its_place(shop: Path, capsys, old, new, hint) -> None:

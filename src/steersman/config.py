@@ -42,6 +42,26 @@ class LogConfig(Struct, frozen=True, forbid_unknown_fields=True):
             raise DataError(f"segment_mb is {self.segment_mb}, must be 1 to 256", field="segment_mb")
 
 
+class WarehouseConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """[warehouse]
+
+    Attributes:
+        url: an fsspec URL, or a path relative to the file.
+    """
+
+    url: str = "warehouse"
+
+
+class ModelsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """[models]
+
+    Attributes:
+        url: where plain ONNX models lie, as the warehouse.
+    """
+
+    url: str = "models"
+
+
 class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """[engine]
 
@@ -296,7 +316,7 @@ def read(kind: type[T], path: Path) -> T:
 def _table(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}", hint="see https://toml.io") from None
 
 
@@ -308,10 +328,6 @@ def parse(table: Mapping[str, Any], root: Path) -> Project:
         raise ConfigError(
             f"{root / FILE} declares no problem", hint="add a table [problem.NAME] with reward, wait_s and actions"
         )
-    warehouse = table.get("warehouse", {})
-    _known(warehouse, ("url",), "warehouse")
-    models = table.get("models", {})
-    _known(models, ("url",), "models")
     model = table.get("model", {})
     _known(model, model, "model")
     return Project(
@@ -319,17 +335,17 @@ def parse(table: Mapping[str, Any], root: Path) -> Project:
         log=section(LogConfig, table.get("log", {}), "log"),
         serve=section(Settings, table.get("serve", {}), "serve"),
         engine=section(EngineConfig, table.get("engine", {}), "engine"),
-        warehouse=str(warehouse.get("url", "warehouse")),
+        warehouse=section(WarehouseConfig, table.get("warehouse", {}), "warehouse").url,
         policies={name: _policy(name, problem) for name, problem in problems.items()},
-        models=str(models.get("url", "models")),
+        models=section(ModelsConfig, table.get("models", {}), "models").url,
         model={name: section(ModelConfig, one, f"model.{name}") for name, one in model.items()},
     )
 
 
 def _policy(name: str, table: Mapping[str, Any]) -> PolicyConfig:
     where = f"problem.{name}"
+    _known(table, set(Problem.__struct_fields__) - {"name"} | set(_SECTIONS), where)
     own = {key: value for key, value in table.items() if key not in _SECTIONS}
-    _known(own, set(Problem.__struct_fields__) - {"name"} | set(_SECTIONS), where)
     if isinstance(own.get("actions"), dict):
         _known_actions(own["actions"], f"{where}.actions")
     if isinstance(own.get("combine"), dict):
@@ -348,7 +364,7 @@ def _policy(name: str, table: Mapping[str, Any]) -> PolicyConfig:
 def _known_actions(table: Mapping[str, Any], where: str) -> None:
     kinds: dict[str, type[Actions]] = {"one": One, "ranked": Ranked, "numbers": Numbers}
     kind = table.get("kind", "")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(f"{where}.kind is {kind!r}", hint=did_you_mean(str(kind), kinds), field=f"{where}.kind")
     _known(table, {"kind", *kinds[kind].__struct_fields__}, where)
 
