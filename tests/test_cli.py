@@ -34,6 +34,21 @@ def test_init_writes_a_file_that_runs_and_never_writes_over_one(shop: Path, caps
     assert "champion 1" in run(capsys, "status", "--project", str(shop))[1]
 
 
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "a]\n[log"])
+def test_a_name_that_is_none_is_refused_before_anything_is_written(tmp_path: Path, capsys, name) -> None:
+    code, _, err = run(capsys, "init", str(tmp_path / "new"), "--name", name)
+    assert (code, "must match" in err) == (2, True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_init_can_be_run_again_where_version_1_could_not_be_stored(tmp_path: Path, capsys) -> None:
+    (tmp_path / "warehouse").write_text("in the way")
+    assert run(capsys, "init", str(tmp_path))[0] != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["warehouse"]
+    (tmp_path / "warehouse").unlink()
+    assert run(capsys, "init", str(tmp_path))[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "hint"),
     [

@@ -17,13 +17,14 @@ from msgspec import Struct
 
 from steersman import config, learn, timeline
 from steersman.config import Project
-from steersman.core.decision import Numbers
+from steersman.core.decision import NAME, Numbers
 from steersman.core.density import UniformBox
-from steersman.core.errors import ConflictError, GateError, MissingExtra, NotFoundError
+from steersman.core.errors import ConfigError, ConflictError, GateError, MissingExtra, NotFoundError
 from steersman.core.features import Encoder
 from steersman.core.policy import Uniform
 from steersman.core.report import Report
 from steersman.core.version import Parents, Rollout, Version
+from steersman.engine.disk import replacing
 from steersman.flow import places
 from steersman.flow.building import Built, build
 from steersman.flow.judging import draw, encoded_by, judge, judge_policy
@@ -248,17 +249,20 @@ def init(directory: Path, name: str, box: Numbers | None = None) -> Project:
         name: of the first problem.
         box: bounds of its actions, if these are numbers.
     Raises:
+        ConfigError: the name is none for a problem; nothing is written.
         ConflictError: there is a steersman.toml already; it is left alone.
     """
     path = directory / config.FILE
     if path.exists():
         raise ConflictError(f"{path} is there already", hint="edit it, or name another directory")
+    if not NAME.fullmatch(name):  # it stands in the text as it is
+        hint = "letters, digits, - and _; it becomes a folder and a part of the URL"
+        raise ConfigError(f"problem name {name!r} must match {NAME.pattern}", hint=hint, field="name")
     text = config.template(name, box)
-    config.parse(tomllib.loads(text), directory)  # a bad name is refused before anything is written
-    directory.mkdir(parents=True, exist_ok=True)
-    places.write_bytes(path, text.encode())
-    project = config.load(directory)
-    publish_uniform(project, name)
+    project = config.parse(tomllib.loads(text), directory.resolve())
+    with replacing(path) as aside:  # with a file and no version init could not be run again
+        aside.write_bytes(text.encode())
+        publish_uniform(project, name)
     return project
 
 
