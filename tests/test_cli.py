@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from product import Client, project, serving
 from steersman import cli, log
+from steersman.core.errors import DiskError
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -120,7 +126,47 @@ def test_the_schema_of_every_noun_is_printed(capsys) -> None:
 
 
 def test_a_date_that_is_none_is_refused_with_an_example(capsys) -> None:
-    with pytest.raises(SystemExit) as end:
-        cli.main(["build", "timing", "--since", "yesterday"])
-    assert end.value.code == 2
-    assert "2026-11-01T12:00:00Z" in capsys.readouterr().err
+    code, _, err = run(capsys, "build", "timing", "--since", "yesterday")
+    assert code == 2
+    assert "2026-11-01T12:00:00Z" in err
+
+
+def test_a_command_line_that_is_wrong_is_told_as_json_too(capsys) -> None:
+    code, out, err = run(capsys, "train", "timing", "--sed", "1", "--json")
+    assert (code, err) == (2, "")
+    assert json.loads(out) == {"error": "unrecognized arguments: --sed 1", "hint": "steersman --help", "field": ""}
+    code, out, err = run(capsys, "evaluate")
+    assert (code, out) == (2, "")
+    assert "steersman evaluate --help" in err
+
+
+@pytest.mark.parametrize("name", ["\\[/x]", "[/x]", "[red]x", ":x:"])
+def test_any_name_is_told_as_it_is(tmp_path: Path, capsys, name) -> None:
+    assert run(capsys, "status", "--project", str(tmp_path / name))[2].startswith(f"error  {tmp_path / name}/steersman")
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_output_that_nobody_reads_on_ends_as_a_pipe_does(shop: Path, option) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as closed:
+        assert _status(shop, *option, stdout=closed) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_output_on_a_full_disk_is_an_error_like_any_other(shop: Path, option) -> None:
+    with Path("/dev/full").open("w") as full:
+        code, err = _status(shop, *option, stdout=full)
+    assert (code, err.splitlines()[0]) == (DiskError.exit_code, "error  No space left on device")
+
+
+def test_the_exit_code_tells_where_nothing_else_can(shop: Path) -> None:
+    command = [sys.executable, "-m", "steersman", "train", "nope", "--project", str(shop)]
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run(command, stdout=full, stderr=full, check=False).returncode == 6
+
+
+def _status(shop: Path, *option: str, stdout: IO[str]) -> tuple[int, str]:
+    command = [sys.executable, "-m", "steersman", "status", "--project", str(shop), *option]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stderr

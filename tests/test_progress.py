@@ -16,7 +16,7 @@ import pytest
 SCRIPT = """
 import time
 from steersman.progress import bar
-with bar("train timing") as progress:
+with bar("train [/tim]") as progress:
     for done in range(100, 4001, 100):
         progress(done, 4000, {"loss": 12.3456, "q": 23.45678, "q_largest": 45.678, "steps/s": 2345.6})
         time.sleep(0.02)

@@ -26,11 +26,11 @@ def bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int, dict
         yield lambda done, total, figures: None
         return
     fields = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=9)),
         TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
-        TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
     with Progress(*fields, console=Console(stderr=True), transient=True) as drawn:
         task = drawn.add_task(title, total=None, figures="")

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from steersman import flow
 from steersman.cli import demos, evolution, learning, serving, simulation
 from steersman.cli import options as of
 from steersman.cli.show import err, plain, print_json
-from steersman.core.errors import DiskError, Error
+from steersman.core.errors import ConfigError, DiskError, Error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = argparse.Namespace(json="--json" in given)
     try:
+        options = parser().parse_args(given)
         return int(options.run(options) or 0)
     except Error as error:
         return _refused(options, error)
@@ -32,19 +37,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refused(options: argparse.Namespace, error: Error) -> int:
-    if options.json:
-        print_json({"error": error.message, "hint": error.hint, "field": error.field})
-    else:
+    with contextlib.suppress(OSError):  # where nothing can be written the exit code still tells
+        if options.json and _as_json(error):
+            return error.exit_code
         err.print(f"[bold red]error[/]  {plain(error.message)}")
         if error.hint:
             err.print(f"[bold]hint[/]   {plain(error.hint)}")
     return error.exit_code
 
 
+def _as_json(error: Error) -> bool:
+    """Whether it could be written."""
+    try:
+        print_json({"error": error.message, "hint": error.hint, "field": error.field})
+    except OSError:
+        return False
+    return True
+
+
+class _Parser(argparse.ArgumentParser):
+    """A command line that we do not understand is an error like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, hint=f"{self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     shared = of.shared_options(Path(), False)
-    root = argparse.ArgumentParser(prog="steersman", description="A product learns to decide better from its own log.")
+    root: argparse.ArgumentParser = _Parser(
+        prog="steersman", description="A product learns to decide better from its own log."
+    )
     root.set_defaults(json=False)
     root.add_argument("--version", action="version", version=f"steersman {flow.code_version()}")
     verbs = root.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -8,21 +8,36 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 
 from steersman.core.report import Distribution, Estimate, Report
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Lines(Console):
+    """Lines for people; names and paths in them are no pictures."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, soft_wrap=True, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads on: as for JSON, `main` knows the exit code. Rich would end the process with 1."""
+        raise BrokenPipeError
+
+
+out = _Lines()
+err = _Lines(stderr=True)
 
 
 def print_json(value: Any) -> None:
     """One JSON object on one line of stdout."""
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
-    sys.stdout.flush()
+    if sys.stdout is not None:  # it is None where the caller has closed it
+        sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+        sys.stdout.flush()
 
 
 def plain(text: str) -> str:
-    return text.replace("[", "\\[")
+    """Text that is printed as it is."""
+    return escape(text)
 
 
 def show(options: argparse.Namespace, value: Any, *lines: str) -> None:
