@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from served import Client, Running, plane_of
 from steersman import log
 from steersman.core.errors import DataError
 from steersman.core.signature import Signature, Tensor
+from steersman.models.plain import Plain
 from steersman.serve import kserve
 from steersman.serve.settings import Settings
 
@@ -108,7 +110,12 @@ BAD = {
     "a negative shape": ({"inputs": [{**X, "shape": [-2], "data": [1, 2]}]}, "negative"),
     "over 64 axes": ({"inputs": [{**X, "shape": [1] * 70, "data": [1]}]}, "70 axes"),
     "over 64 lists": ({"inputs": [{**X, "shape": [1], "data": json.loads("[" * 70 + "1" + "]" * 70)}]}, "70 axes"),
-    "a size that no memory has": ({"inputs": [{**X, "shape": [0, 2**70], "data": []}]}, "2 axes"),
+    "a size that no memory has": ({"inputs": [{**X, "shape": [0, 2**62, 2**62], "data": []}]}, "3 axes"),
+    "sizes of thousands of digits": (
+        {"inputs": [{**X, "shape": [10**4000] * 2, "data": [1]}]},
+        "<= 9223372036854775807",
+    ),
+    "the largest sizes": ({"inputs": [{**X, "shape": [2**63 - 1] * 64, "data": [1]}]}, "1 values"),
     "half of a letter": (b'{"id": "\\ud800", "inputs": []}', "surrogate"),
     "half of a letter in a type": ({"inputs": [{**X, "datatype": "\ud800", "data": [1, 2]}]}, "surrogate"),
     "shared memory": ({"inputs": [{**X, "parameters": {"shared_memory_region": "r"}}]}, "shared memory"),
@@ -124,6 +131,16 @@ def test_a_bad_request_is_a_400_with_its_reason(client: Client, case: str) -> No
     status, _, answer = client.ask("POST", "/v2/models/half/infer", body)
     assert (status, set(answer)) == (400, {"error"})
     assert reason in answer["error"]
+
+
+def test_the_product_of_very_many_sizes_is_never_made() -> None:
+    signature = Plain(plain.half()).signature
+    sizes = [2**62] * 40_000  # of a body of 1 MB; their product takes many seconds
+    body = json.dumps({"inputs": [{**X, "shape": sizes, "data": [1]}]}).encode()
+    began = time.process_time()
+    with pytest.raises(DataError, match="40000 axes"):
+        kserve.read_infer(body, None, signature)
+    assert time.process_time() - began < 2
 
 
 def test_paths_that_are_not_there(client: Client) -> None:

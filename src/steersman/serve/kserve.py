@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,7 +61,7 @@ class Input(Struct):
     """An input as it is described; `data` if that is JSON."""
 
     name: str
-    shape: list[int]
+    shape: list[Annotated[int, msgspec.Meta(le=2**63 - 1)]]
     datatype: str
     parameters: dict[str, Any] = {}
     data: Raw | UnsetType = UNSET
@@ -188,9 +187,10 @@ def add_input(feeds: dict[str, Array], one: Input, signature: Signature, flat: C
         raise DataError(f"input {one.name} is of {one.datatype[:20]}, the model expects {expected}")
     if any(size < 0 for size in one.shape):
         raise DataError(f"input {one.name} has a negative size in its shape")
+    count = values.count_of(one.shape, one.name)
     array = flat(tensor)
-    if array.size != math.prod(one.shape):
-        raise DataError(f"input {one.name} has {array.size} values, its shape {one.shape} says {math.prod(one.shape)}")
+    if array.size != count:
+        raise DataError(f"input {one.name} has {array.size} values, its shape {one.shape} says {count}")
     feeds[one.name] = values.shaped(array, one.shape, one.name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from steersman.serve import tfserving
 from steersman.serve.judging import classes_of, values_of
 from steersman.serve.messages import message, number_in, numbers, tag_of, varint
 from steersman.serve.tfserving import Call
-from steersman.serve.values import UnimplementedError, shaped
+from steersman.serve.values import UnimplementedError, count_of, shaped
 
 Array = np.ndarray
 PREDICTION = "tensorflow.serving.PredictionService"
@@ -136,7 +135,7 @@ def from_proto(proto: Any, tensor: Tensor, most_bytes: int) -> Array:
     shape = [dim.size for dim in proto.tensor_shape.dim]
     if proto.tensor_shape.unknown_rank or (shape and min(shape) < 0):
         raise DataError(f"input {tensor.name} has no shape that values can fill")
-    count = math.prod(shape)
+    count = count_of(shape, tensor.name)
     content = proto.tensor_content
     if content:
         kind = _CONTENT.get(tensor.dtype)

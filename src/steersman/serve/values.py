@@ -19,6 +19,9 @@ from steersman.core.signature import TEXT, Tensor
 Array = np.ndarray
 B64 = "b64"
 SHOWN = 256
+AXES = 64
+"""That an array can have."""
+
 ROUTES = 256
 """Paths of which a protocol keeps what they ask for: most requests ask for few, and a head is at most some kB."""
 
@@ -94,6 +97,17 @@ def array(value: Any, tensor: Tensor) -> Array:
     made = np.empty(len(flat), dtype=tensor.numpy)
     made[:] = flat
     return shaped(made, shape, tensor.name)
+
+
+def count_of(shape: Sequence[int], name: str) -> int:
+    """How many values an input of a shape has.
+
+    Raises:
+        DataError: no array has so many axes; the product of thousands of sizes would take seconds.
+    """
+    if len(shape) > AXES:
+        raise DataError(f"input {name[:128]} can not have a shape of {len(shape)} axes")
+    return math.prod(shape)
 
 
 def shaped(array: Array, shape: Sequence[int], name: str) -> Array:
