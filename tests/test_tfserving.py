@@ -112,6 +112,13 @@ CASES = {
     "half of the JSON": refused("half", b'{"instances": [1', "at offset: "),
     "not UTF-8": refused("half", b'{"instances": ["\xff"]}', "JSON Parse error: "),
     "too deep": refused("half", b'{"instances": ' + b"[" * 100_000, "JSON Parse error: nested too deep"),
+    "a context that stands for gigabytes": Case(
+        "POST",
+        "/v1/models/half:regress",
+        {"context": {"x": [0] * 100_000}, "examples": [{}] * 100_000},
+        413,
+        "a context of 200007 bytes for 100000 examples",
+    ),
     "over 64 axes": refused("half", b'{"instances": ' + b"[" * 70 + b"1" + b"]" * 70 + b"}", "70 axes"),
     "half of a letter": refused("half", b'{"signature_name": "\\ud800", "instances": [1]}', "surrogate pair"),
     "a letter of two halves": predict("str", b'{"instances": ["\\ud83d\\ude00"]}', {"predictions": ["\U0001f600"]}),

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 
-from steersman.core.errors import DataError, Error, NotFoundError
+from steersman.core.errors import DataError, Error, NotFoundError, TooLargeError
 from steersman.core.signature import FREE, TEXT, Signature, Tensor
 from steersman.serve import values
 from steersman.serve.judging import classes_of, values_of
@@ -23,6 +23,9 @@ Array = np.ndarray
 PREFIX = "/v1/models"
 SIGNATURE = "serving_default"
 METHOD = "tensorflow/serving/predict"
+REPEATED_BYTES = 16 << 20
+"""As JSON, what a context may stand for in all examples together."""
+
 _VERSION = r"(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?"
 _CALL = re.compile(rf"{PREFIX}/([^/:]+){_VERSION}:(classify|regress|predict)", re.IGNORECASE)
 _LOOK = re.compile(rf"{PREFIX}(?:/([^/:]+))?{_VERSION}(?:/(metadata))?", re.IGNORECASE)
@@ -325,7 +328,24 @@ def read_examples(body: bytes, signature: Signature) -> Question:
     _check_example(context, "context")
     for example in examples:
         _check_example(example, "example")
-    return Question(features_to_feeds([{**context, **example} for example in examples], signature))
+    return Question(features_to_feeds(with_context(context, examples), signature))
+
+
+def with_context(context: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Examples, each with the features of the context that it has not itself.
+
+    Raises:
+        TooLargeError: a small body would stand for too much.
+    """
+    if not context:
+        return list(examples)
+    size = len(values.write(context))
+    if size * len(examples) > REPEATED_BYTES:
+        raise TooLargeError(
+            f"a context of {size} bytes for {len(examples)} examples is over {REPEATED_BYTES} bytes",
+            hint="send fewer examples in one request",
+        )
+    return [{**context, **example} for example in examples]
 
 
 def features_to_feeds(examples: Sequence[Mapping[str, Any]], signature: Signature) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -202,7 +203,8 @@ def read_input(input_: Any, signature: Signature) -> dict[str, Array]:
         raise DataError("Input is empty.")
     found = getattr(input_, kind)
     context = _features(found.context) if kind == "example_list_with_context" else {}
-    return tfserving.features_to_feeds([{**context, **_features(example)} for example in found.examples], signature)
+    examples = tfserving.with_context(context, [_features(example) for example in found.examples])
+    return tfserving.features_to_feeds(examples, signature)
 
 
 def _features(example: Any) -> Mapping[str, list[Any]]:
@@ -309,5 +311,7 @@ def names_of(request: Any) -> list[str]:
                 f"model {one.name[:128]}: version policies and labels are declared under [model.NAME] in steersman.toml"
             )
     if len(set(names)) < len(names):
-        raise DataError(f"Illegal to list model {max(names, key=names.count)[:128]} multiple times in config list")
+        raise DataError(
+            f"Illegal to list model {Counter(names).most_common(1)[0][0][:128]} multiple times in config list"
+        )
     return names
