@@ -108,6 +108,7 @@ BAD = {
     "another type": ({"inputs": [{**X, "datatype": "INT64", "data": [1, 2]}]}, "the model expects FP32"),
     "a type that is none": ({"inputs": [{**X, "datatype": "FLOAT", "data": [1, 2]}]}, "the model expects FP32"),
     "a negative shape": ({"inputs": [{**X, "shape": [-2], "data": [1, 2]}]}, "negative"),
+    "an output twice": ({"inputs": [{**X, "data": [1, 2]}], "outputs": [{"name": "y"}] * 2}, "twice"),
     "over 64 axes": ({"inputs": [{**X, "shape": [1] * 70, "data": [1]}]}, "70 axes"),
     "over 64 lists": ({"inputs": [{**X, "shape": [1], "data": json.loads("[" * 70 + "1" + "]" * 70)}]}, "70 axes"),
     "a size that no memory has": ({"inputs": [{**X, "shape": [0, 2**62, 2**62], "data": []}]}, "3 axes"),

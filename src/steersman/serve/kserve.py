@@ -352,6 +352,8 @@ def wanted_outputs(
     if not outputs:
         return tuple(Wanted(place, default) for place in range(len(signature.outputs)))
     places = {tensor.name: place for place, tensor in enumerate(signature.outputs)}
+    if len({one.name for one in outputs}) < len(outputs):
+        raise DataError("an output is asked for twice", hint="ask for each once")
     found = []
     for one in outputs:
         if one.name not in places:
