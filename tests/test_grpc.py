@@ -154,6 +154,16 @@ def test_a_watch_without_a_message_is_invalid_and_more_than_may_watch_are_told_s
         running.stop()
 
 
+def test_a_task_is_done_once(channel: grpc.Channel) -> None:
+    request = tfserving_grpc.MultiInferenceRequest()
+    for _ in range(2):
+        request.tasks.add(method_name="tensorflow/serving/regress").model_spec.name = "mlp"
+    code, details = code_of(
+        channel, "/tensorflow.serving.PredictionService/MultiInference", request.SerializeToString()
+    )
+    assert (code, details[:9]) == (Code.INVALID_ARGUMENT, "Duplicate")
+
+
 def test_a_shape_that_no_array_has_is_invalid(channel: grpc.Channel) -> None:
     request = tfserving_grpc.PredictRequest()
     request.model_spec.name = "mlp"

@@ -243,7 +243,7 @@ def calls_of(request: Any) -> list[Call]:
     """What every task of a MultiInferenceRequest asks for.
 
     Raises:
-        DataError: there is none, or they are of several models.
+        DataError: there is none, they are of several models, or two are the same.
         UnimplementedError: a task is neither to classify nor to regress.
     """
     if not request.tasks:
@@ -253,7 +253,10 @@ def calls_of(request: Any) -> list[Call]:
     for task in request.tasks:
         if task.method_name not in METHODS:
             raise UnimplementedError(f"Unsupported signature method_name: {task.method_name[:128]}")
-    return [call_of(METHODS[task.method_name], task.model_spec) for task in request.tasks]
+    calls = [call_of(METHODS[task.method_name], task.model_spec) for task in request.tasks]
+    if len(set(calls)) < len(calls):
+        raise DataError(f"Duplicate evaluation of signature: {tfserving.SIGNATURE}")
+    return calls
 
 
 # -- status, metadata, what is served -------------------------------------------------------------------------------
