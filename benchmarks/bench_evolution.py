@@ -2,7 +2,7 @@
 
 tell: a population of 256 in mirrored pairs; ours makes the noise again from the keys, theirs has the population in
 memory, which is what asking cost. Theirs is only the ranks and the gradient, ours the whole update. CartPole: the same
-populations, those of a search from its beginning until it is solved, an episode for each policy. CPU seconds, one
+populations, those of a search from its first update until it is solved, an episode for each policy. CPU seconds, one
 thread, the fastest of interleaved rounds. EvoTorch and pycma run in an environment of their own, which is made in
 .cache on the first run; without a registry they are left out. The last line is one JSON object.
 """
@@ -71,7 +71,7 @@ def population_s() -> tuple[float, float]:
 
 
 def searched(path: Path) -> None:
-    """Write all populations of a search in CartPole, from its beginning until it is solved."""
+    """Write a population of every generation of a search in CartPole, from the first update until it is solved."""
     file, rows = path.with_suffix(".search"), []
     while evolving.evolve_cartpole(es.Settings(), seed=1, batches=1, path=file).evaluations:
         search = es.load(file)

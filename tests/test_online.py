@@ -327,6 +327,8 @@ def cartpole(directory: Path) -> Project:
 
 def test_a_round_through_the_server_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cartpole(tmp_path / "p")
+    for lost in (["--solver", "pgpe"], ["--population", "8"], ["--search", "file"]):  # what nobody would look at
+        assert main(["es", "run", "cartpole", *lost, "--project", str(tmp_path / "p")]) == ConfigError.exit_code
     assert main(["es", "run", "cartpole", "--rounds", "1", "--seed", "1", "--project", str(tmp_path / "p")]) == 0
     assert "next    steersman es replay cartpole@3" in capsys.readouterr().out
 

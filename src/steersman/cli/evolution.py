@@ -23,6 +23,9 @@ SOLVERS: dict[str, type[es.Solver]] = {
 }  # fmt: skip
 STEPS: dict[str, type[es.SGD] | type[es.Adam] | type[es.ClipUp]] = {"sgd": es.SGD, "adam": es.Adam, "clipup": es.ClipUp}
 
+ALONE = ("solver", "step", "rate", "noise", "sigma", "population", "search")
+"""Options of a run without a server: a version has a search that `es init` made."""
+
 
 def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -> None:
     """The actions of `steersman es` and their options."""
@@ -57,6 +60,7 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
     run.add_argument("--seed", type=int, help="to see the same run again (default: all is drawn afresh)")
     run.add_argument("--search", type=Path, metavar="FILE", help="goes on from there; written after every batch")
     _solver_options(run, sigma=0.3)
+    run.set_defaults(alone={name: run.get_default(name) for name in ALONE})
 
 
 def _solver_options(command: argparse.ArgumentParser, sigma: float) -> None:
@@ -115,6 +119,13 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _run_live(options: argparse.Namespace) -> None:
+    for name, usual in options.alone.items():
+        if getattr(options, name) != usual:
+            raise ConfigError(
+                f"--{name} is of a run without a server", hint=f"{options.name} has the search that es init made",
+                field=name,
+            )  # fmt: skip
+
     def tell(made: demo.Evolving) -> None:
         if not options.json:
             then = f"{made.updated}" if made.updated else made.refused
