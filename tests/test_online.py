@@ -22,11 +22,13 @@ from steersman.config import Project
 from steersman.core.decision import Candidate
 from steersman.core.errors import ConfigError, ConflictError, DataError, GateError, NotFoundError
 from steersman.core.features import Continuous, Encoder
+from steersman.core.noise import Noise
 from steersman.core.policy import EpsilonGreedy
 from steersman.core.version import Parents
 from steersman.demo import wait_for_version
 from steersman.flow import copies, online, perturbing
 from steersman.learn import evolution as es
+from steersman.learn.evolution import sums
 from steersman.models import parameters
 from steersman.models.graph import Graph
 from steersman.models.onnx import compose
@@ -218,10 +220,13 @@ def test_an_update_is_told_with_its_expected_gain(
     played: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = copied(played, tmp_path / "p")
+    gain = online._told(made, "side", 3, perturbing.read(made, "side", 3)[1].at, flow.now_us()).gain
+    assert gain is not None
     assert main(["es", "update", "side", "--project", str(made.root)]) == 0
     told = capsys.readouterr().out
     assert "champion  side@4, from 8 copies" in told
-    assert "expected  +" in told and "reward by 4 pairs" in told
+    said = f"expected  {gain.value:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}] reward by 4 pairs, flattered"
+    assert said in told
     assert main(["es", "replay", "side@4", "--project", str(made.root)]) == 0
     assert "again   identical" in capsys.readouterr().out
 
@@ -230,13 +235,17 @@ def test_a_step_that_the_log_calls_worse_is_not_published(played: Any, tmp_path:
     made = copied(played, tmp_path / "p")
     search, served = perturbing.read(made, "side", 3)
     found = online._told(made, "side", 3, served.at, flow.now_us())
-    assert found.gain is not None and found.gain.value > 0  # it is made of the same samples
     against = es.Settings(es.OpenES(step=es.SGD(rate=0.01)), sigma=0.2, shapes=search.settings.shapes)
-    wrong = es.begin(against, search.mean, search.run)  # a momentum of steps that went the other way
-    velocity = -1e3 * (found.search.mean - search.mean)
-    wrong = replace(wrong, arrays=wrong.arrays | {"step.velocity": velocity})
-    shutil.rmtree(perturbing.place(made, "side", 3))
-    perturbing.write(made, "side", 3, wrong, served)
+    wrong = es.begin(against, search.mean, search.run)  # a momentum with, and one against, what every pair says
+    reward = np.array(found.samples.reward)
+    even, said = sums.fold(np.array(found.samples.key, dtype=np.uint64), reward - reward.mean())
+    noise = sums.rows(Noise(search.run), "normals", even, len(search.mean)).astype(np.float64)
+    for way in (1e6, -1e6):  # the last one stays
+        wrong = replace(wrong, arrays=wrong.arrays | {"step.velocity": way * np.linalg.pinv(noise) @ said})
+        shutil.rmtree(perturbing.place(made, "side", 3))
+        perturbing.write(made, "side", 3, wrong, served)
+        gain = online._told(made, "side", 3, served.at, flow.now_us()).gain
+        assert gain is not None and gain.value * way > 0
     with pytest.raises(GateError, match="says that the step is worse"):
         online.update(made, "side")
     assert Warehouse(made.warehouse_url).numbers("side") == (1, 2, 3) and flow.champion(made, "side") == 3
