@@ -39,15 +39,16 @@ def _demo_cartpole(options: argparse.Namespace, directory: Path) -> None:
         tell=tell,
         quiet=options.json,
     )
+    shown = plain(str(directory))
     show(
         options,
         run,
         "",
-        f"log        {directory}/log",
-        f"reports    {directory}/candidates/cartpole/*/report.json",
-        f"warehouse  {directory}/warehouse",
-        f"next       steersman status --project {directory}",
-        f"           steersman serve --project {directory}",
+        f"log        {shown}/log",
+        f"reports    {shown}/candidates/cartpole/*/report.json",
+        f"warehouse  {shown}/warehouse",
+        f"next       steersman status --project {shown}",
+        f"           steersman serve --project {shown}",
         "           steersman init my-product, and your own log: see README.md",
     )
 
@@ -71,5 +72,5 @@ def _demo_open_bandit(options: argparse.Namespace, directory: Path) -> None:
         f"truth           {truth.value:.4g} \\[{truth.low:.4g}, {truth.high:.4g}]   its own log",
         f"baseline        {baseline.value:.4g} \\[{baseline.low:.4g}, {baseline.high:.4g}]   the log's own",
         *([f"page            {plain(run.page)}"] if run.page else []),
-        f"next            steersman status --project {directory}",
+        f"next            steersman status --project {plain(str(directory))}",
     )

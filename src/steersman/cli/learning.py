@@ -66,7 +66,8 @@ def train(options: argparse.Namespace) -> None:
     show(
         options,
         candidate,
-        f"trained {candidate.learner}, seed {candidate.seed}, on {Path(candidate.build).name}: {candidate.directory}",
+        f"trained {candidate.learner}, seed {candidate.seed}, on {Path(candidate.build).name}: "
+        f"{plain(candidate.directory)}",
         *([f"resumed after {found.resumed:,} of {found.steps:,} steps"] if found.resumed else []),
         *_picked_lines(found, project.policy(options.name).learn),
         *([f"events  {plain(str(options.tensorboard))}"] if options.tensorboard is not None else []),
@@ -99,7 +100,7 @@ def tune(options: argparse.Namespace) -> None:
     show(
         options,
         found,
-        f"tried   {tried:,} settings, {found.failed:,} of them without a score: {found.study}",
+        f"tried   {tried:,} settings, {found.failed:,} of them without a score: {plain(found.study)}",
         f"best    {_tried_line(best)} ({level}, {best.estimate.estimator} on {best.estimate.n:,} validation units)",
         *([f"now     {_tried_line(found.present)}"] if found.present is not None else []),
         f"beware  the best of {tried:,} on the same units is too good, and its interval does not know that",
@@ -170,6 +171,6 @@ def export(options: argparse.Namespace) -> None:
     show(
         options,
         {"graph": str(path), "max_abs_difference": difference},
-        f"wrote   {path}   largest difference to the trained policy {difference:.1e} (limit 1e-05)",
+        f"wrote   {plain(str(path))}   largest difference to the trained policy {difference:.1e} (limit 1e-05)",
         f"next    steersman publish {options.name}",
     )

@@ -22,7 +22,11 @@ def log_import(options: argparse.Namespace) -> None:
         found,
         f"imported   {found.decisions:,} decisions, {found.outcomes:,} outcomes; {found.rejected:,} of {found.rows:,} "
         f"rows refused (limit {options.max_reject_share:.3g} of them)",
-        *([f"set aside  {project.root / 'rejects'}: each with its line and reason"] if found.rejected else []),
+        *(
+            [f"set aside  {plain(str(project.root / 'rejects'))}: each with its line and reason"]
+            if found.rejected
+            else []
+        ),
         *(_behavior_lines(found.behavior) if found.behavior else []),
         f"next       steersman build {options.name}",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from steersman import config, flow
-from steersman.cli.show import show
+from steersman.cli.show import plain, show
 from steersman.progress import bar
 from steersman.worlds.simulators import WORLDS
 
@@ -29,6 +29,6 @@ def _simulate(options: argparse.Namespace) -> None:
         options,
         found,
         f"played  {value} return/episode   at random {chance}   {found.value.n} new episodes each",
-        f"learned {candidate.learner}, seed {candidate.seed}, in {found.world}: {candidate.directory}",
+        f"learned {candidate.learner}, seed {candidate.seed}, in {found.world}: {plain(candidate.directory)}",
         f"next    steersman evaluate {options.name}",
     )
