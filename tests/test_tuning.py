@@ -76,6 +76,18 @@ def test_a_trial_is_judged_as_train_judges_what_it_keeps(shop):
     assert found.present.estimate.n == len(np.unique(built.unit[held]))
 
 
+def test_probabilities_are_judged_as_they_were_learned_where_no_explorer_is_named(tmp_path):
+    toml = TOML.replace("steps = 400", "steps = 100").replace(
+        "[problem.offer.learn]", '[problem.offer.learn]\nlearner = "awac"'
+    )
+    space = "\n[problem.offer.tune.settings]\nlearning_rate = { low = 3e-5, high = 0.03 }\n"
+    made = offers(tmp_path, toml + space)
+    found = tuning.tune(made, "offer", 1).present
+    picked = flow.trained(made, "offer", flow.Asked()).picked
+    assert picked is not None and found is not None
+    assert (found.score, found.estimate) == (picked.score, picked.values[0])
+
+
 def test_settings_that_learn_nothing_lose(shop):
     """A rate of 3e-5 leaves the net where it began; the best of six has a far larger one."""
     best = tuning.tune(shop, "offer", 6, seed=1).best

@@ -24,7 +24,7 @@ from steersman.core.errors import ConfigError, MissingExtra, TrainingError, did_
 from steersman.core.report import Estimate, Learned
 from steersman.engine.disk import make_directory
 from steersman.flow import places, watching
-from steersman.flow.training import Device, Progress
+from steersman.flow.training import Device, Progress, with_explorer
 
 if TYPE_CHECKING:
     import optuna
@@ -88,7 +88,8 @@ class _Space:
         learner = self.policy.learn
         try:
             config = learn.configure(learner.learner, {**learner.settings, **settings})
-            look = watching.Watching(self.held, self.policy, self.seed, keep=lambda best: None)
+            served = with_explorer(self.policy, config)
+            look = watching.Watching(self.held, served, self.seed, keep=lambda best: None)
             run = learn.Run(rows=self.rows, device=self.device, precision=learner.precision)
             learn.fit(self.batch, config, self.seed, look=look, run=run)
         except (ConfigError, TrainingError) as error:
