@@ -43,6 +43,7 @@ NEEDS = (
 """What obp imports, in the newest versions with which it runs: it asks for older ones, and says so of Python 3.11."""
 
 ROUNDS = 2
+SAME = 1e-12
 DRAWS = 2000
 STRENGTHS, MIXES = (0.5, 1.0, 10.0, 100.0, float("inf")), (0.0, 0.01, 0.1, 1.0)
 TEN = {
@@ -212,6 +213,8 @@ def against(pipeline: Peer, folder: Path) -> tuple[dict[str, float], dict[str, f
                 taken.setdefault(f"obp_{kind}_s", []).append(peer[kind])
                 taken.setdefault(f"{kind}_speed_vs_obp", []).append(peer[kind] / own)
             taken.setdefault("bootstrap_of_4_s", []).append(cpu(lambda log=log: bootstraps(log)))  # type: ignore[misc]
+    if not away <= SAME:
+        raise SystemExit(f"the same definitions give values that differ by {away:.2g}, more than {SAME:g}")
     middle = {name: statistics.median(values) for name, values in taken.items()}
     ratios = {name: round(value, 1) for name, value in middle.items() if name.endswith("obp")}
     seconds = {name: round(value, 4) for name, value in middle.items() if name.endswith("_s")}
