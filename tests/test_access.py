@@ -9,6 +9,7 @@ import json
 import re
 import ssl
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -308,3 +309,12 @@ def test_every_documented_path_answers_as_documented(tmp_path: Path) -> None:
             if "content" in response:
                 schema = response["content"]["application/json"]["schema"]
                 jsonschema.validate(answer.json(), {**schema, **schemas})
+
+
+@pytest.mark.parametrize("name", ["web", "a b", "a.b", 'the "shop"', "caf\u00e9"])
+def test_the_lines_of_a_key_are_toml_whatever_the_client_is_called(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["key", name]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert list(tomllib.loads("\n".join(lines))["serve"]["keys"]) == [name]

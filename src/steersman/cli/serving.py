@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import secrets
 import sys
 
@@ -41,11 +42,12 @@ def key(options: argparse.Namespace) -> None:
     key = secrets.token_urlsafe(32)
     digest = hashlib.sha256(key.encode()).hexdigest()
     roles = ", ".join(f'"{role}"' for role in options.role)
+    name = json.dumps(options.name, ensure_ascii=False)  # TOML quotes as JSON does
     show(
         options,
         {"key": key, "sha256": digest, "roles": options.role},
         f"key    {key}   (it is shown once: the digest below is all that is kept)",
-        plain(f"[serve.keys.{options.name}]"),
+        plain(f"[serve.keys.{name}]"),
         f'sha256 = "{digest}"',
         plain(f"roles = [{roles}]"),
     )
