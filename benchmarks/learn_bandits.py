@@ -55,9 +55,9 @@ def write(world: Logit, path: Path, rows: int, seed: int) -> None:
     connection.close()
 
 
-def learned(world: Logit, path: Path, rows: int, loss: str) -> tuple[Policy, float]:
-    """The policy, and the CPU seconds from the file to it."""
-    begun = time.process_time()
+def learned(world: Logit, path: Path, rows: int, loss: str) -> tuple[Policy, vw_peer.Took]:
+    """The policy, and the seconds from the file to it."""
+    begun, begun_cpu = time.perf_counter(), time.process_time()
     encoder, k = world.encoder, len(world.slopes)
     context, action = np.empty((rows, encoder.context_width), dtype=np.float32), np.empty(rows, dtype=np.int64)
     propensity, reward, done = np.empty(rows), np.empty(rows), 0
@@ -81,7 +81,7 @@ def learned(world: Logit, path: Path, rows: int, loss: str) -> tuple[Policy, flo
         metrics=np.empty((rows, 0)), discount=np.zeros(rows), next=np.full(rows, -1), unit=np.arange(rows),
     )  # fmt: skip
     policy = learn.fit(batch, learn.configure("linear", {"loss": loss}), 0)
-    return policy, time.process_time() - begun
+    return policy, vw_peer.Took(time.perf_counter() - begun, time.process_time() - begun_cpu)
 
 
 def value(world: Logit, best: Array, numbers: Array) -> float:
@@ -94,7 +94,7 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
     world, python = logit(), vw_peer.python()
     log, large = folder / "log.parquet", folder / "large.parquet"
     write(world, log, ROWS, 1)
-    own: dict[str, list[float]] = {loss: [] for loss in ("mtr", "ips", "dr")}
+    own: dict[str, list[vw_peer.Took]] = {loss: [] for loss in ("mtr", "ips", "dr")}
     theirs: dict[str, list[vw_peer.Took]] = {loss: [] for loss in own}
     start: list[vw_peer.Took] = []
     if python is not None:
@@ -112,20 +112,18 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
         if python is not None:
             start.append(vw_peer.run(python, (*vw_peer.ADF, "-d", str(one))))
     fresh = np.random.default_rng(5).normal(size=(FRESH, 20))
-    figures = {f"rows_per_cpu_s_{loss}": ROWS / statistics.median(took) for loss, took in own.items()}
+    figures = {f"rows_per_cpu_s_{loss}": ROWS / middle(took).cpu_s for loss, took in own.items()}
     ratios = {"growth_10x_rows": growth(world, log, large)}
     for loss in own:
         policy, _ = learned(world, log, ROWS, loss)
         candidates = np.broadcast_to(np.eye(10, dtype=np.float32), (FRESH, 10, 10))
         figures[f"value_{loss}"] = value(world, policy.scorer(world.columns(fresh), candidates).argmax(axis=1), fresh)
     if python is not None:
-        idle = vw_peer.Took(*(statistics.median(getattr(one, name) for one in start) for name in ("wall_s", "cpu_s")))
-        mtr = {name: statistics.median(getattr(one, name) for one in theirs["mtr"]) for name in ("wall_s", "cpu_s")}
-        mine = statistics.median(own["mtr"])
-        ratios["bandit_rows_vs_vw"] = (mtr["cpu_s"] - idle.cpu_s) / mine
+        idle, theirs_mtr, mine = middle(start), middle(theirs["mtr"]), middle(own["mtr"])
+        ratios["bandit_rows_vs_vw"] = (theirs_mtr.cpu_s - idle.cpu_s) / mine.cpu_s
         figures |= {
-            "rows_vs_vw_wall": (mtr["wall_s"] - idle.wall_s) / mine,
-            "rows_per_cpu_s_vw": ROWS / (mtr["cpu_s"] - idle.cpu_s),
+            "rows_vs_vw_wall": (theirs_mtr.wall_s - idle.wall_s) / mine.wall_s,
+            "rows_per_cpu_s_vw": ROWS / (theirs_mtr.cpu_s - idle.cpu_s),
             "start_cpu_s_vw": idle.cpu_s,
         }
         figures |= {f"cpu_s_{loss}_vw": took[0].cpu_s for loss, took in theirs.items()}
@@ -135,13 +133,19 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
     return {"ratios": ratios, "figures": figures}
 
 
+def middle(took: list[vw_peer.Took]) -> vw_peer.Took:
+    """The medians."""
+    return vw_peer.Took(statistics.median(one.wall_s for one in took), statistics.median(one.cpu_s for one in took))
+
+
 def growth(world: Logit, small: Path, large: Path) -> float:
-    """CPU seconds from ten times the rows over those from the rows, best of some rounds each."""
+    """CPU seconds from ten times the rows over those from the rows, medians of some rounds each."""
     write(world, large, TIMES * ROWS, 1)
     sizes = {small: ROWS, large: TIMES * ROWS}
     took = [[learned(world, path, rows, "mtr")[1] for path, rows in sizes.items()] for _ in range(GROWTH_ROUNDS)]
     large.unlink()
-    return min(each for _, each in took) / min(each for each, _ in took)
+    short, long = map(list, zip(*took, strict=True))
+    return middle(long).cpu_s / middle(short).cpu_s
 
 
 def main() -> int:
