@@ -15,17 +15,8 @@ from steersman.core.errors import DataError, SupportError
 from steersman.evaluate import Evidence, Paths, Settings, Terms, evaluate
 from steersman.evaluate.estimators import ips, logged, snips
 from steersman.evaluate.evidence import weights
-from steersman.evaluate.intervals import (
-    Halves,
-    Influence,
-    bernstein,
-    bootstrap,
-    bound,
-    estimate,
-    quantile,
-    ratio,
-    student_t,
-)
+from steersman.evaluate.intervals import Halves, Influence, bernstein, bootstrap, bound, estimate, ratio
+from steersman.evaluate.quantiles import quantile, student_t
 from steersman.evaluate.trajectories import dr, wdr
 from steersman.worlds import tabular
 

@@ -12,8 +12,9 @@ from steersman.evaluate import Evaluation, Evidence, Paths, Settings, evaluate
 from steersman.evaluate.anytime import errors_wide
 from steersman.evaluate.estimators import ips, logged
 from steersman.evaluate.evidence import weights
-from steersman.evaluate.intervals import bernstein, student_t
+from steersman.evaluate.intervals import bernstein
 from steersman.evaluate.printed import INTERVALS, Printer
+from steersman.evaluate.quantiles import student_t
 from steersman.worlds import tabular
 
 WORLD = dataclasses.replace(tabular.bandit(6, 4, chi2=1.0, noise=0.5, seed=1), noise=None)

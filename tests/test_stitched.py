@@ -14,8 +14,8 @@ from steersman.core.batch import Batch
 from steersman.core.decision import Numbers
 from steersman.core.errors import DataError, SupportError
 from steersman.core.features import LIMIT, Category, Continuous, Encoder
-from steersman.evaluate.intervals import student_t
 from steersman.evaluate.nearest import LEAF, NONE, Nearest, alike
+from steersman.evaluate.quantiles import student_t
 from steersman.evaluate.stitched import HALVES, LEAST_UNITS, mfmc, mfmc_each
 from steersman.evaluate.transitions import WIDE, Drift, Transitions
 from steersman.worlds import tabular

@@ -21,8 +21,9 @@ from steersman.core.errors import NotFoundError, SupportError
 from steersman.evaluate import Evidence, Paths, Settings, evaluate, nuisance, one_step, tuning
 from steersman.evaluate.estimators import direct, dr, snips
 from steersman.evaluate.evidence import weights
-from steersman.evaluate.intervals import bound, estimate, student_t
+from steersman.evaluate.intervals import bound, estimate
 from steersman.evaluate.nuisance import folds_of, reward_model
+from steersman.evaluate.quantiles import student_t
 from steersman.worlds import open_bandit, tabular
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from steersman.core.errors import DataError
-from steersman.evaluate.intervals import Spread, quantile
+from steersman.evaluate.intervals import Spread
+from steersman.evaluate.quantiles import quantile
 
 Array = np.ndarray
 Sides = Literal[1, 2]
@@ -93,7 +94,7 @@ def errors_out(
 ) -> float:
     """The same for one side of an estimate that knows its degrees of freedom and its skewness, with its sign.
 
-    A single look at the chance of the normal tail beyond `errors_wide`, by `intervals.quantile`: the asymptotic
+    A single look at the chance of the normal tail beyond `errors_wide`, by `quantiles.quantile`: the asymptotic
     sequence where the terms are many, wider where a few heavy ones make up the variance. Beyond SURE errors, which
     only few terms have, it grows in proportion: that far out tails are no more than a formula.
 

@@ -17,7 +17,8 @@ from steersman.core.batch import Batch
 from steersman.core.errors import SupportError
 from steersman.evaluate.cells import by_name
 from steersman.evaluate.evidence import Paths
-from steersman.evaluate.intervals import Influence, quantile, ratio
+from steersman.evaluate.intervals import Influence, ratio
+from steersman.evaluate.quantiles import quantile
 
 Array = np.ndarray
 

@@ -18,7 +18,8 @@ import numpy as np
 from steersman.core.errors import SupportError
 from steersman.core.report import Distribution, Estimate, Verdict
 from steersman.evaluate.evidence import Evidence, Paths
-from steersman.evaluate.intervals import LONE, Terms, estimate, ratio, student_t
+from steersman.evaluate.intervals import LONE, Terms, estimate, ratio
+from steersman.evaluate.quantiles import student_t
 from steersman.evaluate.trajectories import last_weight, returns, silent
 
 Array = np.ndarray

@@ -15,8 +15,8 @@ from steersman.evaluate.alarms import limited
 from steersman.evaluate.anytime import TUNED, bernstein_floor, errors_out
 from steersman.evaluate.estimators import ESTIMATORS
 from steersman.evaluate.evaluation import Bets, Evaluation, Floor
-from steersman.evaluate.intervals import quantile
 from steersman.evaluate.previous import Previous, action_drift, feature_drift
+from steersman.evaluate.quantiles import quantile
 
 Sign = Literal[-1, 1]
 """The lower side of an interval, or the upper."""

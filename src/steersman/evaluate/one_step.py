@@ -15,7 +15,8 @@ import numpy as np
 
 from steersman.core.errors import SupportError
 from steersman.evaluate.evidence import Evidence
-from steersman.evaluate.intervals import LONE, Influence, Terms, ratio, student_t
+from steersman.evaluate.intervals import LONE, Influence, Terms, ratio
+from steersman.evaluate.quantiles import student_t
 from steersman.evaluate.tuning import (
     CLIP,
     DELTA,

@@ -17,7 +17,8 @@ from steersman.core.report import Estimate
 from steersman.evaluate.anytime import errors_out
 from steersman.evaluate.evaluation import Settings
 from steersman.evaluate.evidence import Paths
-from steersman.evaluate.intervals import Influence, Spread, Terms, bernstein, bootstrap, delta, estimate, student_t
+from steersman.evaluate.intervals import Influence, Spread, Terms, bernstein, bootstrap, delta, estimate
+from steersman.evaluate.quantiles import student_t
 
 Array = np.ndarray
 
@@ -60,7 +61,7 @@ class Printer:
 
 
 def _delta(terms: Terms, estimator: str, metric: str, printer: Printer) -> tuple[float, float]:
-    """By influence terms, with degrees of freedom of their variance and their skewness: see `intervals.quantile`."""
+    """By influence terms, with degrees of freedom of their variance and their skewness: see `quantiles.quantile`."""
     return delta(terms, printer.settings.level)
 
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from steersman.core.errors import SupportError
 from steersman.evaluate.evidence import Evidence
-from steersman.evaluate.intervals import Terms, student_t
+from steersman.evaluate.intervals import Terms
 from steersman.evaluate.kernels import Kernels
 from steersman.evaluate.one_step import bare, ips, plain_dr, snips
+from steersman.evaluate.quantiles import student_t
 from steersman.evaluate.tuning import DELTA, slope
 
 Array = np.ndarray

@@ -25,8 +25,8 @@ import numpy as np
 
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError, SupportError
-from steersman.evaluate.intervals import student_t
 from steersman.evaluate.nearest import NONE, Nearest, alike
+from steersman.evaluate.quantiles import student_t
 from steersman.evaluate.transitions import Drift, Transitions
 
 Array = np.ndarray
