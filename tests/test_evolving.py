@@ -113,6 +113,37 @@ def test_cartpole_is_solved_and_a_run_goes_on_where_it_ended(tmp_path: Path) -> 
         evolving.evolve_cartpole(EVOKIT, path=tmp_path / "whole")
 
 
+def test_a_pair_that_meets_the_same_chance_differs_by_less(tmp_path: Path) -> None:
+    """Common random numbers: where the noise is small, a start helps or harms both of a pair."""
+    spread: dict[evolving.Common, list[float]] = {}
+    for batches in (6, 9, 12):
+        evolving.evolve_cartpole(es.Settings(), seed=0, batches=batches, path=tmp_path / f"{batches}")
+        learned = stored.load(tmp_path / f"{batches}")
+        search = es.begin(es.Settings(sigma=0.01), learned.mean, learned.run)
+        rows = search.perturbed(es.ask(search, 32, np.random.default_rng(1).bytes))
+        common: evolving.Common
+        for common in ("none", "pair", "generation"):
+            rng = np.random.default_rng(2)
+            returns = np.stack([evolving.play(rows, evolving.starts(common, 32, rng)) for _ in range(40)])
+            spread.setdefault(common, []).append(float(np.var(returns[:, ::2] - returns[:, 1::2], axis=0).mean()))
+    for common in ("pair", "generation"):
+        assert all(less < 0.75 * own for less, own in zip(spread[common], spread["none"], strict=True))
+
+
+def test_who_begins_alike_is_an_option_and_a_seed_repeats_it(tmp_path: Path) -> None:
+    own, pairs, all_ = (evolving.starts(name, 6, np.random.default_rng(0)) for name in ("none", "pair", "generation"))
+    assert np.array_equal(pairs[::2], pairs[1::2]) and len(np.unique(pairs, axis=0)) == 3
+    assert len(np.unique(own, axis=0)) == 6 and len(np.unique(all_, axis=0)) == 1
+    bodies = []
+    for name in ("pair", "pair", "generation", "none"):
+        path = tmp_path / f"{len(bodies)}"
+        evolving.evolve_cartpole(es.Settings(), seed=4, batches=2, common=name, path=path)
+        bodies.append(path.read_bytes())
+    assert bodies[0] == bodies[1] and len(set(bodies)) == 3
+    with pytest.raises(ConfigError, match="no mirrored pairs"):
+        evolving.evolve_cartpole(es.Settings(es.CMA()), batches=1, common="pair")
+
+
 def test_a_run_without_a_seed_draws_everything_afresh(tmp_path: Path) -> None:
     runs = []
     for name in ("a", "b"):
@@ -127,6 +158,8 @@ def test_es_run_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture
     assert found["solved"] and found["clean"] >= 475
     assert main(["es", "run", "--rounds", "1", "--solver", "pgpe", "--noise", "rank1", "--rate", "0.2"]) == 0
     assert "not solved: without noise" in capsys.readouterr().out
+    assert main(["es", "run", "--rounds", "1", "--common", "generation"]) == 0
+    assert main(["es", "run", "--rounds", "1", "--common", "pair", "--solver", "cma"]) == 2
     assert main(["es", "run", "--rounds", "0"]) == 2
     assert main(["es", "run", "--population", "-2"]) == 2
     assert main(["es", "run", "--solver", "cma", "--rate", "1"]) == 2

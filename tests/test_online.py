@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -305,6 +308,28 @@ def test_an_update_waits_for_most_of_the_copies(played: Any, tmp_path: Path, mon
             online.update(made, "side")
     assert Warehouse(made.warehouse_url).numbers("side") == (1, 2, 3)
     assert not (perturbing.place(made, "side", 3) / online.PENDING).exists()  # the next one reads a later log
+
+
+def test_two_updates_at_once_are_one(played: Any, tmp_path: Path) -> None:
+    """The lock of a search is held by a real process that is killed while it reads what it has begun."""
+    made = copied(played, tmp_path / "p")
+    begun = perturbing.place(made, "side", 3) / online.PENDING
+    os.mkfifo(begun)  # who reads it waits for ever
+    command = [sys.executable, "-m", "steersman", "es", "update", "side", "--project", str(made.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+        holding = None
+        while holding is None:
+            assert first.poll() is None
+            with contextlib.suppress(OSError):  # nobody reads it yet
+                holding = os.open(begun, os.O_WRONLY | os.O_NONBLOCK)
+            time.sleep(0.01)
+        with pytest.raises(ConflictError, match="another es update of side is running"):
+            online.update(made, "side")
+        first.kill()
+    os.close(holding)
+    begun.unlink()
+    assert online.update(made, "side").version == 4
+    assert Warehouse(made.warehouse_url).numbers("side") == (1, 2, 3, 4)
 
 
 def test_a_running_server_swaps_to_the_copies_of_the_next_version(tmp_path: Path) -> None:

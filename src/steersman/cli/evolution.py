@@ -23,7 +23,7 @@ SOLVERS: dict[str, type[es.Solver]] = {
 }  # fmt: skip
 STEPS: dict[str, type[es.SGD] | type[es.Adam] | type[es.ClipUp]] = {"sgd": es.SGD, "adam": es.Adam, "clipup": es.ClipUp}
 
-ALONE = ("solver", "step", "rate", "noise", "sigma", "population", "search")
+ALONE = ("solver", "step", "rate", "noise", "sigma", "population", "common", "search")
 """Options of a run without a server: a version has a search that `es init` made."""
 
 
@@ -56,6 +56,8 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
     run.add_argument("--world", choices=["cartpole"], default="cartpole")
     run.add_argument("--episodes", type=int, default=64, help="with NAME: played in each round")
     run.add_argument("--population", type=int, default=evolving.POPULATION, help="perturbed policies in a batch")
+    run.add_argument("--common", choices=["none", "pair", "generation"], default="none",
+                     help="whose episodes begin alike: common random numbers")  # fmt: skip
     run.add_argument("--rounds", type=int, default=200, help="batches, unless the world is solved before")
     run.add_argument("--seed", type=int, help="to see the same run again (default: all is drawn afresh)")
     run.add_argument("--search", type=Path, metavar="FILE", help="goes on from there; written after every batch")
@@ -164,6 +166,7 @@ def _run(options: argparse.Namespace) -> None:
         settings,
         population=options.population,
         batches=options.rounds,
+        common=options.common,
         seed=options.seed,
         path=options.search,
         tell=tell,

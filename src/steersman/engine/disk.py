@@ -1,7 +1,8 @@
-"""What makes a file or a directory last: written aside, fsynced, renamed, and its directory fsynced."""
+"""What makes a file or a directory last: written aside, fsynced, renamed, and its directory fsynced; and one writer."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -80,3 +81,25 @@ def appearing(directory: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     fsync_directory(directory.parent)
+
+
+@contextmanager
+def alone(lock: Path, what: str) -> Iterator[None]:
+    """Hold a lock that no other process holds; it is the kernel's, so it ends with the process that holds it.
+
+    Args:
+        lock: the file that stands for it; it stays.
+        what: is at work, for the error.
+    Raises:
+        ConflictError: another process holds it.
+    """
+    make_directory(lock.parent)
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(f"another {what} is running", hint="wait for its end") from None
+        yield
+    finally:
+        os.close(fd)

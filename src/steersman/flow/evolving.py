@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from msgspec import Struct
@@ -21,6 +22,9 @@ NET = Net((4, 20, 2))
 POPULATION = 16
 EPISODES = 20
 """Of the policy without noise, in every generation: whether the world is solved. They are no evaluations."""
+
+Common = Literal["none", "pair", "generation"]
+"""Whose episodes begin alike: nobody's; those of the two keys of a mirrored pair; those of all keys of a batch."""
 
 
 class Generation(Struct, frozen=True):
@@ -81,11 +85,26 @@ def play(parameters: Array, state: Array) -> Array:
     return returns
 
 
+def starts(common: Common, population: int, rng: np.random.Generator) -> Array:
+    """[population, 4] f64: where the episodes of a batch begin; a world's chance is nothing else than that.
+
+    Common random numbers: what both keys of a pair meet goes out of their difference.
+
+    Raises:
+        ConfigError: there are pairs and the population is odd.
+    """
+    alike = {"none": 1, "pair": 2, "generation": population}[common]
+    if population % alike:
+        raise ConfigError(f"{population} perturbed policies in pairs", hint="take an even number", field="population")
+    return np.repeat(poles.starts(population // alike, rng), alike, axis=0)
+
+
 def evolve_cartpole(
     settings: es.Settings,
     *,
     population: int = POPULATION,
     batches: int = 200,
+    common: Common = "none",
     seed: int | None = None,
     path: Path | None = None,
     tell: Tell = lambda _: None,
@@ -94,19 +113,23 @@ def evolve_cartpole(
 
     Args:
         population: perturbed policies in a generation, an episode each.
+        common: who meets the same chance of the world.
         seed: of the world and of the keys, so that it can be repeated; None: both from the system's entropy.
         path: of the search: it goes on from there if there is one, and is written after every generation.
         tell: called with every batch.
     Raises:
-        ConfigError: the search at `path` has other settings.
+        ConfigError: the search at `path` has other settings, or its keys are no pairs.
     """
+    if common == "pair" and not settings.solver.mirrored:
+        raise ConfigError(f"{type(settings.solver).__name__} has no mirrored pairs", hint="none, or generation")
     search = _begun(settings, seed, path)
     evaluations = refused = idle = 0
     for batch in itertools.count():
         entropy, rng = _drawn(seed, search.generation, idle)
         keys = es.ask(search, population, entropy)
         clean = np.broadcast_to(search.mean.astype(np.float32), (EPISODES, NET.size))
-        returns = play(np.concatenate([search.perturbed(keys), clean]), poles.starts(population + EPISODES, rng))
+        begin = np.concatenate([starts(common, population, rng), poles.starts(EPISODES, rng)])
+        returns = play(np.concatenate([search.perturbed(keys), clean]), begin)
         earned, value = returns[:population], float(returns[population:].mean())
         if value >= poles.SOLVED or batch == batches:  # what these perturbed policies earned changes nothing any more
             break

@@ -16,6 +16,7 @@ from steersman import flow, timeline
 from steersman.config import Project
 from steersman.core.errors import ConfigError, ConflictError, Error, GateError
 from steersman.core.version import Parents, Version
+from steersman.engine.disk import alone
 from steersman.flow import copies, perturbing, places
 from steersman.flow.places import code_version, now_us
 from steersman.learn import evolution as es
@@ -24,7 +25,7 @@ from steersman.models.warehouse import CHAMPION, Draft, Warehouse
 
 Array = np.ndarray
 
-PENDING = "pending.json"
+PENDING, LOCK = "pending.json", "update.lock"
 ENOUGH = 0.75
 """Share of the copies that must have a whole episode before an update."""
 
@@ -104,12 +105,19 @@ def update(project: Project, name: str) -> Updated:
 
     Raises:
         NotFoundError: the champion has no search.
-        ConflictError: too few copies have an episode, or nothing was to be learned.
+        ConflictError: too few copies have an episode, or nothing was to be learned; or another update of the same
+            search is at work.
         GateError: the log itself says that the step is worse; or that the copies cost too much, and they decide no
             more. Nothing is stored.
         DataError: the log has what this search did not perturb: nothing is stored.
     """
     warehouse = Warehouse(project.warehouse_url)
+    warehouse.resolve(name, CHAMPION)  # what is not there has no lock
+    with alone(perturbing.place(project, name, 0).parent / LOCK, f"es update of {name}"):
+        return _update(project, name, warehouse)
+
+
+def _update(project: Project, name: str, warehouse: Warehouse) -> Updated:
     number = warehouse.resolve(name, CHAMPION)
     search, served = perturbing.read(project, name, number)
     pending = perturbing.place(project, name, number) / PENDING

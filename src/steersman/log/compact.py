@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from steersman.core.decision import Problem
-from steersman.core.errors import ConflictError, DataError
+from steersman.core.errors import DataError
 from steersman.engine import Engine
-from steersman.engine.disk import make_directory, replacing
+from steersman.engine.disk import alone, make_directory, replacing
 from steersman.log import tables
 from steersman.log.manifest import ASIDE, PARQUET, Entry, Manifest, read_manifest, sweep, write_manifest
 from steersman.log.merge import forget, merge
@@ -69,26 +67,12 @@ def compact(
     Raises:
         ConflictError: another compaction of this log is running.
     """
-    with _alone(directory):
+    with alone(directory / "compact.lock", f"compaction of {directory}"):
         work = _Compaction(directory, problems, engine)
         for path in segments(directory):
             work.segment(path)
         work.merge(int(clock() * 1e6))
         return work.done
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    make_directory(directory)
-    fd = os.open(directory / "compact.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConflictError(f"another compaction of {directory} is running", hint="wait for its end") from None
-        yield
-    finally:
-        os.close(fd)
 
 
 class _Compaction:
