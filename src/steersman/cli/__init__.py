@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from steersman import flow
-from steersman.cli import demos, evolution, learning, serving, simulation
+from steersman.cli import demos, evolution, learning, numbers, serving, simulation
 from steersman.cli import options as of
 from steersman.cli.show import err, plain, print_json
 from steersman.core.errors import ConfigError, DiskError, Error
@@ -81,9 +81,9 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("directory", type=Path, nargs="?", default=Path())
     init.add_argument("--name", default="timing", help="of the first problem")
     init.add_argument(
-        "--low", type=float, nargs="+", metavar="X", help="its actions are numbers: the low bound of each"
+        "--low", type=numbers.finite, nargs="+", metavar="X", help="its actions are numbers: the low bound of each"
     )
-    init.add_argument("--high", type=float, nargs="+", metavar="X", help="the high bounds of the same")
+    init.add_argument("--high", type=numbers.finite, nargs="+", metavar="X", help="the high bounds of the same")
     of.demo_options(verb("demo", demos.run, "Run a closed loop on a world whose truth is known."))
     of.serve_options(
         verb("serve", serving.serve, "Serve decisions over HTTP, each logged before it is answered, and predictions.")
@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     of.evaluate_options(verb("evaluate", learning.evaluate, "Estimate a policy from the log alone, and ask the gates."))
     both = verb("compare", learning.compare, "Put versions side by side, judged on the same decisions.")
     both.add_argument("names", nargs="+", metavar="NAME[@VERSION]", help="two or more; alone: the last candidate")
-    both.add_argument("--seed", type=int, default=0)
+    both.add_argument("--seed", type=numbers.seed, default=0)
     of.report_option(both, "also as an HTML page with pictures (default: compare-NAME.html here)")
     verb("export", learning.export, "Write the last candidate as ONNX, if it gives the same numbers.").add_argument(
         "name"

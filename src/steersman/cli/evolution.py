@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from steersman import config, demo
+from steersman.cli import numbers
 from steersman.cli.show import show
 from steersman.core.errors import ConfigError
 from steersman.flow import evolving, online
@@ -41,11 +42,17 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
     init.add_argument(
         "--from", dest="reference", default="champion", metavar="VERSION", help="whose net it starts from"
     )
-    init.add_argument("--share", type=float, default=0.2, help="of the units that meet a perturbed copy, in (0, 1]")
-    init.add_argument("--copies", type=int, default=32, help="perturbed copies at a time")
-    init.add_argument("--block-s", type=float, default=3600.0, help="episodes of so many seconds are compared; 0: all")
-    init.add_argument("--max-loss", type=float, default=0.2, help="copies stop that surely cost more of the return")
-    init.add_argument("--max-age", type=int, default=0, help="versions that a sample may be old")
+    init.add_argument(
+        "--share", type=numbers.share, default=0.2, help="of the units that meet a perturbed copy, in (0, 1]"
+    )
+    init.add_argument("--copies", type=numbers.count, default=32, help="perturbed copies at a time")
+    init.add_argument(
+        "--block-s", type=numbers.real(0), default=3600.0, help="episodes of so many seconds are compared; 0: all"
+    )
+    init.add_argument(
+        "--max-loss", type=numbers.share, default=0.2, help="copies stop that surely cost more of the return"
+    )
+    init.add_argument("--max-age", type=numbers.whole(0), default=0, help="versions that a sample may be old")
     _solver_options(init, sigma=0.05)
     update = action("update", _update, "Move the parameters by what the log says, store and promote the next version.")
     update.add_argument("name")
@@ -54,12 +61,14 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
     run = action("run", _run, "Evolve a policy in a world: without a server, or NAME through a real one.")
     run.add_argument("name", nargs="?", help="a problem of the world, with a champion that es init made")
     run.add_argument("--world", choices=["cartpole"], default="cartpole")
-    run.add_argument("--episodes", type=int, default=64, help="with NAME: played in each round")
-    run.add_argument("--population", type=int, default=evolving.POPULATION, help="perturbed policies in a batch")
+    run.add_argument("--episodes", type=numbers.count, default=64, help="with NAME: played in each round")
+    run.add_argument(
+        "--population", type=numbers.count, default=evolving.POPULATION, help="perturbed policies in a batch"
+    )
     run.add_argument("--common", choices=["none", "pair", "generation"], default="none",
                      help="whose episodes begin alike: common random numbers")  # fmt: skip
-    run.add_argument("--rounds", type=int, default=200, help="batches, unless the world is solved before")
-    run.add_argument("--seed", type=int, help="to see the same run again (default: all is drawn afresh)")
+    run.add_argument("--rounds", type=numbers.count, default=200, help="batches, unless the world is solved before")
+    run.add_argument("--seed", type=numbers.seed, help="to see the same run again (default: all is drawn afresh)")
     run.add_argument("--search", type=Path, metavar="FILE", help="goes on from there; written after every batch")
     _solver_options(run, sigma=0.3)
     run.set_defaults(alone={name: run.get_default(name) for name in ALONE})
@@ -68,9 +77,9 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
 def _solver_options(command: argparse.ArgumentParser, sigma: float) -> None:
     command.add_argument("--solver", choices=[*SOLVERS], default="snes")
     command.add_argument("--step", choices=[*STEPS], help="of pgpe and openai: what makes a step of a gradient")
-    command.add_argument("--rate", type=float, help="of the step, or of the solver that has one")
+    command.add_argument("--rate", type=numbers.real(0), help="of the step, or of the solver that has one")
     command.add_argument("--noise", choices=["normals", "signs", "rank1"], help="default: the solver's own")
-    command.add_argument("--sigma", type=float, default=sigma, help="of the noise at first")
+    command.add_argument("--sigma", type=numbers.real(0), default=sigma, help="of the noise at first")
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -148,8 +157,6 @@ def _run_live(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.rounds < 1:
-        raise ConfigError(f"{options.rounds} rounds", hint="at least 1", field="rounds")
     if options.name is not None:
         _run_live(options)
         return

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from steersman.cli import numbers
 from steersman.cli.logs import log_compact, log_import, log_schema
 
 
@@ -20,16 +21,20 @@ def shared_options(project: object, json: object) -> argparse.ArgumentParser:
 def demo_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("world", choices=["cartpole", "open-bandit"])
     command.add_argument("--directory", type=Path, help="where log, reports and warehouse go (default: demo/WORLD)")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--rounds", type=int, default=2, help="cartpole: how often the loop goes round")
-    command.add_argument("--decisions", type=int, default=30_000, help="cartpole: of the uniform policy at first")
-    command.add_argument("--episodes", type=int, default=100, help="cartpole: live episodes of each new version")
+    command.add_argument("--seed", type=numbers.seed, default=0)
+    command.add_argument("--rounds", type=numbers.count, default=2, help="cartpole: how often the loop goes round")
+    command.add_argument(
+        "--decisions", type=numbers.count, default=30_000, help="cartpole: of the uniform policy at first"
+    )
+    command.add_argument(
+        "--episodes", type=numbers.count, default=100, help="cartpole: live episodes of each new version"
+    )
     command.add_argument("--campaign", choices=["all", "men", "women"], default="all", help="open-bandit")
 
 
 def train_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("name")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=numbers.seed, default=0)
     command.add_argument(
         "--add", action="store_true", help="to what the last candidate learned: bandits in closed form"
     )
@@ -44,7 +49,7 @@ def evaluate_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "name", metavar="NAME[@VERSION]", help="alone: the last candidate; @7, @champion: a stored one"
     )
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=numbers.seed, default=0)
     command.add_argument(
         "--distribution",
         action="store_true",
@@ -55,8 +60,10 @@ def evaluate_options(command: argparse.ArgumentParser) -> None:
 
 def tune_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("name")
-    command.add_argument("--trials", type=int, required=True, help="of the study in all; it goes on where it was")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--trials", type=numbers.count, required=True, help="of the study in all; it goes on where it was"
+    )
+    command.add_argument("--seed", type=numbers.seed, default=0)
     _device_option(command)
 
 
@@ -65,10 +72,12 @@ def _device_option(command: argparse.ArgumentParser) -> None:
 
 
 def serve_options(serve: argparse.ArgumentParser) -> None:
-    serve.add_argument("--port", type=int, help="instead of the port in steersman.toml; 0 takes a free one")
+    serve.add_argument("--port", type=numbers.port, help="instead of the port in steersman.toml; 0 takes a free one")
     serve.add_argument("--host", help="instead of the host in steersman.toml; 0.0.0.0: all that this machine has")
     serve.add_argument("--explicit", action="store_true", help="plain models are served only after a call to load them")
-    serve.add_argument("--grpc-port", type=int, metavar="PORT", help="speak gRPC there, too; 0 takes a free one")
+    serve.add_argument(
+        "--grpc-port", type=numbers.port, metavar="PORT", help="speak gRPC there, too; 0 takes a free one"
+    )
     serve.add_argument("--models", type=Path, metavar="DIR", help="without a project: the models DIR/NAME/1/model.onnx")
 
 
@@ -110,7 +119,9 @@ def _import_options(command: argparse.ArgumentParser) -> None:
         help="where missing propensities come from: nowhere (an error); a model of the behavior policy, and every "
         "report says so; your word that each candidate was as likely as the others, which the log must not refute",
     )
-    command.add_argument("--max-reject-share", type=float, default=0.01, help="more refused rows fail the import")
+    command.add_argument(
+        "--max-reject-share", type=numbers.share, default=0.01, help="more refused rows fail the import"
+    )
     command.set_defaults(action=log_import)
 
 
@@ -142,6 +153,8 @@ def rollout_options(command: argparse.ArgumentParser) -> None:
         "name", metavar="NAME[@VERSION]", help="alone: the rollout's, or the challenger; no option: show"
     )
     how = command.add_mutually_exclusive_group()
-    how.add_argument("--share", type=float, help="of the units, above 0 and below 1; each unit stays where it is")
+    how.add_argument(
+        "--share", type=numbers.share, help="of the units, above 0 and below 1; each unit stays where it is"
+    )
     how.add_argument("--shadow", action="store_true", help="it scores what the champion decides, and never answers")
     how.add_argument("--end", action="store_true", help="the champion decides everything again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from steersman import config, flow
+from steersman.cli import numbers
 from steersman.cli.show import plain, show
 from steersman.progress import bar
 from steersman.worlds.simulators import WORLDS
@@ -14,7 +15,7 @@ def options(command: argparse.ArgumentParser) -> None:
     """Its options, and what it does."""
     command.add_argument("name")
     command.add_argument("--world", choices=[*WORLDS], default="", help="default: of [problem.NAME.simulate]")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=numbers.seed, default=0)
     command.set_defaults(action=_simulate)
 
 

@@ -349,7 +349,9 @@ def window(problem: Problem, since: int, until: int, as_of: int, lead_s: float =
         DataError: it is empty.
     """
     if since >= until:
-        raise DataError(f"the window [{since}, {until}) is empty", hint="until must be later than since")
+        raise DataError(
+            f"the window [{since}, {until}), microseconds UTC, is empty", hint="until must be later than since"
+        )
     return Window(since, until, as_of, microseconds(problem.wait_s), microseconds(lead_s))
 
 

@@ -97,7 +97,9 @@ class Numbers(Struct, frozen=True, forbid_unknown_fields=True, tag="numbers", ta
             )
         for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise DataError(f"bounds {i}: {low:g} is not below {high:g}", field=f"actions.low[{i}]")
+                raise DataError(
+                    f"bounds {i} are {low:g} and {high:g}: both finite, low below high", field=f"actions.low[{i}]"
+                )
 
 
 Actions = One | Ranked | Numbers
