@@ -284,6 +284,11 @@ EXAMPLES: dict[str, Any] = {
     "/invocations": [1],
     "/personalizer/v1.0/rank": {"actions": [{"id": "a"}]},
     "/personalizer/v1.0/events/{event}/reward": {"value": 1},
+    "/personalizer/v1.1-preview.3/multislot/rank": {
+        "actions": [{"id": "a"}],
+        "slots": [{"id": "top", "baselineAction": "a"}],
+    },
+    "/personalizer/v1.1-preview.3/multislot/events/{event}/reward": {"reward": [{"slotId": "top", "value": 1}]},
 }
 
 

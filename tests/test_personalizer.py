@@ -170,7 +170,7 @@ def test_bad_input_is_refused_in_its_clients_words_and_not_logged(
 
 
 def test_features_are_named_by_their_path_as_in_an_imported_log() -> None:
-    merged = personalizer._merged(
+    merged = personalizer.merged(
         [{"user": {"age": 3, "_hidden": 1}}, {"tags": ["a", "b"], "new": True, "parts": [{"x": 1}, {"y": 2}]}], "c"
     )
     assert merged == {"user.age": 3, "tags": ["a", "b"], "new": 1.0, "parts.x": 1, "parts.y": 2}

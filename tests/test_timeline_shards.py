@@ -228,6 +228,27 @@ def test_a_deferred_decision_before_the_window_begins_nothing_unless_it_was_acti
         assert timeline.build(one, problem(), files, since=10 * S, until=FAR, as_of=FAR).counts.begun == activated
 
 
+def test_an_outcome_may_activate_all_decisions_of_a_unit(tables, one, tmp_path):
+    units = ["u", "v", "w", "u/*"]
+    decisions = [decision(f"{u}{i}", u, i) | {"deferred": u != "w"} for u in units for i in (1, 2)]
+    told = [outcome("o", "u/*", 3, r=0.0), outcome("p", "v1", 3, r=2.0), outcome("q", "x/*", 3, r=0.0)]
+    told = [row | {"activates": True} for row in told] + [outcome("l", "w1", 3, r=1.0) | {"activates": False}]
+    columns = [types(rows) | {name: "BOOLEAN"} for rows, name in ((decisions, "deferred"), (told, "activates"))]
+    files = Files(
+        [parquet(tmp_path / "decisions.parquet", decisions, columns[0])],
+        [parquet(tmp_path / "outcomes.parquet", told, columns[1])],
+    )
+    whole = timeline.build(one, problem(), files, **WINDOW)
+    assert sorted(whole.decision_ids) == ["u1", "u2", "v1", "w1", "w2"]
+    assert (whole.counts.deferred, whole.counts.dangling) == (3, 1)  # nobody has the unit x
+    (tmp_path / "into").mkdir()
+    parts = timeline.build_shards(
+        tables, problem(), files, **WINDOW, settings=Settings(shards=2), into=tmp_path / "into"
+    )
+    assert rows(joined(parts)) == rows(whole)
+    assert timeline.add_up([part.counts for part in parts]) == whole.counts
+
+
 def test_where_a_quantile_leaves_episodes_out_those_before_the_window_count_and_their_decisions_do_not(one, tmp_path):
     decisions = [decision(f"d{u}-{i}", f"u{u}", i) for u in range(10) for i in range(30 if u == 3 else 12)]
     decisions += [decision(f"e{i}", "gone", i) for i in range(9)]

@@ -65,6 +65,26 @@ _RANKED = _object(
     eventId=TEXT,
     rewardActionId=TEXT,
 )
+_SLOT = _object(
+    "id baselineAction",
+    id=TEXT,
+    features=_array({"type": "object"}),
+    excludedActions=_array(TEXT),
+    baselineAction=TEXT,
+)
+_RANK_SLOTS = _object(
+    "actions slots",
+    contextFeatures=_array({"type": "object"}),
+    actions=_array(_object("id", id=TEXT, features=_array({"type": "object"}))),
+    slots=_array(_SLOT),
+    eventId=TEXT,
+    deferActivation={"type": "boolean"},
+)
+_RANKED_SLOTS = _object(
+    "slots eventId", slots=_array(_object("id rewardActionId", id=TEXT, rewardActionId=TEXT)), eventId=TEXT
+)
+_REWARDS = _object("reward", reward=_array(_object("slotId value", slotId=TEXT, value=NUMBER)))
+_MULTISLOT = "/personalizer/v1.1-preview.3/multislot"
 
 _PATHS: dict[str, tuple[str, str, Any, int, Any]] = {
     "/v1/decide/{policy}": ("post", "Decide; the decision is durable before its answer leaves", _DECIDE, 200, _ANSWER),
@@ -107,6 +127,9 @@ _PATHS: dict[str, tuple[str, str, Any, int, Any]] = {
         None,
     ),
     "/personalizer/v1.0/events/{event}/activate": ("post", "Personalizer: activate", None, 204, None),
+    f"{_MULTISLOT}/rank": ("post", "Personalizer: fill several slots", _RANK_SLOTS, 201, _RANKED_SLOTS),
+    f"{_MULTISLOT}/events/{{event}}/reward": ("post", "Personalizer: rewards of slots", _REWARDS, 204, None),
+    f"{_MULTISLOT}/events/{{event}}/activate": ("post", "Personalizer: activate all slots", None, 204, None),
 }
 
 

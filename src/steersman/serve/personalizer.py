@@ -1,4 +1,4 @@
-"""Azure Personalizer's Rank, Reward and Activate calls, v1.0: bodies to ours and answers back. Pure."""
+"""Azure Personalizer's Rank, Reward and Activate calls: bodies to ours and answers back. Pure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from steersman.core.decision import MAX_ID, Decision, Problem
 from steersman.core.errors import ConfigError, DataError, Error
 from steersman.core.reward import metrics_of
 
-PREFIX = "/personalizer/v1.0/"
+PREFIX = "/personalizer/"
 REWARD = "reward"
 MAX_DEPTH = 16
-_EVENT = re.compile(r"/personalizer/v1\.0/events/([^/]+)/(reward|activate)")
+_PATH = re.compile(
+    r"/personalizer/(?:v1\.0|v1\.1-preview\.[123](?P<slots>/multislot)?)"
+    r"/(?:(?P<rank>rank)|events/(?P<event>[^/]+)/(?P<verb>reward|activate))"
+)
 _CODES = {
     400: "BadArgument",
     401: "Unauthorized",
@@ -32,19 +35,22 @@ _to_json = msgspec.json.Encoder().encode
 
 
 class Call(Struct, frozen=True):
-    """What a path asks for: `rank`, `reward` or `activate`, and of which event."""
+    """What a path asks for: `rank`, `reward` or `activate`, of which event, and whether of several slots."""
 
     verb: str
     event: str = ""
+    slots: bool = False
 
 
-class _Action(Struct):
+class Action(Struct):
+    """An action on the wire."""
+
     id: str
     features: list[dict[str, Any]] = []
 
 
 class _Rank(Struct, rename="camel"):
-    actions: list[_Action]
+    actions: list[Action]
     context_features: list[dict[str, Any]] = []
     excluded_actions: list[str] = []
     event_id: str | None = None
@@ -73,13 +79,10 @@ class Question(Struct, frozen=True):
 
 def route(method: str, path: str) -> Call | None:
     """What a request line asks for; the path is still quoted. None: nothing that there is."""
-    path = path.rstrip("/")
-    if method != "POST":
+    found = _PATH.fullmatch(path.rstrip("/"))
+    if method != "POST" or not found:
         return None
-    if path == f"{PREFIX}rank":
-        return Call("rank")
-    found = _EVENT.fullmatch(path)
-    return Call(found[2], unquote(found[1])) if found else None
+    return Call(found["rank"] or found["verb"], unquote(found["event"] or ""), bool(found["slots"]))
 
 
 def error_body(error: Error) -> bytes:
@@ -96,7 +99,7 @@ def read_rank(body: bytes, new_id: str) -> Question:
     Raises:
         DataError: the body is no rank request.
     """
-    wire = _decoded(_decode_rank, body)
+    wire = decoded(_decode_rank, body)
     ids = tuple(action.id for action in wire.actions)
     if not 0 < len(set(ids)) == len(ids):
         raise DataError(f"{len(ids)} actions, must be one or more with different ids", field="actions")
@@ -107,14 +110,14 @@ def read_rank(body: bytes, new_id: str) -> Question:
         raise DataError("all actions are excluded", hint="leave one to take", field="excludedActions")
     event = wire.event_id or new_id
     candidates = [
-        {"id": action.id, "features": _merged(action.features, f"actions[{i}].features")}
+        {"id": action.id, "features": merged(action.features, f"actions[{i}].features")}
         for i, action in enumerate(wire.actions)
         if action.id not in excluded
     ]
     ours = {
         "id": event,
         "unit": event,
-        "context": _merged(wire.context_features, "contextFeatures"),
+        "context": merged(wire.context_features, "contextFeatures"),
         "candidates": candidates,
         "deferred": wire.defer_activation,
     }
@@ -144,16 +147,30 @@ def read_reward(event: str, body: bytes, problem: Problem) -> bytes:
         DataError: the body has no finite value.
         ConfigError: the problem's reward is made of several metrics, none of them `reward`.
     """
-    value = _decoded(_decode_reward, body).value
-    if not math.isfinite(value):
-        raise DataError(f"value is {value}, must be finite", field="value")
+    value = finite(decoded(_decode_reward, body).value, "value")
+    return _to_json({"decision": event, "metrics": {metric_of(problem): value}})
+
+
+def metric_of(problem: Problem) -> str:
+    """The metric that a reward is.
+
+    Raises:
+        ConfigError: the problem's reward is made of several metrics, none of them `reward`.
+    """
     metrics = metrics_of(problem.reward)
     if REWARD not in metrics and len(metrics) != 1:
         raise ConfigError(
             f"the reward of {problem.name} is made of {', '.join(metrics) or 'nothing'}: one value does not tell it",
             hint=f'declare reward = "{REWARD}", or send outcomes',
         )
-    return _to_json({"decision": event, "metrics": {REWARD if REWARD in metrics else metrics[0]: value}})
+    return REWARD if REWARD in metrics else metrics[0]
+
+
+def finite(value: float, field: str) -> float:
+    """The value of a reward; DataError unless it is finite."""
+    if not math.isfinite(value):
+        raise DataError(f"{field} is {value}, must be finite", field=field)
+    return value
 
 
 def activation(event: str) -> bytes:
@@ -165,14 +182,15 @@ _decode_rank = msgspec.json.Decoder(_Rank).decode
 _decode_reward = msgspec.json.Decoder(_Reward).decode
 
 
-def _decoded(decode: Any, body: bytes) -> Any:
+def decoded(decode: Any, body: bytes) -> Any:
+    """A body as what `decode` makes of it; DataError if it can not."""
     try:
         return decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"the body is not as it must be: {error}") from None
 
 
-def _merged(objects: Sequence[dict[str, Any]], where: str) -> dict[str, Any]:
+def merged(objects: Sequence[dict[str, Any]], where: str) -> dict[str, Any]:
     """All features of a list of objects, each named by its path: `namespace.feature`, as in an imported dsjson."""
     row: dict[str, Any] = {}
     for one in objects:

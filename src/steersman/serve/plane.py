@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -16,7 +16,7 @@ from steersman.core.version import Version
 from steersman.serve.decide import Array, Request, answer_to, probabilities_of, read_outcomes
 from steersman.serve.live import MAX_TEXT, Counts, Limits, Live, error_parts
 from steersman.serve.shadow import Shadow
-from steersman.serve.versions import Loaded, Versions, Wanted, decisions_of
+from steersman.serve.versions import Loaded, Route, Versions, Wanted, decisions_of
 
 DECISION = b"D"
 OUTCOME = b"O"
@@ -25,8 +25,9 @@ WRITE_BYTES = 1 << 22
 Reply = Callable[[int, bytes], None]
 """Takes an HTTP status and a JSON body. Called once, on the loop's thread."""
 
-Form = Callable[[Decision, list[float]], bytes]
-"""A decision and the probability of each of its candidates to the answer, for who wants more than ours."""
+Form = Callable[[Decision, list[float]], "bytes | Next"]
+"""A decision and the probability of each of its candidates to the answer, for who wants more than ours; or to what has
+to be decided next, before there is one. It may be asked twice."""
 
 Done = Callable[[Error | None], None]
 Record = Callable[[Sequence[tuple[bytes, bytes]], Done], None]
@@ -44,8 +45,18 @@ class _Remembered:
     waiting: list[Reply] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Next:
+    """A further decide request that belongs to one that was just decided: all are written down together, or none is."""
+
+    body: bytes
+    form: Form
+
+
 @dataclass(slots=True)
 class _Asking:
+    """A request; `before`: records of those that led to it."""
+
     request: Request
     body: bytes
     reply: Reply
@@ -53,11 +64,12 @@ class _Asking:
     shadow: Loaded | None
     form: Form | None = None
     apprentice: bool = False
+    before: tuple[tuple[bytes, bytes], ...] = ()
 
 
 @dataclass(slots=True)
 class _Written:
-    """An answer and the records that it waits for: one decision, or outcomes."""
+    """An answer and the records that it waits for: decisions, or outcomes."""
 
     reply: Reply
     answer: bytes
@@ -156,7 +168,14 @@ class Plane:
     # -- requests ----------------------------------------------------------------------------------------------
 
     def decide(
-        self, name: str, body: bytes, reply: Reply, *, form: Form | None = None, apprentice: bool = False
+        self,
+        name: str,
+        body: bytes,
+        reply: Reply,
+        *,
+        form: Form | None = None,
+        apprentice: bool = False,
+        event: tuple[str, bytes] | None = None,
     ) -> None:
         """Answer a decide request, at the earliest when this turn of the loop ends.
 
@@ -164,6 +183,7 @@ class Plane:
             form: makes another answer than ours; for actions that are candidates.
             apprentice: take the first candidate, with certainty, and count how the policy agrees. The decision is
                 the product's own: its version is 0.
+            event: id and body of the client's request, if it stands for several decisions.
         """
         route = self._versions.routes.get(name)
         if route is None:
@@ -176,12 +196,28 @@ class Plane:
             return
         remembered = None
         if request.chosen:
-            remembered = self._recall((name, request.id), body, reply)
+            id, whole = event or (request.id, body)
+            remembered = self._recall((name, id), whole, reply)
             if remembered is None:
                 return
-        asking = _Asking(request, body, reply, remembered, route.shadow, form, apprentice)
-        self._asked.setdefault(route.of(request.unit), []).append(asking)
+        self._ask(route, _Asking(request, body, reply, remembered, route.shadow, form, apprentice))
+
+    def _ask(self, route: Route, asking: _Asking) -> None:
+        self._asked.setdefault(route.of(asking.request.unit), []).append(asking)
         self._turn()
+
+    def _go_on(self, name: str, asking: _Asking, record: bytes, further: Next) -> None:
+        """Ask for the next decision of a request that is not answered by one, in the next turn."""
+        route = self._versions.routes[name]  # what once decides is followed by another, never by nothing
+        try:
+            request = route.champion.read(further.body, self._new_id)
+        except Error as error:
+            self._forget(asking.remembered, error)
+            self._refuse(asking.reply, error)
+            return
+        before = (*asking.before, (DECISION, record))
+        shadow, form = route.shadow, further.form
+        self._ask(route, replace(asking, request=request, body=further.body, shadow=shadow, form=form, before=before))
 
     def outcome(self, body: bytes, reply: Reply) -> None:
         """Write down an outcome, or an array of them: all or none."""
@@ -270,7 +306,10 @@ class Plane:
             pairs = zip(group, decisions, strict=True)
             self._shadow.offer([(one.shadow, one.request, was) for one, was in pairs if one.shadow])
         for asking, (record, answer) in zip(group, made, strict=True):
-            yield _Written(asking.reply, answer, [(DECISION, record)], asking.remembered)
+            if isinstance(answer, Next):
+                self._go_on(serving.live.version.name, asking, record, answer)
+            else:
+                yield _Written(asking.reply, answer, [*asking.before, (DECISION, record)], asking.remembered)
 
     def _write(self, written: list[_Written]) -> None:
         def done(error: Error | None) -> None:
@@ -296,7 +335,7 @@ class Plane:
         self.log_error = ""
         for one in written:
             if one.records[0][0] == DECISION:
-                self.counts.decisions += 1
+                self.counts.decisions += len(one.records)
             else:
                 self.counts.outcomes += len(one.records)
             one.reply(200, one.answer)
@@ -338,7 +377,7 @@ def time_ordered_id(now: int, entropy: bytes) -> str:
 
 def _formed(
     version: Version, asking: _Asking, decision: Decision, scores: Array, counts: Counts
-) -> tuple[bytes, bytes]:
+) -> tuple[bytes, bytes | Next]:
     if asking.form is None:
         return _to_json(decision), _to_json(answer_to(decision))
     probabilities = probabilities_of(version, scores[: len(decision.candidates)])

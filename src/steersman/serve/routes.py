@@ -11,13 +11,13 @@ import msgspec
 
 from steersman.core.decision import Decision, One, Problem
 from steersman.core.errors import ConfigError, NotFoundError, OverloadedError, did_you_mean
-from steersman.serve import access, kserve, personalizer, sagemaker, tfserving
+from steersman.serve import access, kserve, multislot, personalizer, sagemaker, tfserving
 from steersman.serve.connection import Asked, HttpError, Owner, Slot
 from steersman.serve.fronts import Errors, Fronts, Path, count, refuse, split
 from steersman.serve.live import error_parts
 from steersman.serve.metrics import KIND, PATHS
 from steersman.serve.openapi import document
-from steersman.serve.plane import Plane
+from steersman.serve.plane import Form, Next, Plane
 from steersman.serve.predicting import Models
 from steersman.serve.settings import Settings
 
@@ -153,20 +153,27 @@ class Routes:
             else:
                 slot.answer(204, b"")
 
+        said = multislot if call.slots else personalizer
         if call.verb == "activate":
-            self._plane.outcome(personalizer.activation(call.event), answer)
+            self._plane.outcome(said.activation(call.event), answer)
             return
         problem = self._personal_problem()
         if call.verb == "reward":
-            self._plane.outcome(personalizer.read_reward(call.event, asked.body, problem), answer)
+            self._plane.outcome(said.read_reward(call.event, asked.body, problem), answer)
             return
-        question = personalizer.read_rank(asked.body, self._plane.new_id())
+        new_id, apprentice = self._plane.new_id(), self._settings.apprentice
+        if call.slots:
+            filling = multislot.read_rank(asked.body, new_id, problem, self._settings.max_candidates)
+            body, form = _fill(filling)
+            event = filling.event, asked.body
+            self._plane.decide(problem.name, body, answer, form=form, apprentice=apprentice, event=event)
+            return
+        question = personalizer.read_rank(asked.body, new_id)
 
-        def form(decision: Decision, probabilities: list[float]) -> bytes:
+        def ranked(decision: Decision, probabilities: list[float]) -> bytes:
             return personalizer.write_rank(question, decision, probabilities)
 
-        apprentice = self._settings.apprentice
-        self._plane.decide(problem.name, question.body, answer, form=form, apprentice=apprentice)
+        self._plane.decide(problem.name, question.body, answer, form=ranked, apprentice=apprentice)
 
     def _personal_problem(self) -> Problem:
         problems = self._plane.problems
@@ -179,3 +186,14 @@ class Routes:
         if not isinstance(problems[name].actions, One):
             raise ConfigError(f"{name} does not take one action out of candidates", hint="name another policy")
         return problems[name]
+
+
+def _fill(filling: multislot.Filling) -> tuple[bytes, Form]:
+    """The next slot as one of our requests, and how it goes on."""
+
+    def form(decision: Decision, _: list[float]) -> bytes | Next:
+        action = str(decision.action)
+        further = filling.after(action)
+        return filling.answer(action) if further is None else Next(*_fill(further))
+
+    return filling.body(), form

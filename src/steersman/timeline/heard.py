@@ -307,7 +307,8 @@ def _dangling(tables: Tables, asked: Asked, strangers: np.ndarray, of: np.ndarra
     enters = np.zeros(len(every), bool)
     enters[asked.rows] = True
     others = every[~enters]  # an outcome of one that enters is no stranger
-    maybe = strangers if tables.earlier else strangers[np.isin(of, others)]
+    elsewhere = tables.earlier or "activates" in tables.outcomes  # one that activates may be about a unit
+    maybe = strangers if elsewhere else strangers[np.isin(of, others)]
     if not maybe.size:
         return len(strangers)
     once.mark(tables.engine, "outcomes_marked", maybe)

@@ -23,6 +23,9 @@ from steersman.timeline.episodes import microseconds
 from steersman.timeline.once import KEY, Seen, Window, look
 from steersman.timeline.texts import Pen
 
+ALL_OF_UNIT = "CONCAT(unit, '/*')"
+"""SQL of the decision that an outcome names which activates all decisions of a unit."""
+
 UNKNOWN_END, LATE, INSIDE = 3, 4, 8
 """Of `told`: besides NO_END, TRUNCATED and TERMINATED, which are below 3."""
 
@@ -132,8 +135,10 @@ class Tables:
     @property
     def carried(self) -> str:
         """SQL: a decision, of a relation that has the column `deferred`, was carried out, as far as one knows."""
-        activated = "id IN (SELECT decision FROM heard WHERE activates)" if self.outcomes else "FALSE"
-        return f"(NOT COALESCE(deferred, FALSE) OR {activated})"
+        if not self.outcomes:
+            return "(NOT COALESCE(deferred, FALSE))"
+        activated = "(SELECT decision FROM heard WHERE activates)"
+        return f"(NOT COALESCE(deferred, FALSE) OR id IN {activated} OR {ALL_OF_UNIT} IN {activated})"
 
     def census(self) -> Census:
         """How many decisions are in the window."""
@@ -200,7 +205,9 @@ class Tables:
         shard = f"CAST(FLOOR(({_draw(9)}) * {shards}) AS INTEGER)"
         units = f"(SELECT unit, {shard} AS shard FROM kept GROUP BY unit)"
         columns = sorted({*read("decisions", self.decisions), *OPTIONAL["decisions"]} - {ROW})
-        wanted = ", ".join(f"kept.{identifier(column)} AS {identifier(column)}" for column in columns)
+        # What is kept was carried out: an outcome that says so of all decisions of a unit is in no part.
+        own = {"deferred": "FALSE"}
+        wanted = ", ".join(f"{own.get(one, f'kept.{identifier(one)}')} AS {identifier(one)}" for one in columns)
         decisions = f"SELECT {wanted}, units.shard AS shard FROM kept JOIN {units} AS units ON kept.unit = units.unit"
         columns = sorted({*read("outcomes", self.outcomes), *OPTIONAL["outcomes"]} - {ROW})
         wanted = ", ".join(f"heard.{identifier(column)} AS {identifier(column)}" for column in columns)
@@ -230,10 +237,10 @@ class Tables:
 
     @property
     def known(self) -> str:
-        """SQL of a table with the ids of all decisions that the files have."""
-        if not self.earlier:
-            return "decisions"
-        return f"(SELECT id FROM decisions UNION ALL SELECT id FROM ({self.earlier}) AS earlier)"
+        """SQL of a table with the ids of all decisions that the files have, and what stands for all of a unit."""
+        places = ["decisions", *([f"({self.earlier}) AS earlier"] if self.earlier else [])]
+        ids = ["id", *([ALL_OF_UNIT] if "activates" in self.outcomes else [])]
+        return f"({' UNION ALL '.join(f'SELECT {id} AS id FROM {place}' for place in places for id in ids)})"
 
     def dangling(self) -> int:
         """Outcomes stamped within the window whose decision is not in the files."""

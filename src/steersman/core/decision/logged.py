@@ -173,7 +173,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         id: unique for ever; the same id twice counts once.
-        decision: id of the decision.
+        decision: id of the decision; `UNIT/*` of an outcome that activates all decisions of a unit.
         at: microseconds since 1970, UTC: when it happened.
         metrics: name -> finite number.
         item: id of the item of a ranked list that the metrics are about; None: about the list as a whole. Read for
