@@ -401,6 +401,14 @@ def test_a_batch_without_a_difference_changes_nothing(small: Any) -> None:
     assert after is search and not account.moved
 
 
+def test_pairs_that_earned_the_same_twice_move_nothing() -> None:
+    """The rewards differ, and what ARS makes of the pairs that count is 0."""
+    search = es.begin(es.Settings(es.ARS(top=0.5)), np.zeros(6), RUN)
+    keys = es.ask(search, 8, seeded())
+    after, account = es.tell(search, told(search, keys, np.array([7.0, 7.0, 5.0, 5.0, 0.0, 1.0, 2.0, 0.0])))
+    assert after is search and not account.moved
+
+
 def test_a_reward_that_is_no_number_is_refused_and_counted(small: Any) -> None:
     search, keys, reward = small
     odd = reward.copy()

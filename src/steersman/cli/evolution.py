@@ -43,6 +43,12 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
         "--from", dest="reference", default="champion", metavar="VERSION", help="whose net it starts from"
     )
     init.add_argument(
+        "--hidden", type=numbers.count, nargs="*", metavar="UNITS", help="instead: a net that nobody trained"
+    )
+    init.add_argument(
+        "--keep", type=numbers.whole(0), default=0, help="so many of the last versions of updates; 0: all are kept"
+    )
+    init.add_argument(
         "--share", type=numbers.share, default=0.2, help="of the units that meet a perturbed copy, in (0, 1]"
     )
     init.add_argument("--copies", type=numbers.count, default=32, help="perturbed copies at a time")
@@ -93,6 +99,8 @@ def _init(options: argparse.Namespace) -> None:
         copies=options.copies,
         block_s=options.block_s,
         max_loss=options.max_loss,
+        hidden=None if options.hidden is None else tuple(options.hidden),
+        keep=options.keep,
     )
     show(
         options,

@@ -36,7 +36,7 @@ _TEMPLATE = """\
 # grpc_port = 8500           # speak gRPC there, too: pip install "steersman[grpc]"
 # workers = 1                # processes that share the port
 # max_body_bytes = 1048576
-# poll_s = 1.0               # how often a server looks whether an alias moved
+# poll_s = 0.25              # how often a server looks whether an alias moved
 # access_log = false         # a JSON line on stderr for every answer
 # "steersman key NAME" makes an API key, and the table that lets it in
 

@@ -19,6 +19,7 @@ from steersman.core.version import Parents, Version
 from steersman.engine.disk import alone
 from steersman.flow import copies, perturbing, places
 from steersman.flow.places import code_version, now_us
+from steersman.flow.untrained import untrained
 from steersman.learn import evolution as es
 from steersman.models import parameters
 from steersman.models.warehouse import CHAMPION, Draft, Warehouse
@@ -66,6 +67,8 @@ def init(  # noqa: PLR0913  (all but four by keyword)
     copies: int,
     block_s: float = 0.0,
     max_loss: float | None = None,
+    hidden: tuple[int, ...] | None = None,
+    keep: int = 0,
 ) -> Version:
     """Store a version whose parameters can be perturbed, its search beside it; promote it to begin.
 
@@ -78,9 +81,14 @@ def init(  # noqa: PLR0913  (all but four by keyword)
             learned from; 0: all are.
         max_loss: share of the version's own mean return, in (0, 1): once the copies surely earn less by more than that,
             they decide no more; None: nothing stops them.
+        hidden: instead of a reference, the widths of the hidden layers of a net that nobody trained.
+        keep: so many of the last versions that updates made stay stored, the champion among them, with what lies
+            beside them; older ones are removed, and what they decided can not be replayed. 0: all stay.
     Raises:
         DataError: the version has no parameters.
     """
+    if keep < 0 or keep == 1:
+        raise ConfigError(f"keep is {keep}, must be 0 or at least 2", hint="one to go back to", field="keep")
     if max_loss is not None and not 0 < max_loss < 1:
         raise ConfigError(f"max_loss is {max_loss:g}, must be in (0, 1)", field="max_loss")
     if not 0 <= block_s < math.inf:
@@ -89,12 +97,16 @@ def init(  # noqa: PLR0913  (all but four by keyword)
         raise ConfigError(f"share is {share:g}, must be in (0, 1]", field="share")
     project.policy(name)
     warehouse = Warehouse(project.warehouse_url)
-    version, graph = warehouse.read(name, warehouse.resolve(name, reference))
+    version: Version | Draft
+    if hidden is None:
+        version, graph = warehouse.read(name, warehouse.resolve(name, reference))
+    else:
+        version, graph = untrained(project, name, hidden)
     found = parameters.parameters_of(graph)
     search = es.begin(msgspec.structs.replace(settings, shapes=found.shapes), found.flat)
     es.ask(search, copies)  # refused before anything is stored
     made = _publish(warehouse, version, graph, search, version.parents)
-    perturbing.write(project, name, made.number, search, _served(search, share, copies, block_s, max_loss))
+    perturbing.write(project, name, made.number, search, _served(search, share, copies, block_s, max_loss, keep))
     return made
 
 
@@ -144,10 +156,11 @@ def _update(project: Project, name: str, warehouse: Warehouse) -> Updated:
     data = Parents(data=found.build, config=version.parents.config, code=code_version())
     made = _publish(warehouse, version, graph, moved, data)
     if not perturbing.place(project, name, made.number).exists():
-        after = _served(moved, served.share, len(served.keys), served.block_s, served.max_loss, made_from)
+        after = _served(moved, served.share, len(served.keys), served.block_s, served.max_loss, served.keep, made_from)
         perturbing.write(project, name, made.number, moved, after)
     if warehouse.resolve(name, CHAMPION) == number:
         warehouse.set_alias(name, CHAMPION, made.number, now_us())
+    _forget(project, warehouse, name, made.number, served.keep, moved)
     pending.unlink()
     return Updated(name, made.number, number, samples.episodes, samples.open, found.account, found.gain)
 
@@ -229,9 +242,10 @@ def _told(project: Project, name: str, number: int, since: int, as_of: int) -> _
         digests=digests,
     )
     moved, account = es.tell(search, told)
-    if not account.moved:
+    if not account.moved or np.array_equal(moved.mean.astype(np.float32), search.mean.astype(np.float32)):
         raise ConflictError(
-            f"{name}@{number}: all copies had the same return: nothing was learned", hint="wait for more"
+            f"{name}@{number}: the returns of its copies move no parameter: nothing was learned",
+            hint="all that count are equal, or the step is too small to tell: wait for more",
         )
     gain = es.gain(search, moved, told) if "sigma" in search.arrays else None
     return _Moved(moved, samples, account, gain, built.digest)
@@ -255,22 +269,38 @@ def _older(project: Project, name: str, number: int, search: es.Search) -> dict[
     return found
 
 
+def _forget(project: Project, warehouse: Warehouse, name: str, number: int, keep: int, search: es.Search) -> None:
+    """Remove the versions that updates made before the last `keep`, but for those that are still needed or pointed at.
+
+    Args:
+        number, search: of the newest version.
+    """
+    if not keep:
+        return
+    needed = {*_older(project, name, number, search), *warehouse.pointed(name)}
+    for old in perturbing.updated(project, name)[:-keep]:
+        if old not in needed and old < number:
+            warehouse.remove(name, old)
+            perturbing.remove(project, name, old)
+
+
 def _served(
     search: es.Search,
     share: float,
     copies: int,
     block_s: float,
     max_loss: float | None,
+    keep: int,
     made: perturbing.Made | None = None,
 ) -> perturbing.Served:
     keys = tuple(es.ask(search, copies).tolist())
     seed = os.urandom(16).hex()
     return perturbing.Served(
-        share=share, seed=seed, keys=keys, at=now_us(), block_s=block_s, max_loss=max_loss, made=made
+        share=share, seed=seed, keys=keys, at=now_us(), block_s=block_s, max_loss=max_loss, keep=keep, made=made
     )
 
 
-def _publish(warehouse: Warehouse, like: Version, graph: bytes, search: es.Search, parents: Parents) -> Version:
+def _publish(warehouse: Warehouse, like: Version | Draft, graph: bytes, search: es.Search, parents: Parents) -> Version:
     """The version with the parameters of a search; one that was stored before the process was killed is found again."""
     body = parameters.opened(graph, search.mean)
     seed = hashlib.sha256(search.digest.encode()).hexdigest()[:32]
@@ -278,7 +308,7 @@ def _publish(warehouse: Warehouse, like: Version, graph: bytes, search: es.Searc
         name=like.name, encoder=like.encoder, explorer=like.explorer, parents=parents, seed=seed, made_at=now_us()
     )
     for number in reversed(warehouse.numbers(like.name)):
-        if number <= like.number:
+        if isinstance(like, Version) and number <= like.number:
             break
         stored, _ = warehouse.read(like.name, number)
         if stored.seed == seed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +73,7 @@ class Served(Struct, frozen=True, kw_only=True):
         seed: of who meets which.
         keys: of the copies, drawn afresh for this version.
         at: when it was made, microseconds UTC.
-        block_s, max_loss: see `flow.online.init`.
+        block_s, max_loss, keep: see `flow.online.init`.
         made: None: by `es init`.
     """
 
@@ -82,6 +83,7 @@ class Served(Struct, frozen=True, kw_only=True):
     at: int
     block_s: float = 0.0
     max_loss: float | None = None
+    keep: int = 0
     made: Made | None = None
 
 
@@ -114,6 +116,22 @@ def read(project: Project, name: str, number: int) -> tuple[es.Search, Served]:
     except (OSError, msgspec.MsgspecError) as error:
         raise DataError(f"{at / SERVED} is damaged: {error}") from None
     return es.load(at / SEARCH), served
+
+
+def updated(project: Project, name: str) -> list[int]:
+    """Numbers of the versions that updates made and that still have a search beside them, ascending."""
+    parent = place(project, name, 0).parent
+    numbers = sorted(int(one.name) for one in parent.iterdir() if one.name.isdecimal()) if parent.exists() else []
+    return [number for number in numbers if read(project, name, number)[1].made is not None]
+
+
+def remove(project: Project, name: str, number: int) -> None:
+    """Remove what lies beside a version: it is gone at once, or there."""
+    at = place(project, name, number)
+    aside = at.with_name(f".{number}.removed")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed here
+    at.rename(aside)
+    shutil.rmtree(aside)
 
 
 def of(project: Project, name: str, number: int, graph: Graph) -> Perturbing | None:

@@ -47,6 +47,7 @@ __all__ = [
     "save_sums",
     "to_onnx",
     "together",
+    "untrained",
 ]
 
 T = TypeVar("T", bound=Struct)
@@ -319,6 +320,19 @@ def to_onnx(policy: Policy) -> bytes:
     """
     graph: bytes = _load("steersman.learn.nets").scorer_of(policy).to_onnx()
     return graph
+
+
+def untrained(encoder: Encoder, hidden: tuple[int, ...], explorer: Explorer, seed: int) -> Policy:
+    """A policy whose net has random weights: every one uniform within 1 / sqrt(inputs of its layer).
+
+    Args:
+        hidden: width of each hidden layer; empty: a linear net.
+        seed: of the weights.
+    Raises:
+        DataError: the actions are numbers, the candidates have no columns, or a width is out of range.
+    """
+    made: Policy = _load("steersman.learn.random_net").policy(encoder, hidden, explorer, seed)
+    return made
 
 
 def save(policy: Policy, directory: Path) -> None:

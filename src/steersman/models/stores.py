@@ -41,6 +41,10 @@ class Store(Protocol):
         """Make a directory of these files that nobody sees until its last file is whole; False: it exists."""
         ...
 
+    def remove(self, path: str, first: str) -> None:
+        """Remove a directory of files, the file `first` before all others; one that is not there is no error."""
+        ...
+
     def replace(self, path: str, data: bytes) -> None:
         """Write a file: who reads it finds the old bytes or the new ones, never a part."""
         ...
@@ -108,6 +112,11 @@ class Disk:
         _sync(target.parent)
         return True
 
+    def remove(self, path: str, first: str) -> None:
+        target = self._root / path
+        (target / first).unlink(missing_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+
     def replace(self, path: str, data: bytes) -> None:
         target = self._root / path
         _make_directory(target.parent)
@@ -166,6 +175,12 @@ class Objects:
         for name, data in rest:
             self._filesystem.pipe_file(self._at(f"{path}/{name}"), data)
         return True
+
+    def remove(self, path: str, first: str) -> None:
+        if self.exists(f"{path}/{first}"):
+            self._filesystem.rm_file(self._at(f"{path}/{first}"))
+        for name in self.entries(path):
+            self._filesystem.rm_file(self._at(f"{path}/{name}"))
 
     def replace(self, path: str, data: bytes) -> None:
         self._filesystem.pipe_file(self._at(path), data)

@@ -234,6 +234,24 @@ class Warehouse:
             self._move(name, now, Move(alias=alias, number=back, at=at, previous=now.aliases[alias], rollback=True))
         return back
 
+    def pointed(self, name: str) -> frozenset[int]:
+        """Versions that an alias or a rollout that goes on points at."""
+        now = self._aliases(name)
+        rollout = {now.rollout.baseline, now.rollout.candidate} if now.rollout else set[int]()
+        return frozenset({*now.aliases.values(), *rollout})
+
+    def remove(self, name: str, number: int) -> None:
+        """Remove a version for good; one that is not there is no error. Its decisions can not be replayed any more.
+
+        Raises:
+            ConflictError: an alias or a rollout points at it.
+        """
+        _check_name(name)
+        with self._store.locked(name):
+            if number in self.pointed(name):
+                raise ConflictError(f"{name}/{number} is pointed at", hint="move its alias, or end its rollout")
+            self._store.remove(f"{name}/{number:d}", first=VERSION)
+
     def deployed(self, name: str) -> int | Rollout | None:
         """What decides: the champion's number, or the rollout of another version beside it; None: nothing does."""
         now = self._aliases(name)

@@ -52,7 +52,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     request_s: float = 30.0
     drain_s: float = 20.0
     quiet_s: float = 0.2
-    poll_s: float = 1.0
+    poll_s: float = 0.25
     tf_serving: bool = True
     open_inference: bool = True
     sagemaker: bool = True

@@ -141,7 +141,7 @@ class Account(Struct, frozen=True):
         refused: rewards that are no numbers.
         repeated: records that were there before, word for word.
         old: samples beyond max_age.
-        moved: False: all rewards were equal, nothing was learned and nothing changed.
+        moved: False: nothing was learned and nothing changed, as where all rewards were equal.
     """
 
     used: int
@@ -209,6 +209,8 @@ def tell(search: Search, told: Told) -> tuple[Search, Account]:
             raise TrainingError(
                 f"{name} is no longer finite in generation {search.generation + 1}", hint="a lower rate"
             )
+    if all(np.array_equal(array, search.arrays[name]) for name, array in arrays.items()):
+        return search, account  # a gradient of 0, as of ARS where the best pairs earned the same
     past = (*search.past, _past(search))[-search.settings.max_age :] if search.settings.max_age else ()
     weight = evidence.weight
     account = msgspec.structs.replace(account, ess=float(weight.sum() ** 2 / np.sum(weight**2)), moved=True)
