@@ -118,7 +118,7 @@ def test_so_many_versions_are_kept(tmp_path: Path) -> None:
             online.update(made, "side")
             _wait_for(url, number)
     assert warehouse.numbers("side") == (1, 2, 3, 5, 6)  # 1 to 3 are of no update
-    assert [one.name for one in sorted((tmp_path / "es" / "side").iterdir())] == ["3", "5", "6"]
+    assert {one.name for one in (tmp_path / "es" / "side").iterdir() if one.is_dir()} == {"3", "5", "6"}
     assert flow.rollback(made, "side") == 5
     with pytest.raises(ConflictError, match="pointed at"):
         warehouse.remove("side", 5)
