@@ -15,7 +15,7 @@ from product import TOML as greeting
 from product import Client, Load, project, serving
 from steersman import flow
 from steersman.cli import main
-from steersman.core.errors import ConfigError, ConflictError, DataError, NotFoundError
+from steersman.core.errors import ConfigError, ConflictError, NotFoundError
 from steersman.core.features import Continuous
 from steersman.flow import online, perturbing
 from steersman.learn import evolution as es
@@ -46,7 +46,7 @@ def test_a_net_that_nobody_trained_is_perturbed_and_moved(tmp_path: Path, capsys
     version, graph = Warehouse(made.warehouse_url).read("side", 4)
     assert sorted(parameters.parameters_of(graph).shapes) == [(2,), (2, 2)]
     assert version.encoder.context != (Continuous("x", 0.0, 1.0),)
-    assert main(["es", "init", "side", "--hidden", "0", *at]) == DataError.exit_code
+    assert main(["es", "init", "side", "--hidden", "0", *at]) == ConfigError.exit_code
 
 
 def test_a_text_needs_a_build_before_a_net_can_read_it(tmp_path: Path) -> None:
