@@ -51,7 +51,8 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
     init.add_argument(
         "--share", type=numbers.share, default=0.2, help="of the units that meet a perturbed copy, in (0, 1]"
     )
-    init.add_argument("--copies", type=numbers.count, default=32, help="perturbed copies at a time")
+    init.add_argument("--copies", type=numbers.count, default=32, help="perturbations with an episode before an update")
+    init.add_argument("--pool", action="store_true", help="so many copies at a time, not one for each episode")
     init.add_argument(
         "--block-s", type=numbers.real(0), default=3600.0, help="episodes of so many seconds are compared; 0: all"
     )
@@ -97,6 +98,7 @@ def _init(options: argparse.Namespace) -> None:
         settings,
         share=options.share,
         copies=options.copies,
+        pool=options.pool,
         block_s=options.block_s,
         max_loss=options.max_loss,
         hidden=None if options.hidden is None else tuple(options.hidden),
@@ -105,7 +107,8 @@ def _init(options: argparse.Namespace) -> None:
     show(
         options,
         made,
-        f"stored  {made.name}@{made.number}, of which {options.share:.0%} of the units meet {options.copies} copies",
+        f"stored  {made.name}@{made.number}, of which {options.share:.0%} of the units meet "
+        + (f"{options.copies} copies" if options.pool else "a copy of their own in each episode"),
         f"next    steersman promote {made.name}@{made.number}",
     )
 

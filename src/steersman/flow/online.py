@@ -28,7 +28,7 @@ Array = np.ndarray
 
 PENDING, LOCK = "pending.json", "update.lock"
 ENOUGH = 0.75
-"""Share of the copies that must have a whole episode before an update."""
+"""Share of the copies of a pool that must have a whole episode before an update."""
 
 
 class Pending(Struct, frozen=True):
@@ -65,6 +65,7 @@ def init(  # noqa: PLR0913  (all but four by keyword)
     *,
     share: float,
     copies: int,
+    pool: bool = False,
     block_s: float = 0.0,
     max_loss: float | None = None,
     hidden: tuple[int, ...] | None = None,
@@ -76,7 +77,9 @@ def init(  # noqa: PLR0913  (all but four by keyword)
         reference: of the version whose net it starts from; a number or an alias.
         settings: of the search; the shapes are those of the net.
         share: of the units that meet a perturbed copy, in (0, 1].
-        copies: how many there are at a time.
+        copies: perturbations that must have a whole episode before an update.
+        pool: there are only so many at a time, each for many units: where making one is dear, as of a large net or with
+            a whole covariance; else every episode has its own.
         block_s: episodes that began in so many seconds are compared with each other, so that a trend of the day is not
             learned from; 0: all are.
         max_loss: share of the version's own mean return, in (0, 1): once the copies surely earn less by more than that,
@@ -106,7 +109,10 @@ def init(  # noqa: PLR0913  (all but four by keyword)
     search = es.begin(msgspec.structs.replace(settings, shapes=found.shapes), found.flat)
     es.ask(search, copies)  # refused before anything is stored
     made = _publish(warehouse, version, graph, search, version.parents)
-    perturbing.write(project, name, made.number, search, _served(search, share, copies, block_s, max_loss, keep))
+    served = perturbing.Served(
+        share=share, seed="", keys=(), copies=copies, at=0, block_s=block_s, max_loss=max_loss, keep=keep
+    )
+    perturbing.write(project, name, made.number, search, _drawn(search, served, copies if pool else 0))
     return made
 
 
@@ -156,7 +162,7 @@ def _update(project: Project, name: str, warehouse: Warehouse) -> Updated:
     data = Parents(data=found.build, config=version.parents.config, code=code_version())
     made = _publish(warehouse, version, graph, moved, data)
     if not perturbing.place(project, name, made.number).exists():
-        after = _served(moved, served.share, len(served.keys), served.block_s, served.max_loss, served.keep, made_from)
+        after = _drawn(moved, msgspec.structs.replace(served, made=made_from), len(served.keys))
         perturbing.write(project, name, made.number, moved, after)
     if warehouse.resolve(name, CHAMPION) == number:
         warehouse.set_alias(name, CHAMPION, made.number, now_us())
@@ -228,10 +234,11 @@ def _told(project: Project, name: str, number: int, since: int, as_of: int) -> _
         )
     samples = copies.samples(played, generations, served.block_s)
     fresh = sum(generation == search.generation for generation in samples.generation)
-    if fresh < ENOUGH * len(served.keys):
+    wanted = math.ceil(ENOUGH * len(served.keys)) or served.copies
+    if fresh < wanted:
+        of = f" of {len(served.keys)}" if served.keys else ""
         raise ConflictError(
-            f"{name}@{number}: {fresh} of {len(served.keys)} perturbed copies have a whole episode, "
-            f"at least {ENOUGH:.0%} must",
+            f"{name}@{number}: {fresh}{of} perturbed copies have a whole episode, at least {wanted} must",
             hint=f"wait for more; {samples.open} episodes are not over, or were decided by two",
         )
     told = es.Told(
@@ -284,20 +291,10 @@ def _forget(project: Project, warehouse: Warehouse, name: str, number: int, keep
             perturbing.remove(project, name, old)
 
 
-def _served(
-    search: es.Search,
-    share: float,
-    copies: int,
-    block_s: float,
-    max_loss: float | None,
-    keep: int,
-    made: perturbing.Made | None = None,
-) -> perturbing.Served:
-    keys = tuple(es.ask(search, copies).tolist())
-    seed = os.urandom(16).hex()
-    return perturbing.Served(
-        share=share, seed=seed, keys=keys, at=now_us(), block_s=block_s, max_loss=max_loss, keep=keep, made=made
-    )
+def _drawn(search: es.Search, served: perturbing.Served, pool: int) -> perturbing.Served:
+    """With another pool of copies, 0: none, and others who meet them."""
+    keys = tuple(es.ask(search, pool).tolist()) if pool else ()
+    return msgspec.structs.replace(served, keys=keys, seed=os.urandom(16).hex(), at=now_us())
 
 
 def _publish(warehouse: Warehouse, like: Version | Draft, graph: bytes, search: es.Search, parents: Parents) -> Version:

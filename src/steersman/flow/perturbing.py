@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Callable
@@ -19,9 +20,17 @@ from steersman.flow import places
 from steersman.learn import evolution as es
 from steersman.models.graph import Graph
 from steersman.serve.decide import Score
+from steersman.serve.episodes import Episodes
 from steersman.serve.perturbed import Perturbing
+from steersman.timeline.episodes import microseconds
 
-SEARCH, SERVED, STOPPED = "search", "served.json", "stopped.json"
+SEARCH, SERVED, STOPPED, EPISODES = "search", "served.json", "stopped.json", "episodes"
+CACHE_BYTES = 1 << 26
+"""Of the copies that a server keeps; those that were met least lately are made again from their keys."""
+
+COPY_BYTES = 1 << 11
+"""Of a copy beside its parameters."""
+
 LOOK_S = 0.5
 """Seconds after which a server looks again whether copies may still decide."""
 
@@ -71,7 +80,8 @@ class Served(Struct, frozen=True, kw_only=True):
     Attributes:
         share: of the units, in (0, 1].
         seed: of who meets which.
-        keys: of the copies, drawn afresh for this version.
+        keys: of a pool of copies, drawn afresh for this version; none: each episode has its own.
+        copies: of which each episode has its own: so many must have a whole one before an update.
         at: when it was made, microseconds UTC.
         block_s, max_loss, keep: see `flow.online.init`.
         made: None: by `es init`.
@@ -81,6 +91,7 @@ class Served(Struct, frozen=True, kw_only=True):
     seed: str
     keys: tuple[int, ...]
     at: int
+    copies: int = 0
     block_s: float = 0.0
     max_loss: float | None = None
     keep: int = 0
@@ -139,16 +150,23 @@ def of(project: Project, name: str, number: int, graph: Graph) -> Perturbing | N
     if not place(project, name, number).exists():
         return None
     search, served = read(project, name, number)
-    made: dict[int, Score] = {}
+    kept = len(served.keys) or max(1, CACHE_BYTES // (COPY_BYTES + 4 * len(search.mean)))
 
+    @functools.lru_cache(maxsize=kept)
     def run(key: int) -> Score:
-        if key not in made:
-            made[key] = _copy(search, graph, key)
-        return made[key]
+        return _copy(search, graph, key)
 
-    if served.keys:  # a graph that can not be perturbed must not go live
-        run(served.keys[0])
-    return Perturbing(served.seed, served.share, served.keys, run, _until(place(project, name, number) / STOPPED))
+    run(0)  # a graph that can not be perturbed must not go live
+    keys: tuple[int, ...] | Episodes = served.keys
+    if not keys:
+        problem = project.policy(name).problem
+        keys = Episodes(
+            place(project, name, number) / EPISODES,
+            mirrored=search.settings.solver.mirrored,
+            horizon=problem.horizon,
+            horizon_us=None if problem.horizon_s is None else max(microseconds(problem.horizon_s), 1),
+        )
+    return Perturbing(served.seed, served.share, keys, run, _until(place(project, name, number) / STOPPED))
 
 
 def stop(project: Project, name: str, number: int, guard: Guard) -> None:

@@ -112,6 +112,10 @@ class Encoded:
     ids: Array
     mask: Array
 
+    def take(self, rows: Sequence[int]) -> Encoded:
+        """Some of the requests, by their places."""
+        return Encoded(self.context.take(rows), self.candidates.take(rows), self.ids[rows], self.mask[rows])
+
 
 def reader(problem: Problem, max_candidates: int = MAX_CANDIDATES) -> Callable[[bytes, Callable[[], str]], Request]:
     """A function from a body (JSON bytes) and a source of new ids to a checked Request.
@@ -282,17 +286,26 @@ def score_rows(score: Score, encoded: Encoded, together: bool) -> Array:
     """
     if together:
         return score(encoded.context, encoded.candidates, encoded.ids)
+    return score_alone([score] * len(encoded.mask), encoded)
+
+
+def score_alone(runs: Sequence[Score], encoded: Encoded) -> Array:
+    """Scores [N, K] f32 of encoded requests, or [N, K, M], each run alone by its own graph."""
     if not encoded.mask.shape[1]:  # numbers: as many scores as the explorer reads
         rows = [slice(i, i + 1) for i in range(len(encoded.mask))]
-        alone = [score(encoded.context.take(row), encoded.candidates.take(row), encoded.ids[row]) for row in rows]
-        return np.concatenate(alone)
+        return np.concatenate(
+            [
+                score(encoded.context.take(row), encoded.candidates.take(row), encoded.ids[row])
+                for score, row in zip(runs, rows, strict=True)
+            ]
+        )
     found = [
         score(
             encoded.context.take(slice(i, i + 1)),
             encoded.candidates.take((slice(i, i + 1), slice(count))),
             encoded.ids[i : i + 1, :count],
         )
-        for i, count in enumerate(encoded.mask.sum(axis=1).tolist())
+        for i, (score, count) in enumerate(zip(runs, encoded.mask.sum(axis=1).tolist(), strict=True))
     ]
     scores = np.zeros((*encoded.mask.shape, *found[0].shape[2:]), dtype=np.float32)
     for row, one in zip(scores, found, strict=True):

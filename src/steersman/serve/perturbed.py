@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import numpy as np
 
 from steersman.core.decision import Decision, Problem, uniform_draw
 from steersman.core.version import Version
-from steersman.serve.decide import Request, Score, decide, encode, score_rows
+from steersman.serve.decide import Encoded, Request, Score, decide, encode, score_alone, score_rows
 
 Array = np.ndarray
+
+
+class Own(Protocol):
+    """Who keeps the key of every running episode."""
+
+    def keys(self, requests: Sequence[Request], now: int) -> list[int]:
+        """The key of the episode that each request belongs to, which may begin with it."""
+        ...
+
+    def ended(self, decisions: Iterable[str]) -> None:
+        """Episodes are over of which these are the last decisions."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,25 +33,36 @@ class Perturbing:
     """The perturbed copies of a version.
 
     Attributes:
-        seed: of who meets which copy.
+        seed: of who meets a copy.
         share: of the units that meet one, in [0, 1]; the others meet the version as it is.
-        keys: of the copies.
+        keys: a pool of copies, one of which decides for a unit as long as this version does; or of each episode its
+            own.
         run: key -> the graph with the parameters of that copy.
         active: whether copies may decide now.
     """
 
     seed: str
     share: float
-    keys: tuple[int, ...]
+    keys: tuple[int, ...] | Own
     run: Callable[[int], Score]
     active: Callable[[], bool] = lambda: True
 
-    def key(self, unit: str) -> int | None:
-        """The copy that decides for a unit as long as this version does; None: the version itself."""
+    def met(self, requests: Sequence[Request], now: int) -> list[int | None]:
+        """The key of the copy that decides each request; None: the version itself does."""
         if not self.active():
-            return None
-        draw = uniform_draw(self.seed, unit)
-        return self.keys[int(draw / self.share * len(self.keys))] if draw < self.share else None
+            return [None] * len(requests)
+        draws = [uniform_draw(self.seed, request.unit) for request in requests]
+        if isinstance(self.keys, tuple):
+            pool = self.keys
+            return [pool[int(draw / self.share * len(pool))] if draw < self.share else None for draw in draws]
+        own = [request for request, draw in zip(requests, draws, strict=True) if draw < self.share]
+        keys = iter(self.keys.keys(own, now) if own else ())
+        return [next(keys) if draw < self.share else None for draw in draws]
+
+    def ended(self, decisions: Sequence[str]) -> None:
+        """The client said that these were the last decisions of their episodes."""
+        if not isinstance(self.keys, tuple):
+            self.keys.ended(decisions)
 
 
 def decide_by_copies(
@@ -60,21 +84,35 @@ def decide_by_copies(
     Returns:
         the decisions, and the scores of each request: [K, ...], padding after its own candidates.
     """
-
-    def made(run: Score, requests: Sequence[Request]) -> tuple[list[Decision], Iterable[Array]]:
-        encoded = encode(version.encoder, requests)
+    encoded = encode(version.encoder, requests)
+    if perturbing is None:
         scores = score_rows(run, encoded, together)
         return decide(problem, version, requests, scores, encoded.mask, now), scores
+    keys = perturbing.met(requests, now)
+    scores = _scored(perturbing, run, keys, encoded, together)
+    decisions = decide(problem, version, requests, scores, encoded.mask, now)
+    return [
+        decision if key is None else msgspec.structs.replace(decision, noise=key)
+        for decision, key in zip(decisions, keys, strict=True)
+    ], scores
 
-    if perturbing is None:
-        return made(run, requests)
+
+def _scored(perturbing: Perturbing, run: Score, keys: Sequence[int | None], encoded: Encoded, together: bool) -> Array:
+    """[N, K, ...]: the scores of each row by its own copy, as that copy gives them alone."""
     members: dict[int | None, list[int]] = {}
-    for row, request in enumerate(requests):
-        members.setdefault(perturbing.key(request.unit), []).append(row)
-    found: dict[int, tuple[Decision, Array]] = {}
-    for key, rows in members.items():
-        decisions, scores = made(run if key is None else perturbing.run(key), [requests[row] for row in rows])
-        for row, decision, score in zip(rows, decisions, scores, strict=True):
-            found[row] = (decision if key is None else msgspec.structs.replace(decision, noise=key)), score
-    ordered = [found[row] for row in range(len(requests))]
-    return [decision for decision, _ in ordered], [score for _, score in ordered]
+    for row, key in enumerate(keys):
+        members.setdefault(key, []).append(row)
+    runs = {key: run if key is None else perturbing.run(key) for key in members}
+    found: list[tuple[list[int], Array]] = []
+    if together:
+        for key in [key for key, rows in members.items() if len(rows) > 1]:
+            some = encoded.take(rows := members.pop(key))
+            found.append((rows, runs[key](some.context, some.candidates, some.ids)))
+    if members:
+        rows = sorted(row for rows in members.values() for row in rows)
+        some = encoded.take(rows) if found else encoded
+        found.append((rows, score_alone([runs[keys[row]] for row in rows], some)))
+    scores = np.zeros((len(keys), *found[0][1].shape[1:]), dtype=np.float32)
+    for rows, score in found:
+        scores[rows] = score
+    return scores

@@ -69,12 +69,13 @@ class _Asking:
 
 @dataclass(slots=True)
 class _Written:
-    """An answer and the records that it waits for: decisions, or outcomes."""
+    """An answer and the records that it waits for: decisions, or outcomes, some of which end episodes."""
 
     reply: Reply
     answer: bytes
     records: list[tuple[bytes, bytes]]
     remembered: _Remembered | None = None
+    ended: tuple[str, ...] = ()
 
 
 class Plane:
@@ -227,7 +228,9 @@ class Plane:
             self._refuse(reply, error)
             return
         answer = _to_json({"accepted": len(outcomes), "ids": [outcome.id for outcome in outcomes]})
-        self._written.append(_Written(reply, answer, [(OUTCOME, _to_json(outcome)) for outcome in outcomes]))
+        ended = tuple(outcome.decision for outcome in outcomes if outcome.ends)
+        records = [(OUTCOME, _to_json(outcome)) for outcome in outcomes]
+        self._written.append(_Written(reply, answer, records, ended=ended))
         self._turn()
 
     @property
@@ -287,7 +290,8 @@ class Plane:
         """Decide a group in one run of the graph; whoever cannot be decided is told so, alone."""
         try:
             self.counts.batches += 1
-            decisions, scores = decisions_of(serving, [asking.request for asking in group], self._now())
+            requests = [asking.request for asking in group]
+            decisions, scores = decisions_of(serving, requests, self._now(), serving.live.perturbing)
             made = [
                 _formed(serving.live.version, asking, decision, row, self.counts)
                 for asking, decision, row in zip(group, decisions, scores, strict=True)
@@ -338,6 +342,8 @@ class Plane:
                 self.counts.decisions += len(one.records)
             else:
                 self.counts.outcomes += len(one.records)
+            if one.ended:
+                self._versions.ended(one.ended)
             one.reply(200, one.answer)
             if one.remembered:
                 one.remembered.answer = one.answer

@@ -13,7 +13,7 @@ from steersman.core.version import Rollout
 from steersman.serve.background import give_back
 from steersman.serve.decide import Array, Request, reader, same_alone
 from steersman.serve.live import Counts, Live, error_parts
-from steersman.serve.perturbed import decide_by_copies
+from steersman.serve.perturbed import Perturbing, decide_by_copies
 
 Wanted = Mapping[str, int | Rollout]
 """Policy -> the version that decides, or the rollout that says which one does."""
@@ -111,6 +111,13 @@ class Versions:
         """Keep the body of a request that was answered, to warm up what comes next."""
         if len(body) <= RECORDED_BYTES:
             self._recorded.setdefault(loaded.live.version.name, deque(maxlen=RECORDED)).append(body)
+
+    def ended(self, decisions: Sequence[str]) -> None:
+        """Tell the perturbed copies of all versions that these were the last decisions of their episodes."""
+        for route in self.routes.values():
+            for loaded in route.parts():
+                if loaded.live.perturbing:
+                    loaded.live.perturbing.ended(decisions)
 
     def swap(self, name: str, number: int) -> None:
         """Load a version and let it decide all.
@@ -260,16 +267,18 @@ class Versions:
         return {"version": number, "tries": failure.tries, **error_parts(failure.error)} if failure else None
 
 
-def decisions_of(loaded: Loaded, requests: Sequence[Request], now: int) -> tuple[list[Decision], Iterable[Array]]:
+def decisions_of(
+    loaded: Loaded, requests: Sequence[Request], now: int, perturbing: Perturbing | None = None
+) -> tuple[list[Decision], Iterable[Array]]:
     """What a version decides, and the scores of each request that it decided by: [K, ...], padding after its own.
 
+    Args:
+        perturbing: its copies, where units really meet the decisions.
     Raises:
         Error: the version is broken, or a request is not for it.
     """
     live = loaded.live
-    return decide_by_copies(
-        live.perturbing, live.run, live.problem, live.version, requests, now, together=loaded.together
-    )
+    return decide_by_copies(perturbing, live.run, live.problem, live.version, requests, now, together=loaded.together)
 
 
 def _answer(loaded: Loaded, body: bytes) -> None:
