@@ -14,16 +14,21 @@ from steersman import flow
 from steersman.cli import demos, evolution, learning, numbers, serving, simulation
 from steersman.cli import options as of
 from steersman.cli.show import err, plain, print_json
+from steersman.cli.stopping import Stop, Stopped, stoppable
 from steersman.core.errors import ConfigError, DiskError, Error
+
+KEPT = "nothing is left half-written: run it again"
+"""How to go on after a signal, unless a command has its own word."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    options = argparse.Namespace(json="--json" in given)
+    options = argparse.Namespace(json="--json" in given, kept=KEPT)
     try:
-        options = parser().parse_args(given)
-        return int(options.run(options) or 0)
+        with stoppable():
+            options = parser().parse_args(given)
+            return int(options.run(options) or 0)
     except Error as error:
         return _refused(options, error)
     except BrokenPipeError:
@@ -31,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _refused(options, DiskError(f"{where}{error.strerror or error}", hint="is the disk full, or not ours?"))
-    except KeyboardInterrupt:
-        err.print("interrupted; what was acknowledged is on the disk")
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Stop) else signal.SIGINT
+        return _refused(options, Stopped(number, options.kept))
 
 
 def _refused(options: argparse.Namespace, error: Error) -> int:
@@ -68,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     root: argparse.ArgumentParser = _Parser(
         prog="steersman", description="A product learns to decide better from its own log."
     )
-    root.set_defaults(json=False)
+    root.set_defaults(json=False, kept=KEPT)
     root.add_argument("--version", action="version", version=f"steersman {flow.code_version()}")
     verbs = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
 

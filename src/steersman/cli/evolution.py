@@ -78,7 +78,10 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
     run.add_argument("--seed", type=numbers.seed, help="to see the same run again (default: all is drawn afresh)")
     run.add_argument("--search", type=Path, metavar="FILE", help="goes on from there; written after every batch")
     _solver_options(run, sigma=0.3)
-    run.set_defaults(alone={name: run.get_default(name) for name in ALONE})
+    run.set_defaults(
+        alone={name: run.get_default(name) for name in ALONE},
+        kept="with --search FILE the same command goes on; of NAME all rounds that ended are kept",
+    )
 
 
 def _solver_options(command: argparse.ArgumentParser, sigma: float) -> None:

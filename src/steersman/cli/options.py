@@ -30,6 +30,7 @@ def demo_options(command: argparse.ArgumentParser) -> None:
         "--episodes", type=numbers.count, default=100, help="cartpole: live episodes of each new version"
     )
     command.add_argument("--campaign", choices=["all", "men", "women"], default="all", help="open-bandit")
+    command.set_defaults(kept="a demo begins anew each time, in a directory of its own")
 
 
 def train_options(command: argparse.ArgumentParser) -> None:
@@ -43,6 +44,7 @@ def train_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--resume", action="store_true", help="go on where this training was interrupted")
     _device_option(command)
+    command.set_defaults(kept="from its last checkpoint, if there is one, the same command with --resume goes on")
 
 
 def evaluate_options(command: argparse.ArgumentParser) -> None:
@@ -65,6 +67,7 @@ def tune_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--seed", type=numbers.seed, default=0)
     _device_option(command)
+    command.set_defaults(kept="trials that ended are kept: the same command goes on")
 
 
 def _device_option(command: argparse.ArgumentParser) -> None:
@@ -122,7 +125,7 @@ def _import_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-reject-share", type=numbers.share, default=0.01, help="more refused rows fail the import"
     )
-    command.set_defaults(action=log_import)
+    command.set_defaults(action=log_import, kept="nothing was imported: run it again")
 
 
 _IMPORT_HELP: dict[str, Any] = {
