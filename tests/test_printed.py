@@ -51,6 +51,8 @@ def test_intervals_have_the_widths_of_their_formulas():
     wide = float(errors_wide(1500, 0.95)) * found["t"].lift_floor.error
     assert half_width(found["sequence"].lift) == pytest.approx(wide, rel=0.05)
     assert half_width(found["bernstein"].lift) > 2 * wide
+    said = {name: one.headline.at_least for name, one in found.items()}
+    assert said == {name: name in ("bernstein", "sequence") for name in found}
 
 
 def test_a_bernstein_interval_of_ips_is_that_of_weighted_rewards_within_their_declared_range():

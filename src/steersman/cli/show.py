@@ -91,4 +91,5 @@ def estimate_line(estimate: Estimate) -> str:
     return (
         f"{estimate.estimator:<14}  {estimate.value:.4g} \\[{estimate.low:.4g}, {estimate.high:.4g}] "
         f"{estimate.metric}   n {estimate.n:,}   ess {estimate.ess:,.0f}"
+        f"{f'   at least {estimate.level:.4g}' if estimate.at_least else ''}"
     )

@@ -127,7 +127,8 @@ class Halves:
     """A side by half-samples, for estimators that have no influence terms.
 
     A random half of the clusters moves a mean by as much as the whole would move were it drawn again:
-    var(half - whole) = 2 s^2/C - s^2/C. The mean move is the bias of fewer clusters; it counts as error too.
+    var(half - whole) = 2 s^2/C - s^2/C. The mean move is the bias of fewer clusters; it counts as error too, and so does
+    what an estimator draws by chance, twice as much of it in a half: these intervals are bounds, not exact.
 
     Attributes:
         center: see Side.
@@ -303,12 +304,19 @@ def ratio(top: Array, bottom: Array) -> tuple[float, Array]:
 
 
 def estimate(
-    terms: Terms, *, estimator: str, metric: str, level: float, interval: tuple[float, float] | None = None
+    terms: Terms,
+    *,
+    estimator: str,
+    metric: str,
+    level: float,
+    interval: tuple[float, float] | None = None,
+    at_least: bool = False,
 ) -> Estimate:
     """The noun: value, two-sided interval at `level` in (0, 1), number of clusters and ess.
 
     Args:
         interval: low and high; None: by `delta`. It is widened to contain the value.
+        at_least: the interval is a bound. One by half-samples always is.
     """
     low, high = delta(terms, level) if interval is None else interval
     return Estimate(
@@ -320,6 +328,7 @@ def estimate(
         level=level,
         n=terms.n,
         ess=terms.ess,
+        at_least=at_least or isinstance(terms.low, Halves),
     )
 
 

@@ -51,7 +51,14 @@ class Printer:
         """
         interval = INTERVALS[self.settings.interval]
         low, high = interval(terms, estimator, metric, self)
-        found = estimate(terms, estimator=estimator, metric=metric, level=self.settings.level, interval=(low, high))
+        found = estimate(
+            terms,
+            estimator=estimator,
+            metric=metric,
+            level=self.settings.level,
+            interval=(low, high),
+            at_least=self.settings.interval in BOUNDS,
+        )
         mean_reward = metric == "reward" and self.paths.one_step and " " not in estimator
         if not (mean_reward and self.settings.reward_range):
             return found
@@ -151,6 +158,9 @@ INTERVALS: dict[str, Interval] = {
 wdr, stitched, and no ratio to the logged policy; `bernstein` for ips, dr, mrdr and their lift, of the reward, one
 decision a unit. An estimator that prints the interval of another (dm, what is tuned) has what that one has.
 """
+
+BOUNDS = ("bernstein", "sequence")
+"""Intervals that cover at least as often as they say, not just as often."""
 
 
 def check_weights(weight: Array, settings: Settings) -> None:

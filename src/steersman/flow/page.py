@@ -48,7 +48,7 @@ def interval(one: Estimate) -> str:
     >>> interval(Estimate(estimator="dr", value=0.142, low=0.131, high=0.153, level=0.95, n=40, ess=9.8))
     '0.142 [0.131, 0.153]'
     """
-    return f"{one.value:.4g} [{one.low:.4g}, {one.high:.4g}]"
+    return f"{one.value:.4g} [{one.low:.4g}, {one.high:.4g}]{f' at least {one.level:.4g}' if one.at_least else ''}"
 
 
 def day(at: int) -> str:

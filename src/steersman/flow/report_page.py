@@ -168,7 +168,8 @@ def _numbers(report: Report) -> str:
     )
     head = ("estimator", "metric", "value", "relative to logged", "ess", "units")
     return (
-        f"<h2>All numbers</h2>{table(head, rows)}<p class=quiet>In brackets the {report.headline.level:.0%} interval; "
+        f"<h2>All numbers</h2>{table(head, rows)}<p class=quiet>In brackets the {report.headline.level:.0%} interval "
+        "(at least: a bound, which covers more often than it says); "
         "ess: how many units, weighed evenly, would say as much.</p>"
     )
 
