@@ -362,13 +362,13 @@ def test_what_waits_for_the_shadow_is_scored_and_written_before_the_server_ends(
     versions.swap("shop", 2)
     loaded = versions.routes["shop"].champion
     with serving_of._shadow(made) as dark:
-        for i in range(60):
+        for i in range(20):
             request = loaded.read(ask(f"u{i}"), lambda i=i: f"d{i}")  # type: ignore[misc]
             [decision], _ = decisions_of(loaded, [request], 0)
             dark.offer([(loaded, request, decision)])
-        dark.offer([(loaded, request, decision)] * 100)
+        dark.offer([(loaded, request, decision)] * 30)
     shadow, _ = logged(tmp_path / "log-shadow")
-    assert [decision.id for decision in shadow] == [*(f"d{i}" for i in range(60)), *["d59"] * 100]
+    assert [decision.id for decision in shadow] == [*(f"d{i}" for i in range(20)), *["d19"] * 30]
 
 
 def _rollout_of(url: str) -> dict | None:

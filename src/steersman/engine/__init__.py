@@ -94,11 +94,9 @@ class Engine(Protocol):
         """
         ...
 
-    def copy(self, sql: str, path: Path, *, small: bool = True) -> int:
+    def copy(self, sql: str, path: Path) -> int:
         """Write the rows of one SQL statement to one Parquet file, whole or not at all, durable on return.
 
-        Args:
-            small: compressed as well as it goes; False: not at all, which is faster.
         Returns:
             the number of rows.
         Raises:

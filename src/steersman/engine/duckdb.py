@@ -97,11 +97,10 @@ class DuckDB:
         self._run(f"CREATE OR REPLACE TEMP TABLE {identifier(name)} AS {sql}")
         self._run(f"DROP VIEW IF EXISTS memory.main.{identifier(name)}")
 
-    def copy(self, sql: str, path: Path, *, small: bool = True) -> int:
+    def copy(self, sql: str, path: Path) -> int:
         """See `Engine.copy`."""
-        compression = "zstd" if small else "uncompressed"
         with replacing(path) as aside:
-            result = self._run(f"COPY ({sql}\n) TO {literal(str(aside))} (FORMAT parquet, COMPRESSION {compression})")
+            result = self._run(f"COPY ({sql}\n) TO {literal(str(aside))} (FORMAT parquet, COMPRESSION zstd)")
         return int(result["Count"][0])
 
     def shards(self, sql: str, directory: Path, n: int, by: str) -> list[Path]:

@@ -18,8 +18,8 @@ from steersman.core.errors import DataError, MissingExtra, NotFoundError
 
 Array = np.ndarray
 
-BLOCK = 4096
-"""Rows that stay in the processor until all their columns are in their places."""
+BLOCK = 8192
+"""Rows that are decoded at a time: they stay in the processor until all their columns are in their places."""
 
 
 def matrix(files: Sequence[str | Path], columns: Sequence[str], *, threads: int = 2) -> Array:
@@ -146,14 +146,14 @@ class _Read:
         import pyarrow.parquet as pq
 
         path, group = self.groups[turn]
-        with pq.ParquetFile(path) as file:  # one for each: a reader is not for several threads
-            table = file.read_row_group(group, columns=self.columns, use_threads=False)
-        found = [table.column(name).to_numpy() for name in self.columns]
-        with np.errstate(over="ignore"):  # beyond float32 is infinite
-            for start in range(0, self.rows[turn], BLOCK):
-                stop = min(start + BLOCK, self.rows[turn])
-                for j, column in enumerate(found):
-                    out[start:stop, j] = column[start:stop]
+        start = 0
+        with pq.ParquetFile(path) as file, np.errstate(over="ignore"):  # beyond float32 is infinite
+            # A reader for each group, for it is not for several threads.
+            for some in file.iter_batches(BLOCK, row_groups=[group], columns=self.columns, use_threads=False):
+                stop = start + some.num_rows
+                for j, name in enumerate(self.columns):
+                    out[start:stop, j] = some.column(name).to_numpy(zero_copy_only=False)
+                start = stop
 
 
 def _open(pq: Any, path: str | Path, columns: Sequence[str]) -> Any:

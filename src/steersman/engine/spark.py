@@ -117,17 +117,14 @@ class Spark:
             shutil.rmtree(self._kept[name])
         self._kept[name] = directory
 
-    def copy(self, sql: str, path: Path, *, small: bool = True) -> int:
+    def copy(self, sql: str, path: Path) -> int:
         """See `Engine.copy`."""
-        compression = "zstd" if small else "uncompressed"
         tree = dialect.read(sql).tree
         with replacing(path) as aside:
             written = aside.with_name(f"{aside.name}.d")
             try:
                 with _told(dialect.short(sql)):
-                    self._session.sql(_sorted_within(tree, "REPARTITION(1)")).write.parquet(
-                        str(written), compression=compression
-                    )
+                    self._session.sql(_sorted_within(tree, "REPARTITION(1)")).write.parquet(str(written))
                 parts = sorted(written.glob("part-*"))
                 if len(parts) != 1:
                     raise _not_shared(written)
