@@ -230,7 +230,6 @@ def test_intervals_are_bounds_for_a_number_that_remembers(right, least):
         batch = walks(200, seed)
         found = mfmc(batch, lambda x: np.broadcast_to(chance, (len(x), 2)), horizon=STEPS_OF_WALK, seed=seed)
         covered += found.low <= truth <= found.high
-    print(f"stitched, a walk, {right:g} to the right: {covered / 500:.1%} of 500 logs")
     assert covered / 500 >= least
 
 
@@ -243,7 +242,6 @@ def test_intervals_are_bounds_for_tables_of_states():
         batch = world.sample(300, np.full((8, 3), 1.0 / 3.0), seed=seed + 1000)
         found = mfmc(batch, of_states(target), horizon=20, seed=seed)
         covered.append(found.low <= world.value(target) <= found.high)
-    print(f"stitched, garnets: {np.mean(covered):.1%} of 300 logs")
     assert np.mean(covered) >= 0.95
 
 

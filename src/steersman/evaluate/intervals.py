@@ -127,8 +127,8 @@ class Halves:
     """A side by half-samples, for estimators that have no influence terms.
 
     A random half of the clusters moves a mean by as much as the whole would move were it drawn again:
-    var(half - whole) = 2 s^2/C - s^2/C. The mean move is the bias of fewer clusters; it counts as error too, and so does
-    what an estimator draws by chance, twice as much of it in a half: these intervals are bounds, not exact.
+    var(half - whole) = 2 s^2/C - s^2/C. The mean move is the bias of fewer clusters; it counts as error too. What
+    an estimator draws by chance it draws anew for each half: these intervals are bounds, not exact.
 
     Attributes:
         center: see Side.
