@@ -233,7 +233,7 @@ def test_calls_of_light_and_heavy_models_that_arrive_together_get_their_own_rows
     w0, w1 = plain.weights(4, 8, 3)
     np.testing.assert_allclose(found, np.maximum(rows[:, 0] @ w0, 0) @ w1, rtol=1e-4, atol=1e-6)
     assert serving.requests - requests == 200
-    assert (serving.runs - runs < 200) == (run_s > 0)  # what waits for a heavy one is its next run
+    assert serving.runs - runs < 200  # those that come within a few turns, or while a heavy one runs, are one run
 
 
 def test_what_is_switched_off_is_not_there(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import numpy as np
 from steersman.core.errors import ConflictError, Error, NotFoundError, OverloadedError
 from steersman.serve import access, kserve, kserve_grpc, tfserving, tfserving_grpc
 from steersman.serve.fronts import Fronts
+from steersman.serve.gathering import Gathering
 from steersman.serve.messages import message, parse
 from steersman.serve.metrics import GRPC, Metrics
 from steersman.serve.predicting import Serving
 from steersman.serve.settings import Settings
+from steersman.serve.templates import Templates
 
 Array = np.ndarray
 HEALTH = "grpc.health.v1.Health"
@@ -49,6 +51,8 @@ class GrpcServer(grpc.GenericRpcHandler):
         self._count = count
         self._draining = False
         self._waiting = self._watching = self._cut = 0
+        self._templates = Templates()
+        self._gathering = Gathering(fronts.models)
         tf, oip, services = tfserving_grpc, kserve_grpc, [HEALTH]
         self._answers: dict[str, Answer] = {f"/{HEALTH}/Check": self._check}
         if settings.tf_serving:
@@ -150,18 +154,15 @@ class GrpcServer(grpc.GenericRpcHandler):
     async def _run(self, serving: Serving, feeds: dict[str, Array], api: str) -> list[Array]:
         """The outputs.
 
-        grpcio brings one call in a turn of the loop, even under load, so to wait for the end of the turn, as REST
-        does, would put nothing together. Heavy models are run by their threads as ever.
-
         Raises:
             Error: why there are none.
         """
         began = time.perf_counter()
         status = 499  # whoever asked is gone, unless we know better
         try:
-            outputs = self._models.at_once(serving, feeds)
+            outputs = None if self._gathering.worth() else self._models.at_once(serving, feeds)
             if outputs is None:
-                outputs = await self._queued(serving, feeds)
+                outputs = await self._gathering.outputs(serving, feeds)
             status = 200
         except Error as error:
             status = error.http_status
@@ -171,29 +172,24 @@ class GrpcServer(grpc.GenericRpcHandler):
             self._metrics.seen(which, status, (time.perf_counter() - began) * 1e6)
         return outputs
 
-    def _queued(self, serving: Serving, feeds: dict[str, Array]) -> asyncio.Future[list[Array]]:
-        done: asyncio.Future[list[Array]] = asyncio.get_running_loop().create_future()
-
-        def answer(outputs: list[Array] | Error) -> None:
-            if done.done():  # the client is gone
-                return
-            if isinstance(outputs, Error):
-                done.set_exception(outputs)
-            else:
-                done.set_result(outputs)
-
-        self._models.predict(serving, feeds, answer)
-        return done
-
     # -- TensorFlow Serving ------------------------------------------------------------------------------------
 
     async def _predict(self, body: bytes) -> bytes:
+        known = self._templates.find(body)
+        if known is not None:
+            serving = self._fronts.find(known.call)
+            signature = serving.model.signature
+            if signature is known.signature:
+                outputs = await self._run(serving, known.feeds(body), "Predict")
+                return tfserving_grpc.write_predict(known.wanted, serving.name, serving.number, outputs, signature)
         request = parse(tfserving_grpc.PredictRequest, body)
         serving = self._fronts.find(tfserving_grpc.call_of("predict", request.model_spec))
         signature = serving.model.signature
         feeds = tfserving_grpc.read_predict(request, signature, self._settings.max_body_bytes)
         outputs = await self._run(serving, feeds, "Predict")
-        return tfserving_grpc.write_predict(request, serving.name, serving.number, outputs, signature)
+        answer = tfserving_grpc.write_predict(request.output_filter, serving.name, serving.number, outputs, signature)
+        self._templates.learn(body, request, signature, feeds)
+        return answer
 
     def _judge(self, verb: str, request_kind: Any, response_kind: Any) -> Answer:
         async def answer(body: bytes) -> bytes:

@@ -26,6 +26,9 @@ Answered = Callable[[list[Array] | Error], None]
 HEAVY_S = 300e-6
 """A run that takes longer has no place on the event loop."""
 
+NEAR_HEAVY_S = HEAVY_S / 8
+"""After a run that takes longer by the clock on the wall, the processor time of the next is taken, which costs 1 us."""
+
 
 class Limits(Struct, frozen=True):
     """Of one run of a graph, and of what may wait for one.
@@ -90,6 +93,7 @@ class Serving:
         together: rows of several requests may be one run: in probes every row came out as it did alone.
         run_s: processor time that a run takes of late; what it waits for a processor, or for the interpreter when it
             is on a thread, would make a model heavy for good on a machine that is busy.
+        timed: whether the processor time of the next run is taken.
         recorded: of the last requests to any version some.
         runs, requests, rows: counted since it was loaded.
     """
@@ -107,6 +111,7 @@ class Serving:
     waiting: deque[_Asking] = field(default_factory=deque)
     thread: ThreadPoolExecutor | None = None
     busy: bool = False
+    timed: bool = True
 
 
 @dataclass
@@ -442,9 +447,12 @@ def _run(serving: Serving, group: list[_Asking]) -> list[Array]:
 
 
 def _run_feeds(serving: Serving, feeds: Mapping[str, Array], rows: int, one: Mapping[str, Array]) -> list[Array]:
-    began = time.thread_time()
+    began = time.perf_counter()
+    used = time.thread_time() if serving.timed else 0.0
     outputs = serving.model.run(feeds)
-    serving.run_s += 0.1 * (time.thread_time() - began - serving.run_s)
+    if serving.timed:
+        serving.run_s += 0.1 * (time.thread_time() - used - serving.run_s)
+    serving.timed = max(time.perf_counter() - began, serving.run_s) > NEAR_HEAVY_S
     if serving.runs % warmup.EVERY == 0:
         warmup.record(serving.recorded, one)
     serving.runs += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +22,8 @@ from steersman.serve.values import UnimplementedError, count_of, shaped
 Array = np.ndarray
 PREDICTION = "tensorflow.serving.PredictionService"
 MODEL = "tensorflow.serving.ModelService"
+SHAPES = 256
+"""Of answers of which the bytes around the numbers are kept."""
 ANY = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 METHODS = {"tensorflow/serving/classify": "classify", "tensorflow/serving/regress": "regress"}
 _VALUES = {
@@ -36,6 +40,7 @@ _VALUES = {
 _CONTENT = {dtype: np.dtype(dtype).newbyteorder("<") for dtype in _VALUES if dtype not in (TEXT, "bool")}
 _CONTENT["bool"] = np.dtype(np.uint8)
 _PACKED = {dtype: tag_of(f"tensorflow.TensorProto.{_VALUES[dtype]}") for dtype in ("float32", "float64")}
+_OUTPUTS = tag_of("tensorflow.serving.PredictResponse.outputs")
 _NUMBERS = {dtype: number_in("tensorflow.DataType", tfserving.type_name(dtype)) for dtype in _VALUES}
 
 
@@ -50,6 +55,7 @@ MultiInferenceRequest, MultiInferenceResponse = _serving("MultiInferenceRequest"
 GetModelMetadataRequest = _serving("GetModelMetadataRequest")
 GetModelMetadataResponse = _serving("GetModelMetadataResponse")
 GetModelStatusRequest, GetModelStatusResponse = _serving("GetModelStatusRequest"), _serving("GetModelStatusResponse")
+_TensorProto = message("tensorflow.TensorProto")
 ReloadConfigRequest, ReloadConfigResponse = _serving("ReloadConfigRequest"), _serving("ReloadConfigResponse")
 _SignatureDefMap = _serving("SignatureDefMap")
 
@@ -94,21 +100,52 @@ def read_predict(request: Any, signature: Signature, most_bytes: int) -> dict[st
     return feeds
 
 
-def write_predict(request: Any, name: str, number: int, outputs: Sequence[Array], signature: Signature) -> bytes:
+def write_predict(
+    wanted: Sequence[str], name: str, number: int, outputs: Sequence[Array], signature: Signature
+) -> bytes:
     """The PredictResponse, in bytes.
 
+    Args:
+        wanted: names of outputs; none: all.
     Raises:
         DataError: an output was asked for that there is not.
     """
-    response = PredictResponse()
-    _fill_spec(response.model_spec, name, number)
-    wanted = request.output_filter
-    for tensor, array in zip(signature.outputs, outputs, strict=True):
-        if not wanted or tensor.name in wanted:
-            to_proto(array, tensor.dtype, response.outputs[tensor.name])
     if wanted:
         _check_filter(wanted, signature)
+    pairs = zip(signature.outputs, outputs, strict=True)
+    found = [(tensor, array) for tensor, array in pairs if not wanted or tensor.name in wanted]
+    if _PACKED.keys() >= {tensor.dtype for tensor, _ in found}:
+        heads = _heads(name, number, tuple([(tensor.name, tensor.dtype, array.shape) for tensor, array in found]))
+        parts = [heads[-1]]
+        for head, (tensor, array) in zip(heads, found, strict=False):
+            parts += head, _bytes(array, tensor.dtype)
+        return b"".join(parts)
+    response = PredictResponse()
+    _fill_spec(response.model_spec, name, number)
+    for tensor, array in found:
+        to_proto(array, tensor.dtype, response.outputs[tensor.name])
     return response.SerializeToString()
+
+
+@functools.lru_cache(SHAPES)
+def _heads(name: str, number: int, outputs: tuple[tuple[str, str, tuple[int, ...]], ...]) -> tuple[bytes, ...]:
+    """What stands before the numbers of each output of a PredictResponse, and the rest of it.
+
+    Packed floats are their bytes, little endian, so that these lie between as they are.
+    """
+    heads = []
+    for output, dtype, shape in outputs:
+        size = math.prod(shape) * _CONTENT[dtype].itemsize
+        proto = _TensorProto(dtype=_NUMBERS[dtype])
+        for axis in shape:
+            proto.tensor_shape.dim.add(size=axis)
+        value = proto.SerializeToString() + _PACKED[dtype] + varint(size)
+        key = output.encode()
+        entry = b"\x0a" + varint(len(key)) + key + b"\x12" + varint(len(value) + size) + value
+        heads.append(_OUTPUTS + varint(len(entry) + size) + entry)
+    response = PredictResponse()
+    _fill_spec(response.model_spec, name, number)
+    return *heads, response.SerializeToString()
 
 
 def _check_filter(wanted: Sequence[str], signature: Signature) -> None:
@@ -182,11 +219,15 @@ def to_proto(array: Array, dtype: str, proto: Any) -> None:
     for size in array.shape:
         add(size=size)
     if dtype in _PACKED:
-        data = array.astype(_CONTENT[dtype], copy=False).tobytes()
+        data = _bytes(array, dtype)
         proto.MergeFromString(_PACKED[dtype] + varint(len(data)) + data)
         return
     found = (array.view(np.uint16) if dtype == "float16" else array).ravel().tolist()
     getattr(proto, _VALUES[dtype]).extend([text.encode() for text in found] if dtype == TEXT else found)
+
+
+def _bytes(array: Array, dtype: str) -> bytes:
+    return array.astype(_CONTENT[dtype], copy=False).tobytes()
 
 
 # -- classify and regress -------------------------------------------------------------------------------------------
