@@ -29,7 +29,8 @@ from steersman.core.noise import Noise
 from steersman.core.policy import EpsilonGreedy
 from steersman.core.version import Parents
 from steersman.demo import wait_for_version
-from steersman.flow import copies, online, perturbing
+from steersman.evaluate import guardrails
+from steersman.flow import copies, online, perturbing, sampling
 from steersman.learn import evolution as es
 from steersman.learn.evolution import sums
 from steersman.log.segment import segments
@@ -300,7 +301,7 @@ def test_a_trend_of_the_day_moves_nothing(played: Any, tmp_path: Path) -> None:
 
 
 def test_copies_that_cost_too_much_decide_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "FEW", 10)
+    monkeypatch.setattr(guardrails, "FEW", 10)
     made = product(tmp_path, es.Settings(sigma=0.2), share=0.5)
     search, served = perturbing.read(made, "side", 3)
     shutil.rmtree(perturbing.place(made, "side", 3))
@@ -316,8 +317,9 @@ def test_copies_that_cost_too_much_decide_no_more(tmp_path: Path, monkeypatch: p
         time.sleep(1.05)
         with pytest.raises(GateError, match="they decide no more"):
             online.update(made, "side")
-        assert (perturbing.place(made, "side", 3) / perturbing.STOPPED).exists()
-        time.sleep(perturbing.LOOK_S + 0.05)
+        was = sampling.stopped(made, "side")
+        assert was is not None and "its copies earn" in was.reason and "may lose 20% of it" in was.reason
+        time.sleep(sampling.LOOK_S + 0.05)
         after = [
             client.post("/v1/decide/side", {"unit": f"u{number}", "context": {"x": 1.0}})[1] for number in range(40)
         ]

@@ -131,5 +131,5 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _action(options: argparse.Namespace) -> None:
-    options.action(options)
+def _action(options: argparse.Namespace) -> int | None:
+    return options.action(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import msgspec
 
 from steersman import config, demo
 from steersman.cli import numbers
-from steersman.cli.show import show
-from steersman.core.errors import ConfigError
-from steersman.flow import evolving, online
+from steersman.cli.show import plain, show
+from steersman.core.errors import ConfigError, GateError
+from steersman.flow import evolving, guarding, online, sampling
 from steersman.learn import evolution as es
 from steersman.worlds import poles
 
@@ -63,6 +64,13 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
     _solver_options(init, sigma=0.05)
     update = action("update", _update, "Move the parameters by what the log says, store and promote the next version.")
     update.add_argument("name")
+    watch = action("watch", _watch, "Look at the guardrails of perturbed copies again and again; serve does so, too.")
+    watch.add_argument("names", nargs="*", metavar="NAME", help="default: every problem that declares some")
+    watch.add_argument("--every", type=numbers.real(0), metavar="S", help="seconds; default: watch_s of [serve]")
+    watch.add_argument("--once", action="store_true", help="look once; exit code 5 if copies may not decide")
+    watch.add_argument("--until-stdin-ends", action="store_true", help=argparse.SUPPRESS)
+    resume = action("resume", _resume, "Let the copies decide again that a guardrail had stopped.")
+    resume.add_argument("name")
     again = action("replay", _replay, "Make an update again from its log and its parent, and compare.")
     again.add_argument("name", metavar="NAME@NUMBER")
     run = action("run", _run, "Evolve a policy in a world: without a server, or NAME through a real one.")
@@ -127,6 +135,45 @@ def _update(options: argparse.Namespace) -> None:
         *([_gain_line(found.gain)] if found.gain else []),
         f"left out  {found.open:,} episodes not over or of two copies, {account.old} copies too old",
         f"back      steersman rollback {found.problem}",
+    )
+
+
+def _watch(options: argparse.Namespace) -> int:
+    project = config.load(options.project)
+    names = options.names or [name for name, policy in project.policies.items() if policy.guardrails]
+    for name in names:
+        project.policy(name)
+    ended, why = threading.Event(), dict[str, str]()
+    if options.until_stdin_ends:
+        threading.Thread(target=_end_with_stdin, args=(ended,), daemon=True).start()
+    if options.once:
+        ended.set()
+
+    def tell(name: str, found: sampling.Watched) -> None:
+        now = sampling.why_not(project, name)
+        if why.get(name) != now or options.once:
+            seen = f"{found.copies:,} units of copies, {found.clean:,} of the version itself"
+            show(options, found, plain(f"{name}@{found.version}  {seen}  {now or 'copies may decide'}"))
+            sys.stdout.flush()
+        why[name] = now
+
+    every = project.serve.watch_s if options.every is None else options.every
+    guarding.watch(project, names, every, ended.wait, tell)
+    return GateError.exit_code if options.once and any(why.values()) else 0
+
+
+def _end_with_stdin(ended: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    ended.set()
+
+
+def _resume(options: argparse.Namespace) -> None:
+    was = sampling.resume(config.load(options.project), options.name)
+    show(
+        options,
+        was,
+        f"begun   copies of {options.name} decide again; what was logged until now stops them no more",
+        plain(f"before  {was.reason}"),
     )
 
 

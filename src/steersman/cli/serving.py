@@ -146,3 +146,8 @@ def status(options: argparse.Namespace) -> None:
         versions = ", ".join(map(str, row.versions)) or "none yet"
         table.add_row(row.problem, versions, aliases, row.build or "none yet", row.candidate or "none yet")
     out.print(table)
+    for row in rows:
+        if row.sampling:
+            out.print(plain(f"{row.problem}: perturbed copies {row.sampling}"))
+            if row.sampling.startswith("stopped"):
+                out.print(f"next  steersman es resume {row.problem}   or   steersman rollback {row.problem}")

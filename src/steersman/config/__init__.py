@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 FILE = "steersman.toml"
-_SECTIONS = ("build", "learn", "tune", "simulate", "evaluate", "gates")
+_SECTIONS = ("build", "learn", "tune", "simulate", "evaluate", "gates", "guardrails")
 T = TypeVar("T", bound=Struct)
 
 
@@ -177,6 +177,8 @@ def _policy(name: str, table: Mapping[str, Any]) -> PolicyConfig:
         _known_actions(own["actions"], f"{where}.actions")
     if isinstance(own.get("combine"), dict):
         _known_rules(own["combine"], f"{where}.combine")
+    rails = table.get("guardrails", {})
+    _known(rails, rails, f"{where}.guardrails")
     return PolicyConfig(
         problem=section(Problem, {"name": name, **own}, where),
         build=section(timeline.Settings, table.get("build", {}), f"{where}.build"),
@@ -185,6 +187,10 @@ def _policy(name: str, table: Mapping[str, Any]) -> PolicyConfig:
         gates=section(evaluation.Gates, table.get("gates", {}), f"{where}.gates"),
         tune=section(TuneConfig, table.get("tune", {}), f"{where}.tune"),
         simulate=section(SimulateConfig, table.get("simulate", {}), f"{where}.simulate"),
+        guardrails={
+            metric: section(evaluation.Guardrail, rail, f"{where}.guardrails.{metric}")
+            for metric, rail in rails.items()
+        },
     )
 
 

@@ -187,6 +187,7 @@ class PolicyConfig(Struct, frozen=True):
         learn, evaluate, gates: how its policies are made and judged.
         tune: where better settings of the learner are looked for.
         simulate: the world that its policies may learn in, instead of from a log.
+        guardrails: metric -> what it may be where perturbed copies decide.
     """
 
     problem: Problem
@@ -196,6 +197,7 @@ class PolicyConfig(Struct, frozen=True):
     gates: evaluation.Gates
     tune: TuneConfig = TuneConfig()
     simulate: SimulateConfig = SimulateConfig()
+    guardrails: dict[str, evaluation.Guardrail] = {}
 
 
 class ModelConfig(Struct, frozen=True):

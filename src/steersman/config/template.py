@@ -37,6 +37,7 @@ _TEMPLATE = """\
 # workers = 1                # processes that share the port
 # max_body_bytes = 1048576
 # poll_s = 0.25              # how often a server looks whether an alias moved
+# watch_s = 10.0             # how often the guardrails of perturbed copies are looked at
 # access_log = false         # a JSON line on stderr for every answer
 # "steersman key NAME" makes an API key, and the table that lets it in
 
@@ -114,4 +115,10 @@ validation = 0.1             # share of the units by which training chooses betw
 # max_action_drift = 0.3     # share of the decisions with other actions than the champion's; not asked by default
 # max_psi = 0.25             # of every field, against the data of the champion; not asked by default
 # max_ks = 0.2               # the same by the largest difference of the distribution functions
+
+# [problem.NAME.guardrails.complaints]   # a metric that perturbed copies (steersman es) may not harm: they stop
+# range = [0.0, 1.0]         # lowest and highest value that it can have for a decision
+# highest = 0.05             # of its mean over the units that met a copy; or lowest
+# rise = 0.01                # above the mean where the version itself decides; or fall
+# level = 0.95               # of being right that it is broken, however often one looks
 """

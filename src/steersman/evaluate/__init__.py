@@ -26,6 +26,7 @@ from steersman.evaluate.estimators import ESTIMATORS
 from steersman.evaluate.evaluation import Bets, Evaluation, Settings, Support
 from steersman.evaluate.evidence import Evidence, Model, Paths, weights, whole
 from steersman.evaluate.gates import Gates, judge
+from steersman.evaluate.guardrails import Guardrail
 from steersman.evaluate.intervals import Influence, Terms, difference, ratio
 from steersman.evaluate.lists import evaluate_lists
 from steersman.evaluate.nuisance import folds_of, learned_weights, reward_model, robust_model
@@ -41,6 +42,7 @@ __all__ = [
     "Evaluation",
     "Evidence",
     "Gates",
+    "Guardrail",
     "Moved",
     "Paths",
     "Previous",

@@ -25,7 +25,7 @@ from steersman.core.policy import Uniform
 from steersman.core.report import Report
 from steersman.core.version import Parents, Rollout, Version
 from steersman.engine.disk import replacing
-from steersman.flow import places
+from steersman.flow import perturbing, places, sampling
 from steersman.flow.building import Built, build
 from steersman.flow.judging import draw, encoded_by, judge, judge_policy
 from steersman.flow.logs import Replayed, compact, import_log, read_source, replay, replay_all
@@ -90,13 +90,18 @@ CHALLENGER = "challenger"
 
 
 class PolicyStatus(Struct, frozen=True):
-    """One row of `status`."""
+    """One row of `status`.
+
+    Attributes:
+        sampling: why the perturbed copies of the champion may not decide; empty: they may, or it has none.
+    """
 
     problem: str
     versions: tuple[int, ...]
     aliases: dict[str, int]
     build: str
     candidate: str
+    sampling: str = ""
 
 
 # graph and version
@@ -289,9 +294,15 @@ def status(project: Project) -> tuple[PolicyStatus, ...]:
             aliases=warehouse.aliases(name),
             build=places.pointed(project, "builds", name),
             candidate=places.pointed(project, "candidates", name),
+            sampling=_why_not(project, name, warehouse.aliases(name).get(CHAMPION)),
         )
         for name in project.policies
     )
+
+
+def _why_not(project: Project, name: str, champion: int | None) -> str:
+    perturbed = champion is not None and perturbing.place(project, name, champion).exists()
+    return sampling.why_not(project, name) if perturbed else ""
 
 
 def _failures(report: Report) -> str:

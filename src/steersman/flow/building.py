@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from msgspec import Struct
 
 from steersman import log, timeline
@@ -33,9 +36,33 @@ def build(project: Project, name: str, *, since: int = 0, until: int | None = No
         since, until: window of decisions, microseconds UTC; until defaults to as_of.
         as_of: the instant up to which outcomes have come in; a decision enters once its wait is over by then.
     """
-    policy = project.policy(name)
     as_of = places.now_us() if as_of is None else as_of
     until = as_of if until is None else until
+    with joined(project, name, since=since, until=until, as_of=as_of) as parts:
+        digest = timeline.digest_of(parts)
+        directory = places.place(project, "builds", name, digest)
+        if not directory.exists():  # the same data has the same digest: it is there already, whole
+            timeline.save(parts, directory)
+    places.point(directory)
+    return Built(
+        problem=name,
+        directory=str(directory),
+        digest=digest,
+        decisions=sum(map(len, parts)),
+        since=since,
+        until=until,
+        counts=timeline.add_up([part.counts for part in parts]),
+    )
+
+
+@contextmanager
+def joined(project: Project, name: str, *, since: int, until: int, as_of: int) -> Iterator[list[timeline.Built]]:
+    """The parts of what `build` makes, stored nowhere: they can be read as long as the context is open.
+
+    Args:
+        since, until, as_of: see `build`.
+    """
+    policy = project.policy(name)
     compact(project)
     with opened(project) as tables, places.scratch(project, "builds", name) as into:
         late_s = policy.problem.wait_s + LATE_S
@@ -53,18 +80,4 @@ def build(project: Project, name: str, *, since: int = 0, until: int | None = No
             into=into,
             before=files.before,
         )
-        parts = [made] if isinstance(made, timeline.Built) else made
-        digest = timeline.digest_of(parts)
-        directory = places.place(project, "builds", name, digest)
-        if not directory.exists():  # the same data has the same digest: it is there already, whole
-            timeline.save(parts, directory)
-    places.point(directory)
-    return Built(
-        problem=name,
-        directory=str(directory),
-        digest=digest,
-        decisions=sum(map(len, parts)),
-        since=since,
-        until=until,
-        counts=timeline.add_up([part.counts for part in parts]),
-    )
+        yield [made] if isinstance(made, timeline.Built) else made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +11,6 @@ from steersman import log, timeline
 from steersman.config import Project
 from steersman.evaluate.evidence import Paths
 from steersman.flow.logs import opened
-from steersman.flow.perturbing import Guard
-
-FEW = 30
-"""Whole episodes of the copies, and of the version itself, before what they earn is compared."""
 
 
 class Samples(Struct, frozen=True):
@@ -42,6 +37,7 @@ class Episode(NamedTuple):
         perturbed: a copy decided in it.
         whole: one policy decided all of it, and all of it was seen.
         at: of its first decision, microseconds UTC.
+        unit: whose it is.
         value: its discounted return.
     """
 
@@ -50,6 +46,7 @@ class Episode(NamedTuple):
     perturbed: bool
     whole: bool
     at: int
+    unit: int
     value: float
 
 
@@ -69,7 +66,7 @@ def episodes(built: timeline.Built, noise: dict[str, tuple[int, int | None]]) ->
         whole = len(met) == 1 and bool(batch.over[end - 1] and not batch.begun[start])
         perturbed = any(key is not None for _, key in met)
         version, key = who[start]
-        found.append(Episode(version, key, perturbed, whole, int(built.at[start]), value))
+        found.append(Episode(version, key, perturbed, whole, int(built.at[start]), int(built.unit[start]), value))
     return found
 
 
@@ -98,19 +95,6 @@ def samples(played: list[Episode], generations: dict[int, int], block_s: float) 
         episodes=len(whole),
         open=len(mine) - len(whole),
     )
-
-
-def guard(played: list[Episode], number: int) -> Guard | None:
-    """What the copies of a version earn, less what it earns itself; None: fewer than `FEW` episodes of either."""
-    mine = [one for one in played if one.whole and one.version == number]
-    of_copies = [one.value for one in mine if one.perturbed]
-    of_clean = [one.value for one in mine if not one.perturbed]
-    if min(len(of_copies), len(of_clean)) < FEW:
-        return None
-    difference = float(np.mean(of_copies) - np.mean(of_clean))
-    clean = float(np.mean(of_clean))
-    wide = 1.96 * math.sqrt(np.var(of_copies, ddof=1) / len(of_copies) + np.var(of_clean, ddof=1) / len(of_clean))
-    return Guard(difference, difference - wide, difference + wide, clean, len(of_copies), len(of_clean))
 
 
 def _means(whole: list[tuple[int, int, int, float]]) -> dict[tuple[int, int], float]:

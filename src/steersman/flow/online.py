@@ -17,7 +17,7 @@ from steersman.config import Project
 from steersman.core.errors import ConfigError, ConflictError, Error, GateError
 from steersman.core.version import Parents, Version
 from steersman.engine.disk import alone
-from steersman.flow import copies, perturbing, places
+from steersman.flow import copies, guarding, perturbing, places, sampling
 from steersman.flow.places import code_version, now_us
 from steersman.flow.untrained import untrained
 from steersman.learn import evolution as es
@@ -126,7 +126,7 @@ def update(project: Project, name: str) -> Updated:
         ConflictError: too few copies have an episode, or nothing was to be learned; or another update of the same
             search is at work.
         GateError: the log itself says that the step is worse; or that the copies cost too much, and they decide no
-            more. Nothing is stored.
+            more; or a guardrail has stopped them before. Nothing is stored.
         DataError: the log has what this search did not perturb: nothing is stored.
     """
     warehouse = Warehouse(project.warehouse_url)
@@ -138,6 +138,11 @@ def update(project: Project, name: str) -> Updated:
 def _update(project: Project, name: str, warehouse: Warehouse) -> Updated:
     number = warehouse.resolve(name, CHAMPION)
     search, served = perturbing.read(project, name, number)
+    if was := sampling.stopped(project, name):
+        raise GateError(
+            f"{name}: its copies were stopped: {was.reason}; nothing was published",
+            hint=f"steersman es resume {name} lets them decide again, steersman rollback {name} goes back",
+        )
     pending = perturbing.place(project, name, number) / PENDING
     if not pending.exists():
         places.write(pending, Pending(now_us()))
@@ -147,7 +152,7 @@ def _update(project: Project, name: str, warehouse: Warehouse) -> Updated:
         found = _told(project, name, number, since, as_of)
         _check(found.gain, f"{name}@{number}")
     except _TooCostly as error:
-        perturbing.stop(project, name, number, error.guard)
+        sampling.stop(project, name, number, error.reason, as_of)
         pending.unlink()
         raise
     except Error:
@@ -186,11 +191,11 @@ def replay(project: Project, name: str, number: int) -> bool:
 
 
 class _TooCostly(GateError):
-    """The copies earn too much less than the version itself."""
+    """The copies surely earn too much less than the version itself."""
 
-    def __init__(self, message: str, guard: perturbing.Guard) -> None:
-        super().__init__(message, hint="start anew with a smaller sigma: steersman es init")
-        self.guard = guard
+    def __init__(self, reason: str, name: str) -> None:
+        super().__init__(f"{reason}: they decide no more", hint=f"steersman es resume {name} lets them again")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -225,13 +230,9 @@ def _told(project: Project, name: str, number: int, since: int, as_of: int) -> _
     built = flow.build(project, name, since=since, until=as_of, as_of=as_of)
     rows = timeline.load(Path(built.directory))
     played = copies.episodes(rows, copies.noise_of(project, name, since, as_of))
-    guard = copies.guard(played, number)
-    if served.max_loss is not None and guard is not None and guard.high < -served.max_loss * abs(guard.clean):
-        raise _TooCostly(
-            f"{name}@{number}: its copies earn {guard.difference:+.3g} [{guard.low:+.3g}, {guard.high:+.3g}] "
-            f"beside its own {guard.clean:.3g}, and may lose {served.max_loss:.0%} of it: they decide no more",
-            guard,
-        )
+    loss = guarding.cost(played, number, served.max_loss)
+    if loss:
+        raise _TooCostly(f"{name}@{number}: {loss}", name)
     samples = copies.samples(played, generations, served.block_s)
     fresh = sum(generation == search.generation for generation in samples.generation)
     wanted = math.ceil(ENOUGH * len(served.keys)) or served.copies

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from steersman.config import Project
 from steersman.core.decision import Decision
 from steersman.core.errors import DataError, NotFoundError
 from steersman.engine.disk import appearing
-from steersman.flow import places
+from steersman.flow import places, sampling
 from steersman.learn import evolution as es
 from steersman.models.graph import Graph
 from steersman.serve.decide import Score
@@ -24,15 +23,13 @@ from steersman.serve.episodes import Episodes
 from steersman.serve.perturbed import Perturbing
 from steersman.timeline.episodes import microseconds
 
-SEARCH, SERVED, STOPPED, EPISODES = "search", "served.json", "stopped.json", "episodes"
+SEARCH, SERVED, EPISODES = "search", "served.json", "episodes"
+
 CACHE_BYTES = 1 << 26
 """Of the copies that a server keeps; those that were met least lately are made again from their keys."""
 
 COPY_BYTES = 1 << 11
 """Of a copy beside its parameters."""
-
-LOOK_S = 0.5
-"""Seconds after which a server looks again whether copies may still decide."""
 
 
 class Made(Struct, frozen=True, kw_only=True):
@@ -55,23 +52,6 @@ class Made(Struct, frozen=True, kw_only=True):
     copies: int
     account: es.Account
     gain: es.Gain | None
-
-
-class Guard(Struct, frozen=True):
-    """What units that met a copy earned, less what those earned that met the version itself, over whole episodes.
-
-    Attributes:
-        difference: of the mean returns; low, high: 95%, by the normal approximation.
-        clean: mean return of the version itself.
-        perturbed_n, clean_n: episodes.
-    """
-
-    difference: float
-    low: float
-    high: float
-    clean: float
-    perturbed_n: int
-    clean_n: int
 
 
 class Served(Struct, frozen=True, kw_only=True):
@@ -100,7 +80,7 @@ class Served(Struct, frozen=True, kw_only=True):
 
 def place(project: Project, name: str, number: int) -> Path:
     """The directory of a version."""
-    return project.root / "es" / name / str(number)
+    return sampling.place(project, name) / str(number)
 
 
 def write(project: Project, name: str, number: int, search: es.Search, served: Served) -> None:
@@ -117,23 +97,36 @@ def read(project: Project, name: str, number: int) -> tuple[es.Search, Served]:
         NotFoundError: it is not perturbed.
         DataError: a file is damaged.
     """
+    served = served_of(project, name, number)
+    return es.load(place(project, name, number) / SEARCH), served
+
+
+def served_of(project: Project, name: str, number: int) -> Served:
+    """The copies of a version, without its search; raises as `read`."""
     at = place(project, name, number)
     if not at.exists():
         raise NotFoundError(
             f"{name}@{number} has no search beside it", hint=f"steersman es init {name} makes a version that has"
         )
     try:
-        served = msgspec.json.decode((at / SERVED).read_bytes(), type=Served)
+        return msgspec.json.decode((at / SERVED).read_bytes(), type=Served)
     except (OSError, msgspec.MsgspecError) as error:
         raise DataError(f"{at / SERVED} is damaged: {error}") from None
-    return es.load(at / SEARCH), served
+
+
+def begun(project: Project, name: str, number: int) -> int:
+    """When the first version was made from which updates led to a version, microseconds UTC; of those still stored."""
+    served = served_of(project, name, number)
+    while served.made is not None and place(project, name, served.made.parent).exists():
+        served = served_of(project, name, served.made.parent)
+    return served.at
 
 
 def updated(project: Project, name: str) -> list[int]:
     """Numbers of the versions that updates made and that still have a search beside them, ascending."""
     parent = place(project, name, 0).parent
     numbers = sorted(int(one.name) for one in parent.iterdir() if one.name.isdecimal()) if parent.exists() else []
-    return [number for number in numbers if read(project, name, number)[1].made is not None]
+    return [number for number in numbers if served_of(project, name, number).made is not None]
 
 
 def remove(project: Project, name: str, number: int) -> None:
@@ -166,25 +159,7 @@ def of(project: Project, name: str, number: int, graph: Graph) -> Perturbing | N
             horizon=problem.horizon,
             horizon_us=None if problem.horizon_s is None else max(microseconds(problem.horizon_s), 1),
         )
-    return Perturbing(served.seed, served.share, keys, run, _until(place(project, name, number) / STOPPED))
-
-
-def stop(project: Project, name: str, number: int, guard: Guard) -> None:
-    """No copy of a version decides any more, in any server, from the next look on."""
-    places.write(place(project, name, number) / STOPPED, guard)
-
-
-def _until(stopped: Path) -> Callable[[], bool]:
-    """Whether a file is not there yet: looked for at most every `LOOK_S`, and once it is there for good."""
-    looked, active = time.monotonic(), not stopped.exists()
-
-    def look() -> bool:
-        nonlocal looked, active
-        if active and time.monotonic() - looked > LOOK_S:
-            looked, active = time.monotonic(), not stopped.exists()
-        return active
-
-    return look
+    return Perturbing(served.seed, served.share, keys, run, sampling.looking(project, name))
 
 
 def scores(project: Project, decision: Decision, graph: Graph) -> Score:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from socket import socket
@@ -35,8 +37,26 @@ def serve(project: Project, *, on_ready: Callable[[str, str], None] | None = Non
         on_ready: takes the URL and the address of gRPC, empty if it is not spoken, when connections are accepted.
         changed: settings that are not as in the project, e.g. port=0.
     """
-    with workers.holding_grpc(msgspec.structs.replace(project.serve, **changed)) as settings:
+    with workers.holding_grpc(msgspec.structs.replace(project.serve, **changed)) as settings, _watched(project):
         return _serve(project, settings, on_ready)
+
+
+@contextlib.contextmanager
+def _watched(project: Project) -> Iterator[None]:
+    """Meanwhile a process of its own looks at the guardrails of the project; with none there is no such process.
+
+    It ends with this one, however this one ends: its standard input does. Should it end before, perturbed copies decide
+    no more, see `sampling.why_not`.
+    """
+    if not any(policy.guardrails for policy in project.policies.values()):
+        yield
+        return
+    command = [sys.executable, "-m", "steersman", "es", "watch", "--until-stdin-ends", "--project", str(project.root)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.communicate()
 
 
 def _serve(project: Project, settings: Settings, on_ready: Callable[[str, str], None] | None) -> int:

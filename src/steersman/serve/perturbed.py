@@ -38,18 +38,18 @@ class Perturbing:
         keys: a pool of copies, one of which decides for a unit as long as this version does; or of each episode its
             own.
         run: key -> the graph with the parameters of that copy.
-        active: whether copies may decide now.
+        why_not: why copies may not decide now; empty: they may.
     """
 
     seed: str
     share: float
     keys: tuple[int, ...] | Own
     run: Callable[[int], Score]
-    active: Callable[[], bool] = lambda: True
+    why_not: Callable[[], str] = lambda: ""
 
     def met(self, requests: Sequence[Request], now: int) -> list[int | None]:
         """The key of the copy that decides each request; None: the version itself does."""
-        if not self.active():
+        if self.why_not():
             return [None] * len(requests)
         draws = [uniform_draw(self.seed, request.unit) for request in requests]
         if isinstance(self.keys, tuple):

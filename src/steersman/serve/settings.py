@@ -25,6 +25,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         drain_s: after SIGTERM, until what is not answered is dropped.
         quiet_s: after SIGTERM, how long an idle connection stays open for a request that is on its way.
         poll_s: between two looks at which versions are wanted.
+        watch_s: between two looks at the guardrails of perturbed copies, in a process of their own.
         tf_serving, open_inference, sagemaker: whether TensorFlow Serving's REST API, the Open Inference Protocol and
             SageMaker's container contract are spoken.
         model: the one that answers SageMaker's /invocations; empty: the only one there is.
@@ -53,6 +54,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     drain_s: float = 20.0
     quiet_s: float = 0.2
     poll_s: float = 0.25
+    watch_s: float = 10.0
     tf_serving: bool = True
     open_inference: bool = True
     sagemaker: bool = True

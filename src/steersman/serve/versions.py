@@ -250,6 +250,7 @@ class Versions:
             "wanted": _numbers(want)[0],
             "error": self._failed(name, _numbers(want)[0]),
             "rollout": self._rollout_status(name, want, route) if isinstance(want, Rollout) else None,
+            "sampling": _sampling_status(champion.live.perturbing) if champion else None,
         }
 
     def _rollout_status(self, name: str, want: Rollout, route: Route | None) -> dict[str, object]:
@@ -283,6 +284,14 @@ def decisions_of(
 
 def _answer(loaded: Loaded, body: bytes) -> None:
     decisions_of(loaded, [loaded.read(body, lambda: "warm-up")], 0)
+
+
+def _sampling_status(perturbing: Perturbing | None) -> dict[str, object] | None:
+    """Whether perturbed copies decide now, and why not; None: the version has none."""
+    if perturbing is None:
+        return None
+    why_not = perturbing.why_not()
+    return {"share": perturbing.share, "active": not why_not, "why_not": why_not}
 
 
 def _numbers(want: int | Rollout) -> tuple[int, ...]:

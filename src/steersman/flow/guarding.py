@@ -1,0 +1,165 @@
+"""Guardrails of a live policy: looked at again and again by the log, and what breaks one stops its perturbed copies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from steersman import log
+from steersman.config import Project
+from steersman.core.errors import ConflictError, Error
+from steersman.engine.disk import alone
+from steersman.evaluate.guardrails import broken, costly
+from steersman.flow import building, copies, perturbing, places, sampling
+from steersman.flow.logs import compact, opened
+from steersman.models.warehouse import CHAMPION, Warehouse
+
+Array = np.ndarray
+
+LEVEL = 0.95
+"""Of the bound on what copies cost."""
+
+PATIENCE = 3.0
+"""Copies decide no longer than so many times what a look and the time between two looks take, without another look."""
+
+
+class Units(NamedTuple):
+    """The mean of something over each unit, of those that met a copy and of those that met the version itself."""
+
+    copies: Array
+    clean: Array
+
+
+def look(project: Project, name: str, every_s: float) -> sampling.Watched | None:
+    """Look at the guardrails of a policy once, stop its copies if one is broken, and write down that it was looked at.
+
+    Args:
+        every_s: until the next look.
+    Returns:
+        None: its champion has no copies.
+    """
+    began, now = time.monotonic(), places.now_us()
+    number = Warehouse(project.warehouse_url).resolve(name, CHAMPION)
+    if not perturbing.place(project, name, number).exists():
+        return None
+    seen, failed = (0, 0), ""
+    try:
+        reason, seen = _look(project, name, number, now)
+        if reason:
+            sampling.stop(project, name, number, reason, now)
+    except ConflictError as error:  # somebody else compacts the log
+        failed = error.message
+        before = sampling.last(project, name)
+        if before and not before.failed and now < before.until:
+            return before
+    except Error as error:
+        failed = error.message
+    patience = PATIENCE * (every_s + time.monotonic() - began)
+    found = sampling.Watched(number, now, places.now_us() + int(patience * 1e6), *seen, failed)
+    sampling.watched(project, name, found)
+    return found
+
+
+def watch(
+    project: Project,
+    names: Sequence[str],
+    every_s: float,
+    wait: Callable[[float], bool],
+    tell: Callable[[str, sampling.Watched], None] = lambda name, found: None,
+) -> None:
+    """Look again and again. Of several processes that watch a policy one looks, and another one when that has ended.
+
+    Args:
+        wait: waits so many seconds; True: it is time to end.
+        tell: called after each look.
+    """
+    done = False
+    while not done:
+        for name in names:
+            try:
+                with alone(sampling.place(project, name) / "watch.lock", f"watch of {name}"):
+                    found = look(project, name, every_s)
+            except ConflictError:
+                continue
+            if found is not None:
+                tell(name, found)
+        done = wait(every_s)
+
+
+def cost(played: list[copies.Episode], number: int, max_loss: float | None) -> str:
+    """Why the copies of a version cost too much, by its whole episodes; empty: nothing says so for sure."""
+    mine = [one for one in played if one.whole and one.version == number]
+    if max_loss is None or not mine:
+        return ""
+    value, unit = np.array([one.value for one in mine]), np.array([one.unit for one in mine])
+    of = _units(value, unit, np.zeros(len(mine), dtype=np.int64), np.array([one.perturbed for one in mine]))
+    found = costly(*of, max_loss, LEVEL)
+    if found is None:
+        return ""
+    difference, high = found
+    return (
+        f"its copies earn {difference:+.3g} beside its own {of.clean.mean():.3g}, surely less than {high:+.3g}, "
+        f"and may lose {max_loss:.0%} of it"
+    )
+
+
+def _look(project: Project, name: str, number: int, now: int) -> tuple[str, tuple[int, int]]:
+    """What is broken, and how many units of copies and of the version itself were looked at."""
+    policy = project.policy(name)
+    begun = max(perturbing.begun(project, name, number), sampling.resumed_at(project, name))
+    compact(project)
+    if not _settled(project, name, begun, now - int(policy.problem.wait_s * 1e6)):
+        return "", (0, 0)
+    who = copies.noise_of(project, name, begun, now)
+    with building.joined(project, name, since=begun, until=now, as_of=now) as parts:
+        made = [who.get(decision, (0, None)) for part in parts for decision in part.decision_ids.tolist()]
+        unit = np.concatenate([part.unit + place * 2**40 for place, part in enumerate(parts)])  # each counts from 0
+        metrics = {
+            metric: np.concatenate([_metric(part.metric_names, part.metrics, metric) for part in parts])
+            for metric in policy.guardrails
+        }
+        played = [one for part in parts for one in copies.episodes(part, who)]
+    version = np.array([one[0] for one in made], dtype=np.int64)
+    perturbed = np.array([one[1] is not None for one in made])
+    present = version == number
+    every = _units(np.zeros(len(unit)), unit, version, perturbed)
+    seen = len(every.copies), len(every.clean)
+    for metric, rail in policy.guardrails.items():
+        for rows, where in ((present, "in this version"), (np.isin(version, version[perturbed]), "since it began")):
+            of = _units(metrics[metric][rows], unit[rows], version[rows], perturbed[rows])
+            why = broken(rail, *of, 1 - (1 - rail.level) / 2)  # half of the chance for either of the two
+            if why:
+                return f"{metric} of the copies of {name}@{number} {where}: {why}", seen
+    loss = cost(played, number, perturbing.served_of(project, name, number).max_loss)
+    return (f"{name}@{number}: {loss}" if loss else ""), seen
+
+
+def _settled(project: Project, name: str, since: int, until: int) -> bool:
+    """Whether the wait of some decision of a window is over."""
+    files = log.files(project.log_directory, name, since, until).decisions
+    if not files:
+        return False
+    with opened(project) as tables:
+        tables.view("guarded", files)
+        at = 'CAST("at" AS BIGINT)'
+        found = tables.query(f"SELECT count(*) AS n FROM guarded WHERE {at} >= {since} AND {at} < {until}")
+    return bool(found["n"][0])
+
+
+def _metric(names: tuple[str, ...], values: Array, metric: str) -> Array:
+    """[N] f64, NaN where it is not known."""
+    return values[:, names.index(metric)] if metric in names else np.full(len(values), np.nan)
+
+
+def _units(value: Array, unit: Array, version: Array, perturbed: Array) -> Units:
+    """Means of the values of each unit in a version; where a value is NaN it is no value."""
+    found = []
+    for arm in (perturbed, ~perturbed):
+        rows = np.flatnonzero(arm & ~np.isnan(value))
+        _, place = np.unique(np.stack([version[rows], unit[rows]]), axis=1, return_inverse=True)
+        place = np.asarray(place).reshape(-1)
+        found.append(np.bincount(place, value[rows]) / np.bincount(place) if len(rows) else np.empty(0))
+    return Units(*found)
