@@ -30,7 +30,7 @@ TWO = TOML.replace('x = "number"', 'x = "number"\ny = "number"')
 def test_a_net_that_nobody_trained_is_perturbed_and_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = project(tmp_path, TOML)
     at = ["--project", str(tmp_path)]
-    assert main(["es", "init", "side", "--hidden", "6", "5", "--share", "1", "--copies", "8", *at]) == 0
+    assert main(["es", "init", "side", "--hidden", "6", "5", "--share", "1", "--pool", "--copies", "8", *at]) == 0
     assert "stored  side@2, of which 100% of the units meet 8 copies" in capsys.readouterr().out
     version, graph = Warehouse(made.warehouse_url).read("side", 2)
     assert version.encoder.context == (Continuous("x", 0.0, 1.0),)
@@ -60,7 +60,10 @@ def test_noise_of_rank_one_is_served_and_moves_each_matrix_by_few_ranks(tmp_path
     made = project(tmp_path, TWO)
     at = ["--project", str(tmp_path)]
     solver = ["--solver", "pgpe", "--noise", "rank1", "--sigma", "0.1"]
-    assert main(["es", "init", "side", "--hidden", "32", "32", "--share", "1", "--copies", "4", *solver, *at]) == 0
+    assert (
+        main(["es", "init", "side", "--hidden", "32", "32", "--share", "1", "--pool", "--copies", "4", *solver, *at])
+        == 0
+    )
     flow.promote(made, "side", "2")
     search, served = perturbing.read(made, "side", 2)
     whole = perturbing.of(made, "side", 2, Graph(Warehouse(made.warehouse_url).read("side", 2)[1]))

@@ -88,7 +88,8 @@ def test_a_harmful_metric_stops_the_copies_by_itself_until_somebody_resumes(
         assert crowd.sampling() == {"share": 0.5, "active": True, "why_not": ""}
         while crowd.sampling()["active"]:
             crowd.come(20, of_copies=0.9, of_others=0.2)
-            assert crowd.count < 2000
+            time.sleep(0.1)
+            assert crowd.count < 2000, sampling.last(made, "side")
         why = crowd.sampling()["why_not"]
         assert why.startswith("stopped: complaints of the copies of side@3") and "a rise of surely more than" in why
         after = crowd.come(60, of_copies=0.9, of_others=0.2)
