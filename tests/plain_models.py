@@ -156,6 +156,11 @@ def shelved(root: Path) -> Models:
     shelf.publish("names", two)
     shelf.publish("half", half(1.0))
     shelf.publish("half", half())
+    return following(shelf)
+
+
+def following(shelf: Shelf) -> Models:
+    """Those who follow a shelf; they have looked once."""
 
     def load(name: str, number: int) -> Model:
         made = Plain(shelf.read(name, number))

@@ -104,6 +104,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no baseline": ({"slots": [{"id": "hero"}]}, "baselineAction"),
     "a baseline that is no action": ({"slots": [{"id": "hero", "baselineAction": "pie"}]}, "no action"),
+    "an empty baseline": ({"slots": [{"id": "hero", "baselineAction": ""}]}, "no action"),
     "a baseline twice": ({"slots": [SLOTS[0], SLOTS[1] | {"baselineAction": "pasta"}]}, "same baselineAction"),
     "an excluded baseline": ({"slots": [SLOTS[0] | {"excludedActions": ["pasta"]}]}, "is excluded"),
     "an unknown one excluded": ({"slots": [SLOTS[0] | {"excludedActions": ["pie"]}]}, "no action"),

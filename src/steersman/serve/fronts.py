@@ -6,7 +6,8 @@ import contextlib
 import importlib.metadata
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from http import HTTPStatus
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from steersman.core.errors import ConflictError, DataError, Error, NotFoundError
 from steersman.serve import kserve, sagemaker, tfserving, values
-from steersman.serve.connection import Asked, Owner, Slot
+from steersman.serve.connection import Asked, HttpError, Owner, Slot
 from steersman.serve.metrics import REST, Metrics
 from steersman.serve.predicting import Models, Serving
 from steersman.serve.settings import Settings
@@ -23,6 +24,8 @@ from steersman.serve.settings import Settings
 Array = np.ndarray
 _to_json = msgspec.json.Encoder().encode
 Errors = Callable[[Error], bytes]
+METHODS = ("GET", "POST", "DELETE")
+T = TypeVar("T")
 
 
 class Path(NamedTuple):
@@ -57,6 +60,22 @@ def refuse(server: Owner, slot: Slot, error: Exception, errors: Errors) -> None:
         error = Error(f"{type(error).__name__}: {error}", hint="this is a defect of the server")
     server.count(error)
     slot.answer(error.http_status, errors(error))
+
+
+def called(route: Callable[[str, str], T | None], asked: Asked, path: Path, slot: Slot) -> T:
+    """The call that a request line is.
+
+    Raises:
+        NotFoundError, HttpError: it is none, or is one with another method.
+    """
+    method = asked.method.decode()
+    if call := route(method, path.text):
+        return call
+    told = f"{method} {path.text[:200]}"
+    slot.allow = ", ".join(other for other in METHODS if route(other, path.text))
+    if slot.allow:
+        raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, told, hint=f"use {slot.allow}")
+    raise NotFoundError(f"no such call: {told}")
 
 
 def _about(slot: Slot, serving: Serving, api: str) -> None:
@@ -147,9 +166,7 @@ class Fronts:
 
     def open_inference(self, asked: Asked, path: Path, slot: Slot) -> None:
         """Answer a call of the Open Inference Protocol."""
-        call = kserve.route(asked.method.decode(), path.text)
-        if call is None:
-            raise NotFoundError(f"no such call: {asked.method.decode()} {path.text[:200]}")
+        call = called(kserve.route, asked, path, slot)
         if call.verb == "infer":
             self._infer(call, asked, slot)
         elif call.verb in ("load", "unload"):
@@ -223,9 +240,7 @@ class Fronts:
 
     def sagemaker(self, asked: Asked, path: Path, slot: Slot) -> None:
         """Answer a call of SageMaker's container contract."""
-        call = sagemaker.route(asked.method.decode(), path.text)
-        if call is None:
-            raise NotFoundError(f"no such call: {asked.method.decode()} {path.text[:200]}")
+        call = called(sagemaker.route, asked, path, slot)
         match call.verb:
             case "ping":
                 slot.answer(200 if self.ready() else 503, b"")

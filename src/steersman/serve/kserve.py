@@ -110,7 +110,7 @@ def route(method: str, path: str) -> Call | None:
     if method == "POST" and (switch := _SWITCH.fullmatch(path)):
         return Call(switch[2], unquote(switch[1]))
     found = _MODEL.fullmatch(path)
-    if not found or (found[3] == "infer") != (method == "POST"):
+    if not found or method != ("POST" if found[3] == "infer" else "GET"):
         return None
     name, version, verb = found.groups()
     return Call(verb or "metadata", unquote(name), number_of(version or ""))
@@ -456,9 +456,10 @@ def wants_ready(body: bytes) -> bool:
     """Whether a request for the index asks for models that serve alone.
 
     Raises:
-        DataError: the body is no JSON object.
+        DataError: the body is no such request.
     """
     document = values.parse(body) if body.strip() else {}
-    if not isinstance(document, dict):
-        raise DataError("not an object", hint='send {"ready": true}, or nothing')
-    return document.get("ready") is True
+    ready = document.get("ready", False) if isinstance(document, dict) else None
+    if not isinstance(ready, bool):
+        raise DataError("not an object in which `ready` is true or false", hint='send {"ready": true}, or nothing')
+    return ready

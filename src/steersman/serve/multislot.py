@@ -157,8 +157,9 @@ def read_rank(body: bytes, new_id: str, problem: Problem, limit: int) -> Filling
 def _slot(wire: _Slot, event: str, context: dict[str, Any], actions: dict[str, Any], where: str) -> Slot:
     check_id(f"{where}.id", decision_id(event, wire.id))
     for field, ids in (("excludedActions", wire.excluded_actions), ("baselineAction", [wire.baseline_action])):
-        if unknown := next((id for id in ids if id not in actions), None):
-            raise DataError(f"{where}.{field} has {unknown[:MAX_ID]!r}, which is no action", field=f"{where}.{field}")
+        for id in ids:
+            if id not in actions:
+                raise DataError(f"{where}.{field} has {id[:MAX_ID]!r}, which is no action", field=f"{where}.{field}")
     if wire.baseline_action in wire.excluded_actions:
         raise DataError(f"{where}: its baselineAction is excluded", field=f"{where}.excludedActions")
     features = merged(wire.features, f"{where}.features")

@@ -13,7 +13,7 @@ from steersman.core.decision import Decision, One, Problem
 from steersman.core.errors import ConfigError, NotFoundError, OverloadedError, did_you_mean
 from steersman.serve import access, kserve, multislot, personalizer, sagemaker, tfserving
 from steersman.serve.connection import Asked, HttpError, Owner, Slot
-from steersman.serve.fronts import Errors, Fronts, Path, count, refuse, split
+from steersman.serve.fronts import Errors, Fronts, Path, called, count, refuse, split
 from steersman.serve.live import error_parts
 from steersman.serve.metrics import KIND, PATHS
 from steersman.serve.openapi import document
@@ -139,9 +139,7 @@ class Routes:
     # -- Personalizer ------------------------------------------------------------------------------------------
 
     def _personalizer(self, asked: Asked, path: Path, slot: Slot) -> None:
-        call = personalizer.route(asked.method.decode(), path.text)
-        if call is None:
-            raise NotFoundError(f"no such call: {asked.method.decode()} {path.text[:200]}")
+        call = called(personalizer.route, asked, path, slot)
 
         def answer(status: int, body: bytes) -> None:
             if status >= 400:
