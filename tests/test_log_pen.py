@@ -20,7 +20,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steersman import log
-from steersman.core.errors import ConfigError, ConflictError, DataError, Error, OverloadedError, TooLargeError
+from steersman.core.errors import (
+    ConfigError,
+    ConflictError,
+    DataError,
+    DiskError,
+    Error,
+    OverloadedError,
+    TooLargeError,
+)
 from steersman.log import pen as pens
 from steersman.log.pen import EXTENT_BYTES, fresh_name
 from steersman.log.segment import MAGIC, frame, read_segment, segments
@@ -441,7 +449,7 @@ def test_when_the_disk_is_full_the_failed_records_are_told_and_the_others_surviv
     assert reading.damage == []
     assert reading.torn == 0
     assert failed
-    assert all(name == "OverloadedError" and "free space" in text for name, text in failed.values())
+    assert all(name == "DiskError" and "free space" in text for name, text in failed.values())
     assert {f"after{i}-" for i in range(5)} <= set(acknowledged)
 
 
@@ -453,7 +461,7 @@ def test_a_failed_write_without_a_callback_is_raised_by_flush(tmp_path: Path) ->
     os.dup2(full := os.open("/dev/full", os.O_RDWR), segment_fd(tmp_path))
     os.close(full)
     pen.append([(b"D", b"lost")])
-    with pytest.raises(OverloadedError, match="No space left"):
+    with pytest.raises(DiskError, match="No space left"):
         pen.flush()
     pen.append([(b"D", b"next")])
     pen.close()

@@ -79,7 +79,11 @@ def test_an_import_that_is_stopped_has_imported_nothing(tmp_path: Path) -> None:
     segments = made.log_directory / "segments"
     begun = lambda: any(path.stat().st_size for path in segments.glob("*"))  # noqa: E731
     got, out, err = stopped(signal.SIGTERM, arguments, begun)
-    assert (got, out, err.splitlines()[1:]) == (143, "", ["hint   nothing was imported: run it again"])
+    assert (got, out, err.splitlines()[1:]) == (
+        143,
+        "",
+        ["hint   run it again: what is in the log already counts once"],
+    )
     assert not list(log.read(made.log_directory))
     assert not list(tmp_path.rglob("*.part"))
 

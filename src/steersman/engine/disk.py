@@ -33,6 +33,12 @@ def make_directory(directory: Path) -> None:
         fsync_directory(path.parent)
 
 
+def _name(error: BaseException, path: Path) -> None:
+    """Say which file it was: the kernel does not where it refuses to write to an open one."""
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+        error.filename = str(path)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; at the end it takes the place of `path`, whole and durable.
@@ -46,8 +52,9 @@ def replacing(path: Path) -> Iterator[Path]:
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        _name(error, path)
         raise
     fsync_directory(path.parent)
 
@@ -77,8 +84,9 @@ def appearing(directory: Path) -> Iterator[Path]:
                     os.fsync(file.fileno())
         fsync_directory(aside)
         aside.rename(directory)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        _name(error, directory)
         raise
     fsync_directory(directory.parent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,13 +12,14 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from steersman.core.errors import ConfigError, DataError, Error, NotFoundError
+from steersman.core.errors import ConfigError, DataError, DiskError, Error, NotFoundError
 from steersman.engine import identifier, literal, shard_paths
 from steersman.engine.disk import appearing, replacing
 from steersman.engine.stream import Columns as Streamed
 from steersman.engine.stream import StreamError, batches
 
 _SHARDED = "steersman_sharded"
+_PAST = {"write": "written", "read": "read", "open": "opened"}
 
 
 class DuckDB:
@@ -146,8 +148,15 @@ def _told(sql: str) -> Iterator[None]:
         if isinstance(error, duckdb.IOException) or message.startswith("IO Error"):
             if "No files found" in message or "No such file" in message:
                 raise NotFoundError(message) from None
-            raise DataError(message) from None
+            raise _refused_by_the_disk(message) from None
         raise DataError(f"{message} in {_short(sql)}", hint="is the SQL right?") from None
+
+
+def _refused_by_the_disk(message: str) -> DiskError:
+    """Of all that DuckDB says the file and the kernel's word; the former is a path that we gave it, or its own."""
+    found = re.search(r'(\w+) file \\?"([^"\\]+)\\?": ([^"\\}(]+)', message)
+    told = f"{found[2]} can not be {_PAST.get(found[1], 'used')}: {found[3].strip()}" if found else message
+    return DiskError(told, hint="is the disk full, or not ours? engine.temp_directory may be elsewhere")
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from steersman import config, engine, log
 from steersman.config import Project
 from steersman.core.decision import Decision
-from steersman.core.errors import DataError
+from steersman.core.errors import DataError, DiskError
 from steersman.core.version import Version
 from steersman.flow import perturbing
 from steersman.models.graph import Graph
@@ -50,16 +50,15 @@ def import_log(
     """
     rejects = project.root / "rejects" / f"{source.name}.jsonl"
     rejects.parent.mkdir(parents=True, exist_ok=True)
-    with opened(project, "duckdb") as tables, log.Pen(project.log_directory) as pen:
-        return log.import_log(
-            pen,
-            tables,
-            source,
-            project.policy(name).problem,
-            rejects=rejects,
-            max_reject_share=max_reject_share,
-            progress=progress,
-        )
+    problem = project.policy(name).problem
+    try:
+        with opened(project, "duckdb") as tables, log.Pen(project.log_directory) as pen:
+            return log.import_log(
+                pen, tables, source, problem, rejects=rejects, max_reject_share=max_reject_share, progress=progress
+            )
+    except DiskError as error:
+        again = "then run it again: what is in the log already counts once"
+        raise DiskError(error.message, hint=f"{error.hint}, {again}", field=error.field) from error
 
 
 def read_source(

@@ -105,7 +105,7 @@ def import_log(
         ConfigError: the parts of the source do not fit together.
         DataError: more than that share is refused, there are no rows, the propensities are missing or the mapping
             names what is not there; the model of the behavior does not explain the log. Nothing was appended then.
-        Error: the log can not be written; run it again when it can.
+        DiskError: the log could not be written any more; run it again when it can.
     """
     check_source(source)
     box = vectors.box_of(problem, source.propensities)

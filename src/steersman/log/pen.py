@@ -15,7 +15,15 @@ from typing import Literal
 
 from msgspec import Struct
 
-from steersman.core.errors import ConfigError, ConflictError, DataError, Error, OverloadedError, TooLargeError
+from steersman.core.errors import (
+    ConfigError,
+    ConflictError,
+    DataError,
+    DiskError,
+    Error,
+    OverloadedError,
+    TooLargeError,
+)
 from steersman.engine.disk import fsync_directory, make_directory
 from steersman.log.segment import HEADER, KINDS, MAGIC, MAX_SEGMENT_BYTES, SUFFIX, frame, segments_directory
 
@@ -328,5 +336,7 @@ class _Segment:
 
 def _error(cause: Exception, what: str) -> Error:
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OverloadedError(f"{what}: {cause.strerror}", hint="free space on the log's disk")
+        return DiskError(f"{what}: {cause.strerror}", hint="free space on the log's disk")
+    if isinstance(cause, OSError):
+        return DiskError(f"{what}: {cause.strerror or cause}", hint="look at the disk that holds the log")
     return Error(f"{what}: {cause}", hint="look at the disk that holds the log")
