@@ -2,13 +2,16 @@
 
 tell: a population of 256 in mirrored pairs; ours makes the noise again from the keys, theirs has the population in
 memory, which is what asking cost. Theirs is only the ranks and the gradient, ours the whole update. CartPole: the same
-populations, those of a search from its first update until it is solved, an episode for each policy. CPU seconds, one
-thread, the fastest of interleaved rounds. EvoTorch and pycma run in an environment of their own, which is made in
-.cache on the first run; without a registry they are left out. The last line is one JSON object.
+populations, those of a search from its first update until it is solved, an episode for each policy. Copies: what the
+server does between the bytes of a request and those of its answer, 256 requests a turn, each by the version itself, or
+each by a copy of its own. CPU seconds, one thread, the fastest of interleaved rounds. EvoTorch and pycma run in an
+environment of their own, which is made in .cache on the first run; without a registry they are left out. The last line
+is one JSON object.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -23,10 +26,16 @@ from pathlib import Path
 import numpy as np
 
 from peers import Peer, device, environment
-from steersman.flow import evolving
+from steersman import demo
+from steersman.core.decision import Problem
+from steersman.flow import evolving, online, perturbing
 from steersman.learn import evolution as es
 from steersman.learn.evolution.population import Net
 from steersman.learn.evolution.sums import Kind, Shapes
+from steersman.models.graph import Graph
+from steersman.models.warehouse import Warehouse
+from steersman.serve import plane
+from steersman.serve.perturbed import Perturbing
 from steersman.worlds import poles
 
 Array = np.ndarray
@@ -89,12 +98,57 @@ def cartpole_s(path: Path) -> tuple[float, int]:
     return time.process_time() - begun, steps
 
 
+def turns(folder: Path) -> dict[str, Callable[[], None]]:
+    """A turn of 256 answers of a net with 20 hidden units: by the version itself, and each by a copy of its own."""
+    project = demo.fresh(folder / "served", demo.CARTPOLE_TOML)
+    made = online.init(project, demo.CARTPOLE, "", es.Settings(), share=1.0, copies=POPULATION, hidden=(20,))
+    version, data = Warehouse(project.warehouse_url).read(demo.CARTPOLE, made.number)
+    graph, problem = Graph(data), project.policy(demo.CARTPOLE).problem
+    rng = np.random.default_rng(0)
+    bodies = [[_body(f"u{unit}", step, problem, rng) for unit in range(POPULATION)] for step in range(1, 9)]
+
+    def answered(status: int, body: bytes) -> None:
+        if status != 200:
+            raise RuntimeError(body.decode())
+
+    def served(copies: Perturbing | None) -> Callable[[], None]:
+        ids, soon = itertools.count(), list[Callable[[], object]]()
+        live = plane.Live(version, problem, graph.scores, graph.rowwise, copies)
+        serving = plane.Plane(
+            lambda *_: live,
+            lambda _, done: done(None),
+            now=lambda: time.time_ns() // 1000,
+            new_id=lambda: f"{next(ids)}",
+        )
+        serving.attach(soon.append, lambda call, *given: call(*given))
+        serving.swap(demo.CARTPOLE, made.number)
+
+        again = itertools.cycle(bodies)
+
+        def turn() -> None:
+            for body in next(again):
+                serving.decide(demo.CARTPOLE, body, answered)
+            soon.pop()()
+
+        return turn
+
+    return {"one": served(None), "copies": served(perturbing.of(project, demo.CARTPOLE, made.number, graph))}
+
+
+def _body(unit: str, step: int, problem: Problem, rng: np.random.Generator) -> bytes:
+    context = dict(zip(problem.context, rng.normal(size=len(problem.context)).tolist(), strict=True))
+    return json.dumps({"unit": unit, "step": step, "context": context}).encode()
+
+
 def measure(peer: Peer | None, folder: Path) -> dict[str, dict[str, float]]:
     """Ratios and figures."""
     own: dict[str, list[float]] = {}
     theirs: dict[str, list[float]] = {}
     searched(folder / "rows.npy")
+    served = turns(folder)
     for turn in range(ROUNDS):
+        for name, answer in served.items():
+            own.setdefault(f"answer_{name}", []).append(cpu_s(answer, 20) / POPULATION)
         for name, (size, times) in SIZES.items():
             search, told = batch(size, "signs")
             own.setdefault(f"tell_{name}", []).append(cpu_s(partial(es.tell, search, told), times))
@@ -123,6 +177,8 @@ def measure(peer: Peer | None, folder: Path) -> dict[str, dict[str, float]]:
     figures = {f"{name}_ms": 1000 * mine[name] for name in mine if name.startswith("tell")}
     figures |= {
         "population_us": 1e6 * mine["population"],
+        "answer_of_one_us": 1e6 * mine["answer_one"],
+        "answer_of_copies_us": 1e6 * mine["answer_copies"],
         "cartpole_evals_per_s": rows / (mine["cartpole_step"] * steps),
         "cartpole_steps_per_s": 1 / mine["cartpole_step"],
         "tell_peak_mb_1e6": peak_mb(1_000_000),
@@ -130,7 +186,10 @@ def measure(peer: Peer | None, folder: Path) -> dict[str, dict[str, float]]:
             evolving.evolve_cartpole(es.Settings(), seed=seed).evaluations for seed in range(10)
         ),
     }
-    ratios = {"population_vs_loop": mine["loop"] / mine["population"]}
+    ratios = {
+        "population_vs_loop": mine["loop"] / mine["population"],
+        "copies_vs_one": mine["answer_one"] / mine["answer_copies"],
+    }
     if peer is not None:
         other = {name: min(each) for name, each in theirs.items()}
         ratios |= {f"tell_{name}_vs_evotorch": other[f"tell_{name}"] / mine[f"tell_{name}"] for name in SIZES}

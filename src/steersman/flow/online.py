@@ -112,7 +112,8 @@ def init(  # noqa: PLR0913  (all but four by keyword)
     served = perturbing.Served(
         share=share, seed="", keys=(), copies=copies, at=0, block_s=block_s, max_loss=max_loss, keep=keep
     )
-    perturbing.write(project, name, made.number, search, _drawn(search, served, copies if pool else 0))
+    crowd = parameters.crowd_of(graph)
+    perturbing.write(project, name, made.number, search, _drawn(search, served, copies if pool else 0), crowd)
     return made
 
 
@@ -168,7 +169,7 @@ def _update(project: Project, name: str, warehouse: Warehouse) -> Updated:
     made = _publish(warehouse, version, graph, moved, data)
     if not perturbing.place(project, name, made.number).exists():
         after = _drawn(moved, msgspec.structs.replace(served, made=made_from), len(served.keys))
-        perturbing.write(project, name, made.number, moved, after)
+        perturbing.write(project, name, made.number, moved, after, parameters.crowd_of(graph))
     if warehouse.resolve(name, CHAMPION) == number:
         warehouse.set_alias(name, CHAMPION, made.number, now_us())
     _forget(project, warehouse, name, made.number, served.keep, moved)

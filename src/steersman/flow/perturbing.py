@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,22 +14,27 @@ from msgspec import Struct
 from steersman.config import Project
 from steersman.core.decision import Decision
 from steersman.core.errors import DataError, NotFoundError
+from steersman.core.features import Raw
 from steersman.engine.disk import appearing
 from steersman.flow import places, sampling
 from steersman.learn import evolution as es
-from steersman.models.graph import Graph
+from steersman.models.graph import Copy, Crowd, Graph
+from steersman.serve import perturbed as serve
 from steersman.serve.decide import Score
 from steersman.serve.episodes import Episodes
 from steersman.serve.perturbed import Perturbing
 from steersman.timeline.episodes import microseconds
 
-SEARCH, SERVED, EPISODES = "search", "served.json", "episodes"
-
+SEARCH, SERVED = "search", "served.json"
+EPISODES, CROWD = "episodes", "crowd.onnx"
 CACHE_BYTES = 1 << 26
 """Of the copies that a server keeps; those that were met least lately are made again from their keys."""
 
 COPY_BYTES = 1 << 11
 """Of a copy beside its parameters."""
+
+CROWD_NUMBERS, FEWEST_ROWS = 1 << 20, 16
+"""Parameters of all copies in one run of their graph; where they are of fewer copies than these, each is run alone."""
 
 
 class Made(Struct, frozen=True, kw_only=True):
@@ -83,11 +88,17 @@ def place(project: Project, name: str, number: int) -> Path:
     return sampling.place(project, name) / str(number)
 
 
-def write(project: Project, name: str, number: int, search: es.Search, served: Served) -> None:
-    """Put search and copies beside a version: both appear at once, or nothing does."""
+def write(project: Project, name: str, number: int, search: es.Search, served: Served, crowd: bytes = b"") -> None:
+    """Put search and copies beside a version: all appear at once, or nothing does.
+
+    Args:
+        crowd: see `models.parameters.crowd_of`.
+    """
     with appearing(place(project, name, number)) as aside:
         es.save(search, aside / SEARCH)
         places.write(aside / SERVED, served)
+        if crowd:
+            (aside / CROWD).write_bytes(crowd)
 
 
 def read(project: Project, name: str, number: int) -> tuple[es.Search, Served]:
@@ -146,7 +157,7 @@ def of(project: Project, name: str, number: int, graph: Graph) -> Perturbing | N
     kept = len(served.keys) or max(1, CACHE_BYTES // (COPY_BYTES + 4 * len(search.mean)))
 
     @functools.lru_cache(maxsize=kept)
-    def run(key: int) -> Score:
+    def run(key: int) -> Copy:
         return _copy(search, graph, key)
 
     run(0)  # a graph that can not be perturbed must not go live
@@ -159,7 +170,26 @@ def of(project: Project, name: str, number: int, graph: Graph) -> Perturbing | N
             horizon=problem.horizon,
             horizon_us=None if problem.horizon_s is None else max(microseconds(problem.horizon_s), 1),
         )
-    return Perturbing(served.seed, served.share, keys, run, sampling.looking(project, name))
+    crowd = _crowd(place(project, name, number) / CROWD, run, len(search.mean))
+    return Perturbing(served.seed, served.share, keys, run, sampling.looking(project, name), crowd)
+
+
+def _crowd(path: Path, run: Callable[[int], Copy], size: int) -> serve.Crowd | None:
+    """The copies of keys in one run of their graph, so many rows at a time that their parameters are few."""
+    rows = CROWD_NUMBERS // size
+    if rows < FEWEST_ROWS or not path.exists():
+        return None
+    crowd = Crowd(path.read_bytes())
+
+    def scores(keys: Sequence[int], context: Raw, candidates: Raw, ids: np.ndarray) -> np.ndarray:
+        found = []
+        for start in range(0, len(keys), rows):
+            some = slice(start, start + rows)
+            parameters = np.stack([run(key).row for key in keys[some]])
+            found.append(crowd.scores(parameters, context.take(some), candidates.take(some), ids[some]))
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    return scores
 
 
 def scores(project: Project, decision: Decision, graph: Graph) -> Score:
@@ -169,5 +199,5 @@ def scores(project: Project, decision: Decision, graph: Graph) -> Score:
     return _copy(search, graph, decision.noise)
 
 
-def _copy(search: es.Search, graph: Graph, key: int) -> Callable[..., np.ndarray]:
+def _copy(search: es.Search, graph: Graph, key: int) -> Copy:
     return graph.perturbed(search.perturbed(np.array([key], dtype=np.uint64))[0].astype(np.float64))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -61,11 +63,11 @@ class Graph:
             )
         self.rowwise = self.session.get_modelmeta().custom_metadata_map.get(ROWWISE) == "yes"
         open_to_feed = sorted(self.session.get_overridable_initializers(), key=lambda node: node.name)
-        self._parameters = [(node.name, tuple(node.shape), _REAL.get(node.type)) for node in open_to_feed]
-        self._context = [name in self.inputs for name in CONTEXT_INPUTS]
-        self._candidates = [name in self.inputs for name in CANDIDATE_INPUTS]
+        self._parameters = [
+            (node.name, tuple(node.shape), _REAL[node.type]) for node in open_to_feed if node.type in _REAL
+        ]
 
-    def perturbed(self, flat: Array) -> Callable[[Raw, Raw, Array], Array]:
+    def perturbed(self, flat: Array) -> Copy:
         """`scores` of the same graph with other parameters: what it holds is they, and no graph.
 
         Args:
@@ -73,15 +75,12 @@ class Graph:
         Raises:
             DataError: the graph is not open to so many.
         """
-        sizes = [math.prod(shape) for _, shape, _ in self._parameters]
-        if not sizes or flat.shape != (sum(sizes),):
-            raise DataError(f"parameters of the shape {flat.shape} for a graph that is open to {sum(sizes)}")
-        parts = np.split(flat, np.cumsum(sizes)[:-1])
-        given = {
-            name: np.ascontiguousarray(part.reshape(shape), dtype=kind)
-            for (name, shape, kind), part in zip(self._parameters, parts, strict=True)
-        }
-        return functools.partial(self.scores, given=given)
+        size = sum(math.prod(shape) for _, shape, _ in self._parameters)
+        if not size or flat.shape != (size,):
+            raise DataError(f"parameters of the shape {flat.shape} for a graph that is open to {size}")
+        row = flat.astype(np.result_type(*(kind for _, _, kind in self._parameters)))
+        given = _cut(self._parameters, row, ())
+        return Copy(row, functools.partial(self.scores, given=given))
 
     def scores(self, context: Raw, candidates: Raw, ids: Array, given: Mapping[str, Array] | None = None) -> Array:
         """Score of every candidate.
@@ -96,18 +95,44 @@ class Graph:
         Raises:
             DataError: the rows are not what the graph's encoder takes.
         """
-        feed = {CANDIDATE_IDS: ids, **(given or {})}
-        for raw, names, read in (
-            (context, CONTEXT_INPUTS, self._context),
-            (candidates, CANDIDATE_INPUTS, self._candidates),
-        ):
-            if read[0]:
-                feed[names[0]] = raw.numbers
-            if read[1]:
-                feed[names[1]] = _texts(raw)
-            if read[2]:
-                feed[names[2]] = raw.lists
-        return _run(self.session, feed)
+        return _run(self.session, {**_feed(self.inputs, context, candidates, ids), **(given or {})})
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """A graph with other parameters.
+
+    Attributes:
+        row: [d], the parameters.
+        run: `Graph.scores` with them.
+    """
+
+    row: Array
+    run: Callable[[Raw, Raw, Array], Array]
+
+    def __call__(self, context: Raw, candidates: Raw, ids: Array) -> Array:
+        """As `Graph.scores`."""
+        return self.run(context, candidates, ids)
+
+
+class Crowd:
+    """Copies of a graph that answer in one run, each a row, by the parameters that come with it.
+
+    Args:
+        data: of `models.parameters.crowd_of`.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._session = open_session(data)
+        nodes = self._session.get_inputs()
+        self._inputs = tuple(node.name for node in nodes if node.name in INPUTS)
+        fed = sorted((node for node in nodes if node.name not in INPUTS), key=lambda node: node.name)
+        self._parameters = [(node.name, tuple(node.shape[1:]), _REAL[node.type]) for node in fed]
+
+    def scores(self, rows: Array, context: Raw, candidates: Raw, ids: Array) -> Array:
+        """As `Graph.scores`; row n of each by the parameters rows[n], [N, d] in the order of `models.parameters`."""
+        feed = _feed(self._inputs, context, candidates, ids)
+        return _run(self._session, feed | _cut(self._parameters, rows, (len(rows),)))
 
 
 class EncodedScorer:
@@ -129,6 +154,31 @@ class EncodedScorer:
             chunk = {ENCODED_CONTEXT: context[rows], ENCODED_CANDIDATES: candidates[rows]}
             scores.append(_run(self._session, {name: chunk[name] for name in self._inputs}))
         return np.concatenate(scores[1:] or scores)
+
+
+def _feed(inputs: Container[str], context: Raw, candidates: Raw, ids: Array) -> dict[str, Array]:
+    """What a graph takes of the raw rows."""
+    feed = {CANDIDATE_IDS: ids}
+    for raw, (numbers, texts, lists) in ((context, CONTEXT_INPUTS), (candidates, CANDIDATE_INPUTS)):
+        if numbers in inputs:
+            feed[numbers] = raw.numbers
+        if texts in inputs:
+            feed[texts] = _texts(raw)
+        if lists in inputs:
+            feed[lists] = raw.lists
+    return feed
+
+
+def _cut(
+    parameters: Sequence[tuple[str, tuple[int, ...], Any]], rows: Array, leading: tuple[int, ...]
+) -> dict[str, Array]:
+    """The tensors of which the last axis of `rows` has the numbers one after the other; name -> [*leading, *shape]."""
+    ends = np.cumsum([math.prod(shape) for _, shape, _ in parameters])
+    parts = np.split(rows, ends[:-1], axis=-1)
+    return {
+        name: np.ascontiguousarray(part.reshape(*leading, *shape), dtype=kind)
+        for (name, shape, kind), part in zip(parameters, parts, strict=True)
+    }
 
 
 def open_session(data: bytes) -> onnxruntime.InferenceSession:

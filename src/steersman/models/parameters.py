@@ -72,6 +72,79 @@ def opened(data: bytes, flat: Array) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
+def crowd_of(data: bytes) -> bytes:
+    """The graph in which every row has parameters of its own: inputs [N, ...], and no parameters inside.
+
+    Empty where that can not be told: a parameter is something else than the right factor of a matrix product, or a
+    summand or factor, element by element, of what has a row for each of N.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(data))
+    graph, tensors = model.graph, {tensor.name: tensor for tensor in _parameters(model)}
+    known = [*graph.value_info, *graph.input, *graph.output]
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
+    constants = {tensor.name for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    axes: dict[str, str] = {}  # of constants that name axes
+    for node in graph.node:
+        own = [place for place, name in enumerate(node.input) if name in tensors]
+        if not own:
+            nodes.append(node)
+            continue
+        other = node.input[1 - own[0]] if len(node.input) == 2 else ""
+        made = _by_row(node, own, tensors[node.input[own[0]]], ranks.get(other, 0), axes)
+        if len(own) > 1 or other in constants or not made:
+            return b""
+        nodes += made
+    kept = [tensor for tensor in graph.initializer if tensor.name not in tensors]
+    kept += [
+        numpy_helper.from_array(np.array([int(axis) for axis in text.split()]), name) for text, name in axes.items()
+    ]
+    given = [
+        helper.make_tensor_value_info(name, tensor.data_type, ["N", *tensor.dims]) for name, tensor in tensors.items()
+    ]
+    inputs = [value for value in graph.input if value.name not in tensors] + given
+    crowd = helper.make_graph(nodes, "crowd", inputs, list(graph.output), initializer=kept)
+    made_model = helper.make_model(crowd, opset_imports=model.opset_import, ir_version=model.ir_version)
+    try:
+        onnx.checker.check_model(made_model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return b""
+    return made_model.SerializeToString(deterministic=True)
+
+
+def _by_row(
+    node: onnx.NodeProto, own: list[int], tensor: TensorProto, rank: int, axes: dict[str, str]
+) -> list[onnx.NodeProto]:
+    """The nodes for one with a parameter [N, ...] and an operand of a rank; none: there are none."""
+    result, name = node.output[0], tensor.name
+
+    def constant(of: range) -> str:
+        return axes.setdefault(" ".join(map(str, of)), f"{SCORER}crowd_axes_{len(axes)}")
+
+    def op(kind: str, value: str, of: range, to: str) -> onnx.NodeProto:
+        return helper.make_node(kind, [value, constant(of)], [to])
+
+    if node.op_type == "MatMul" and own == [1] and len(tensor.dims) == 2 and rank == 2:  # [N, 1, F] by [N, F, H]
+        row, product = f"{result}/row", f"{result}/product"
+        return [
+            op("Unsqueeze", node.input[0], range(1, 2), row),
+            helper.make_node("MatMul", [row, name], [product]),
+            op("Squeeze", product, range(1, 2), result),
+        ]
+    spare = rank - 1 - len(tensor.dims)  # axes between that of N and those of the parameter
+    if node.op_type == "MatMul":
+        fits = own == [1] and len(tensor.dims) == 2
+    else:
+        fits = node.op_type in ("Add", "Sub", "Mul", "Div")
+    if not fits or spare < 0:
+        return []
+    given = f"{result}/given" if spare else name
+    changed = onnx.NodeProto()
+    changed.CopyFrom(node)
+    changed.input[own[0]] = given
+    return [*([op("Unsqueeze", name, range(1, 1 + spare), given)] if spare else []), changed]
+
+
 def _parameters(model: onnx.ModelProto) -> list[TensorProto]:
     return [
         tensor

@@ -216,7 +216,13 @@ def encode(encoder: Encoder, requests: Sequence[Request]) -> Encoded:
 
 
 def decide(
-    problem: Problem, version: Version, requests: Sequence[Request], scores: Array, mask: Array, now: int
+    problem: Problem,
+    version: Version,
+    requests: Sequence[Request],
+    scores: Array,
+    mask: Array,
+    now: int,
+    noise: Sequence[int | None] | None = None,
 ) -> list[Decision]:
     """One Decision a request: probabilities by the version's explorer, the draw by the decision's id.
 
@@ -226,26 +232,34 @@ def decide(
         scores: [N, K] f32, or draws of them [N, K, M].
         mask: [N, K] bool; a row's candidates stand first, padding after them.
         now: microseconds UTC.
+        noise: [N], key of the perturbed copy that gave the scores, or None; None: no copy gave any.
     Raises:
         Error: a score is not finite: the version is broken, not the request.
     """
+    keys = noise or [None] * len(requests)
     if version.encoder.numbers is not None:
         actions, propensities = _choose_numbers(problem, version, [request.id for request in requests], scores)
         return [
-            _decision(problem, version, request, action, propensity, now)
-            for request, action, propensity in zip(requests, actions, propensities, strict=True)
+            _decision(problem, version, request, action, propensity, now, key)
+            for request, action, propensity, key in zip(requests, actions, propensities, keys, strict=True)
         ]
     if scores.shape[:2] != mask.shape:
         raise Error(f"{version.name}/{version.number} gave scores {scores.shape} for candidates {mask.shape}")
     places, propensities = _choose(version, [request.id for request in requests], scores, mask)
     return [
-        _decision(problem, version, request, request.candidates[place].id, propensity, now)
-        for request, place, propensity in zip(requests, places, propensities, strict=True)
+        _decision(problem, version, request, request.candidates[place].id, propensity, now, key)
+        for request, place, propensity, key in zip(requests, places, propensities, keys, strict=True)
     ]
 
 
 def _decision(
-    problem: Problem, version: Version, request: Request, action: str | tuple[float, ...], propensity: float, now: int
+    problem: Problem,
+    version: Version,
+    request: Request,
+    action: str | tuple[float, ...],
+    propensity: float,
+    now: int,
+    noise: int | None,
 ) -> Decision:
     return Decision(
         id=request.id,
@@ -258,6 +272,7 @@ def _decision(
         propensity=propensity,
         version=version.number,
         step=request.step,
+        noise=noise,
         deferred=request.deferred,
     )
 
@@ -350,7 +365,14 @@ def same_alone(encoder: Encoder, names: Sequence[str], score: Score, rows: int =
     Args:
         names: ids of the named actions; empty: candidates of any id.
     """
-    random = np.random.default_rng(0)
+    return same_bits(encoder, names, [score] * rows, lambda _: score)
+
+
+def same_bits(
+    encoder: Encoder, names: Sequence[str], alone: Sequence[Score], together: Callable[[slice], Score]
+) -> bool:
+    """The same of N random rows, each scored alone by its own and, some of them, by what scores them together."""
+    random, rows = np.random.default_rng(0), len(alone)
     counts = np.full(rows, len(names)) if names else random.integers(1, 13, size=rows)
     counts *= encoder.numbers is None
     width = int(counts.max())
@@ -360,14 +382,14 @@ def same_alone(encoder: Encoder, names: Sequence[str], score: Score, rows: int =
     context = random_raw(encoder.context, (rows,), random)
     candidates = random_raw(encoder.candidate, (int(mask.sum()),), random).spread(mask)
 
-    alone = score_rows(score, Encoded(context, candidates, ids, mask), together=False)
-    there_is = mask.reshape(*mask.shape, *[1] * (alone.ndim - 2))  # of draws too
+    scores = score_alone(alone, Encoded(context, candidates, ids, mask))
+    there_is = mask.reshape(*mask.shape, *[1] * (scores.ndim - 2))  # of draws too
     for size in (rows, 2, 3, 5, 7, 16):
         for start in range(0, rows, size):
             some = slice(start, start + size)
-            together = score(context.take(some), candidates.take(some), ids[some])
-            there = together if encoder.numbers else np.where(there_is[some], together, 0.0)
-            if there.tobytes() != alone[some].tobytes():
+            found = together(some)(context.take(some), candidates.take(some), ids[some])
+            there = found if encoder.numbers else np.where(there_is[some], found, 0.0)
+            if there.tobytes() != scores[some].tobytes():
                 return False
     return True
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-import msgspec
 import numpy as np
 
 from steersman.core.decision import Decision, Problem, uniform_draw
+from steersman.core.features import Encoder, Raw
 from steersman.core.version import Version
-from steersman.serve.decide import Encoded, Request, Score, decide, encode, score_alone, score_rows
+from steersman.serve.decide import Encoded, Request, Score, decide, encode, same_bits, score_alone, score_rows
 
 Array = np.ndarray
+Crowd = Callable[[Sequence[int], Raw, Raw, Array], Array]
+"""Copies in one run: the key of each row [N], then what a graph takes -> scores [N, K]."""
 
 
 class Own(Protocol):
@@ -39,6 +42,7 @@ class Perturbing:
             own.
         run: key -> the graph with the parameters of that copy.
         why_not: why copies may not decide now; empty: they may.
+        crowd: many copies at once, each for a row, to the bits that each gives alone; None: they are run one by one.
     """
 
     seed: str
@@ -46,6 +50,7 @@ class Perturbing:
     keys: tuple[int, ...] | Own
     run: Callable[[int], Score]
     why_not: Callable[[], str] = lambda: ""
+    crowd: Crowd | None = None
 
     def met(self, requests: Sequence[Request], now: int) -> list[int | None]:
         """The key of the copy that decides each request; None: the version itself does."""
@@ -63,6 +68,19 @@ class Perturbing:
         """The client said that these were the last decisions of their episodes."""
         if not isinstance(self.keys, tuple):
             self.keys.ended(decisions)
+
+
+def checked(perturbing: Perturbing, encoder: Encoder, names: Sequence[str], together: bool) -> Perturbing:
+    """With its crowd only where a version's rows may be run together, and copies gave random rows the same bits."""
+    crowd, keys = perturbing.crowd, range(64)
+    if crowd is not None and not (
+        together
+        and same_bits(
+            encoder, names, [perturbing.run(key) for key in keys], lambda some: functools.partial(crowd, keys[some])
+        )
+    ):
+        return replace(perturbing, crowd=None)
+    return perturbing
 
 
 def decide_by_copies(
@@ -90,11 +108,7 @@ def decide_by_copies(
         return decide(problem, version, requests, scores, encoded.mask, now), scores
     keys = perturbing.met(requests, now)
     scores = _scored(perturbing, run, keys, encoded, together)
-    decisions = decide(problem, version, requests, scores, encoded.mask, now)
-    return [
-        decision if key is None else msgspec.structs.replace(decision, noise=key)
-        for decision, key in zip(decisions, keys, strict=True)
-    ], scores
+    return decide(problem, version, requests, scores, encoded.mask, now, keys), scores
 
 
 def _scored(perturbing: Perturbing, run: Score, keys: Sequence[int | None], encoded: Encoded, together: bool) -> Array:
@@ -102,16 +116,28 @@ def _scored(perturbing: Perturbing, run: Score, keys: Sequence[int | None], enco
     members: dict[int | None, list[int]] = {}
     for row, key in enumerate(keys):
         members.setdefault(key, []).append(row)
-    runs = {key: run if key is None else perturbing.run(key) for key in members}
     found: list[tuple[list[int], Array]] = []
+
+    def at_once(rows: list[int], run: Score) -> None:
+        some = encoded.take(rows) if len(rows) < len(keys) else encoded
+        found.append((rows, run(some.context, some.candidates, some.ids)))
+
     if together:
-        for key in [key for key, rows in members.items() if len(rows) > 1]:
-            some = encoded.take(rows := members.pop(key))
-            found.append((rows, runs[key](some.context, some.candidates, some.ids)))
+        if None in members:
+            at_once(members.pop(None), run)
+        perturbed = [row for row, key in enumerate(keys) if key is not None]
+        if perturbing.crowd and len(members) > 1:
+            members.clear()
+            at_once(perturbed, functools.partial(perturbing.crowd, [key for key in keys if key is not None]))
+        for key in [key for key, rows in members.items() if key is not None and len(rows) > 1]:
+            at_once(members.pop(key), perturbing.run(key))
     if members:
         rows = sorted(row for rows in members.values() for row in rows)
+        runs = {key: run if key is None else perturbing.run(key) for key in members}
         some = encoded.take(rows) if found else encoded
         found.append((rows, score_alone([runs[keys[row]] for row in rows], some)))
+    if len(found) == 1:  # all rows, in their order
+        return found[0][1]
     scores = np.zeros((len(keys), *found[0][1].shape[1:]), dtype=np.float32)
     for rows, score in found:
         scores[rows] = score

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from steersman.core.decision import Decision
 from steersman.core.errors import ConfigError, DataError, Error
@@ -13,7 +13,7 @@ from steersman.core.version import Rollout
 from steersman.serve.background import give_back
 from steersman.serve.decide import Array, Request, reader, same_alone
 from steersman.serve.live import Counts, Live, error_parts
-from steersman.serve.perturbed import Perturbing, decide_by_copies
+from steersman.serve.perturbed import Perturbing, checked, decide_by_copies
 
 Wanted = Mapping[str, int | Rollout]
 """Policy -> the version that decides, or the rollout that says which one does."""
@@ -217,6 +217,8 @@ class Versions:
         read = reader(problem, self._candidates)
         names = version.encoder.actions or getattr(problem.actions, "names", ())
         together = same_alone(version.encoder, names, live.run) and live.rowwise
+        if live.perturbing:
+            live = replace(live, perturbing=checked(live.perturbing, version.encoder, names, together))
         loaded = Loaded(live, read, together, self._now())
         for body in live.warm_up:
             _answer(loaded, body)
