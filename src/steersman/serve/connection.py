@@ -96,7 +96,7 @@ class Slot:
 
     Attributes:
         kind: content type of the answer.
-        more: further header lines of it, each with its end.
+        more: further header lines of it, each behind a line's end.
         about, began: the model that was asked, and when, in seconds of a clock of its own; for the metrics.
         asked: the request, if there is an access log.
     """
@@ -148,6 +148,7 @@ class Connection(asyncio.Protocol):
         self._start_message()
 
     def _start_message(self) -> None:
+        self._version = ""
         self._url = b""
         self._head_bytes = 0
         self._unparsed_bytes = 0
@@ -268,7 +269,7 @@ class Connection(asyncio.Protocol):
         if self._done:
             return
         self._in_body = True
-        version = self._parser.get_http_version()
+        self._version = version = self._parser.get_http_version()
         declared, self._body_bytes = self._body_bytes, 0
         if version not in ("1.1", "1.0"):
             self._refuse(HttpError(HTTPStatus.BAD_REQUEST, f"HTTP/{version} is not spoken here", hint="HTTP/1.1 is"))
@@ -308,7 +309,7 @@ class Connection(asyncio.Protocol):
         self._receiving = self._in_body = self._owes_continue = False
         close = not self._parser.should_keep_alive()
         method = self._parser.get_method()
-        slot = Slot(self, self._parser.get_http_version(), close, method == b"HEAD")
+        slot = Slot(self, self._version, close, method == b"HEAD")
         self._slots.append(slot)
         self._done = close
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)

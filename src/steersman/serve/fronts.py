@@ -9,13 +9,13 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
 
 import msgspec
 import numpy as np
 
 from steersman.core.errors import ConflictError, DataError, Error, NotFoundError
 from steersman.serve import kserve, sagemaker, tfserving, values
+from steersman.serve.binary import Infer
 from steersman.serve.connection import Asked, HttpError, Owner, Slot
 from steersman.serve.metrics import REST, Metrics
 from steersman.serve.predicting import Models, Serving
@@ -23,6 +23,7 @@ from steersman.serve.settings import Settings
 
 Array = np.ndarray
 _to_json = msgspec.json.Encoder().encode
+READER, INFER = "tfserving reader", "infer"
 Errors = Callable[[Error], bytes]
 METHODS = ("GET", "POST", "DELETE")
 T = TypeVar("T")
@@ -96,7 +97,6 @@ class Fronts:
         self._settings = settings
         self._server = server
         self.ready = ready
-        self._readers: WeakKeyDictionary[Serving, tfserving.Reader] = WeakKeyDictionary()
         self._version = importlib.metadata.version("steersman")
 
     # -- TensorFlow Serving ------------------------------------------------------------------------------------
@@ -157,9 +157,9 @@ class Fronts:
             raise tfserving.not_served(call, error.field != "label") from None
 
     def _reader(self, serving: Serving) -> tfserving.Reader:
-        reader = self._readers.get(serving)
+        reader: tfserving.Reader | None = serving.kept.get(READER)
         if reader is None:
-            self._readers[serving] = reader = tfserving.reader(serving.model.signature)
+            serving.kept[READER] = reader = tfserving.reader(serving.model.signature)
         return reader
 
     # -- Open Inference Protocol -------------------------------------------------------------------------------
@@ -215,14 +215,16 @@ class Fronts:
         length = asked.headers.get(b"inference-header-content-length")
         if length is not None and not (length.isdigit() and len(length) < 19):
             raise DataError(f"Inference-Header-Content-Length is {length[:40]!r}, must be a number of bytes")
-        signature = serving.model.signature
-        question = kserve.read_infer(asked.body, None if length is None else int(length), signature)
+        infer: Infer | None = serving.kept.get(INFER)
+        if infer is None:
+            serving.kept[INFER] = infer = Infer(serving.name, serving.number, serving.model.signature)
+        question, known = infer.read(asked.body, None if length is None else int(length))
 
         def write(outputs: list[Array]) -> bytes:
-            body, json_bytes = kserve.write_infer(serving.name, serving.number, question, outputs, signature)
+            body, json_bytes = infer.write(question, known, outputs)
             if json_bytes is not None:
                 slot.kind = kserve.BINARY
-                slot.more = b"inference-header-content-length: %d\r\n" % json_bytes
+                slot.more = b"\r\ninference-header-content-length: %d" % json_bytes
             return body
 
         self._predict(serving, question.feeds, slot, write, kserve.error_body)

@@ -149,8 +149,7 @@ class Server:
             return b"HTTP/1.1 204 No Content" + end
         key = slot.status, slot.allow, slot.kind
         head = self._heads.get(key) or self._head(*key)
-        more = b"\r\n" + slot.more[:-2] if slot.more else b""
-        return b"%b%d%b%b%b" % (head, len(slot.body), more, end, b"" if slot.bare else slot.body)
+        return b"%b%d%b%b%b" % (head, len(slot.body), slot.more, end, b"" if slot.bare else slot.body)
 
     def _log(self, slot: Slot, asked: Asked) -> None:
         line = {

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import re
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 from urllib.parse import unquote
@@ -39,6 +40,7 @@ DATATYPES = {
     **{f"{sign}int{bits}": f"{sign}int{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
     **{f"float{bits}": f"FP{bits}" for bits in (16, 32, 64)},
 }
+_NATIVE = sys.byteorder == "little"
 _LITTLE = {dtype: np.dtype(dtype).newbyteorder("<") for dtype in DTYPES}
 _to_json = msgspec.json.Encoder().encode
 _MOST = float(np.finfo(np.float32).max)
@@ -321,7 +323,7 @@ def _texts(raw: bytes, name: str) -> Array:
 def to_raw(array: Array) -> bytes:
     """The bytes that `from_raw` reads."""
     if array.dtype != object:
-        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        return array.tobytes() if _NATIVE else array.astype(array.dtype.newbyteorder("<")).tobytes()
     encoded = [text.encode() for text in array.reshape(-1).tolist()]
     return b"".join(struct.pack("<I", len(one)) + one for one in encoded)
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -95,6 +96,7 @@ class Serving:
             is on a thread, would make a model heavy for good on a machine that is busy.
         timed: whether the processor time of the next run is taken.
         recorded: of the last requests to any version some.
+        kept: what the front ends keep of this version, by names of theirs.
         runs, requests, rows: counted since it was loaded.
     """
 
@@ -112,6 +114,7 @@ class Serving:
     thread: ThreadPoolExecutor | None = None
     busy: bool = False
     timed: bool = True
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -400,7 +403,7 @@ def _groups(askings: list[_Asking], together: bool, limit: int) -> Iterator[list
         return
     shapes: dict[tuple[tuple[int, ...], ...], list[_Asking]] = {}
     for asking in askings:
-        shapes.setdefault(tuple(array.shape[1:] for array in asking.feeds.values()), []).append(asking)
+        shapes.setdefault(tuple([array.shape[1:] for array in asking.feeds.values()]), []).append(asking)
     for alike in shapes.values():
         start = rows = 0
         for i, asking in enumerate(alike):
