@@ -5,15 +5,24 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
+from served import LIGHT_ENCODER
+from steersman.core.decision import Candidate
 from steersman.core.errors import DataError
 from steersman.core.noise import Noise, pairs, quantiles
+from steersman.flow import perturbing
+from steersman.learn import evolution as es
+from steersman.models import parameters
+from steersman.models.graph import Graph
+from steersman.models.onnx import compose
 
 GOLDEN = [
     ("00000000000000000000000000000000", 0, 1),
@@ -97,6 +106,37 @@ def test_noise_has_its_golden_hashes_in_numpy_and_in_torch(kind: str) -> None:
     for (run, key, size), golden in zip(GOLDEN, HASHES[kind], strict=True):
         assert digest(getattr(Noise(bytes.fromhex(run)), kind)(key, size)) == golden
         assert digest(in_torch(kind, run, key, size).numpy()) == golden
+
+
+def of_size(size: int) -> Graph:
+    """A graph to serve with so many parameters, which all count."""
+    constants = [numpy_helper.from_array(np.zeros(size, dtype=np.float32), "all")]
+    constants += [numpy_helper.from_array(np.array([axis]), f"axis {axis}") for axis in (0, 2)]
+    nodes = [
+        helper.make_node("ReduceSum", ["all", "axis 0"], ["total"], keepdims=0),
+        helper.make_node("ReduceSum", ["candidates", "axis 2"], ["each"], keepdims=0),
+        helper.make_node("Mul", ["each", "total"], ["scores"]),
+    ]
+    inputs, output = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("candidates", ["N", "K", 2]), ("scores", ["N", "K"]))
+    )
+    scorer = helper.make_graph(nodes, "sum", [inputs], [output], initializer=constants)
+    opset = helper.make_opsetid("", 20)
+    data = helper.make_model(scorer, opset_imports=[opset], ir_version=10).SerializeToString()
+    return Graph(parameters.opened(compose(LIGHT_ENCODER, data), np.zeros(size)))
+
+
+@pytest.mark.parametrize("kind", ["signs", "normals"])
+def test_a_served_copy_has_the_golden_noise(kind: Any) -> None:
+    for (run, key, size), golden in zip(GOLDEN, HASHES[kind], strict=True):
+        nothing = np.full(size, -0.0)  # what is added to it keeps the sign of a 0, too
+        search = es.begin(es.Settings(es.OpenES(), noise=kind, sigma=1.0), nothing, bytes.fromhex(run))
+        copy = perturbing.copy_of(search, of_size(size), key)
+        assert digest(copy.row) == golden
+        candidates, ids = LIGHT_ENCODER.raw_candidates([(Candidate("off"), Candidate("on"))], 2)
+        scores = copy(LIGHT_ENCODER.raw_context([{"lux": 1.0}]), candidates, ids)
+        assert scores[0] == pytest.approx(in_torch(kind, run, key, size).sum().item(), rel=1e-4, abs=0.1)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 5000), st.integers(0, 600), st.sampled_from(["signs", "normals"]))

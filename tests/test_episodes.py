@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,5 +127,26 @@ def test_a_table_that_is_damaged_is_refused_and_keys_that_are_not_mirrored_are_f
         (tmp_path / "bad").write_bytes(body)
         with pytest.raises(DataError, match="is damaged"):
             open_table(tmp_path / "bad")
-    os.truncate(tmp_path / "bad", 0)
-    open_table(tmp_path / "bad")
+    for begun in (b"", bytes(1000)):  # by a process that was killed
+        (tmp_path / "bad").write_bytes(begun)
+        assert len(set(open_table(tmp_path / "bad").keys([asked("u", "d1"), asked("v", "d2")], 1))) == 2
+        assert len((tmp_path / "bad").read_bytes()) == len(whole)
+
+
+def test_a_disk_that_is_full_says_so_when_the_table_is_made(tmp_path: Path) -> None:
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from steersman.serve.episodes import Episodes
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    Episodes(Path(sys.argv[1]), mirrored=True)
+except OSError as error:
+    print(error.strerror)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "t")], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    assert said == "File too large\n"
+    open_table(tmp_path / "t")

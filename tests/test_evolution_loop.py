@@ -123,6 +123,8 @@ def check(directory: Path, settings: es.Settings, generations: int) -> None:
         assert np.array_equal(served, search.mean.astype(np.float32).astype(np.float64))
         moved.add(search.digest)
     assert len(moved) == generations
+    tables = {int(path.parent.name) for path in made.root.glob("es/side/*/episodes")}
+    assert tables <= {2 + generations, 3 + generations}  # of versions before those nobody decides any more
 
 
 def test_five_generations_in_three_processes_are_those_of_one(tmp_path: Path) -> None:

@@ -173,6 +173,7 @@ def _update(project: Project, name: str, warehouse: Warehouse) -> Updated:
     if warehouse.resolve(name, CHAMPION) == number:
         warehouse.set_alias(name, CHAMPION, made.number, now_us())
     _forget(project, warehouse, name, made.number, served.keep, moved)
+    perturbing.rest(project, name, number)  # the parent itself may decide until servers have looked
     pending.unlink()
     return Updated(name, made.number, number, samples.episodes, samples.open, found.account, found.gain)
 

@@ -149,6 +149,13 @@ def remove(project: Project, name: str, number: int) -> None:
     shutil.rmtree(aside)
 
 
+def rest(project: Project, name: str, number: int) -> None:
+    """Remove what is known of running episodes of all versions before one."""
+    for one in place(project, name, number).parent.glob(f"*/{EPISODES}"):
+        if one.parent.name.isdecimal() and int(one.parent.name) < number:
+            one.unlink(missing_ok=True)
+
+
 def of(project: Project, name: str, number: int, graph: Graph) -> Perturbing | None:
     """The perturbed copies of a version for the server; None: it has none. A copy is made when it is first met."""
     if not place(project, name, number).exists():
@@ -158,7 +165,7 @@ def of(project: Project, name: str, number: int, graph: Graph) -> Perturbing | N
 
     @functools.lru_cache(maxsize=kept)
     def run(key: int) -> Copy:
-        return _copy(search, graph, key)
+        return copy_of(search, graph, key)
 
     run(0)  # a graph that can not be perturbed must not go live
     keys: tuple[int, ...] | Episodes = served.keys
@@ -196,8 +203,9 @@ def scores(project: Project, decision: Decision, graph: Graph) -> Score:
     """The perturbed copy that made a logged decision."""
     assert decision.noise is not None
     search, _ = read(project, decision.problem, decision.version)
-    return _copy(search, graph, decision.noise)
+    return copy_of(search, graph, decision.noise)
 
 
-def _copy(search: es.Search, graph: Graph, key: int) -> Copy:
+def copy_of(search: es.Search, graph: Graph, key: int) -> Copy:
+    """The graph with the parameters that a key stands for."""
     return graph.perturbed(search.perturbed(np.array([key], dtype=np.uint64))[0].astype(np.float64))

@@ -52,6 +52,7 @@ class Episodes:
         entropy: gives so many random bytes.
     Raises:
         DataError: the file is damaged.
+        OSError: there is no room for it.
     """
 
     def __init__(
@@ -68,11 +69,10 @@ class Episodes:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         weakref.finalize(self, os.close, self._file)
         with self._alone():
-            if not os.fstat(self._file).st_size:
-                sets = -(-4 * capacity // WAYS)  # an episode has two entries; the sets are half full then
-                os.ftruncate(self._file, 8 * (_HEADER + sets * _SET))
-                os.pwrite(self._file, array("Q", [MAGIC, sets]).tobytes(), 0)
             head = array("Q", os.pread(self._file, 8 * _HEADER, 0).ljust(8 * _HEADER, b"\0"))
+            if not any(head):  # new, or of a process that ended before it was whole
+                head[_MAGIC_AT], head[_SETS_AT] = MAGIC, -(-4 * capacity // WAYS)  # two entries each: half full
+                self._make(head)
             self._sets = head[_SETS_AT]
             size = 8 * (_HEADER + self._sets * _SET)
             if head[_MAGIC_AT] != MAGIC or os.fstat(self._file).st_size != size:
@@ -100,6 +100,16 @@ class Episodes:
                 if there and self._words[place + LAST] == mine:
                     self._free(place)
                 self._free(pointer)
+
+    def _make(self, head: array[int]) -> None:
+        """Write the zeros too: a disk that is full must say so now, and not when the memory of a hole is written to."""
+        with os.fdopen(self._file, "r+b", buffering=0, closefd=False) as file:
+            file.truncate(0)
+            rest = memoryview(bytes(8 * (_HEADER + head[_SETS_AT] * _SET)))
+            while rest:
+                rest = rest[file.write(rest) :]
+            file.seek(0)
+            file.write(head.tobytes())
 
     def _key(self, request: Request, now: int) -> int:
         words = self._words
