@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import threading
@@ -16,7 +17,7 @@ from steersman import config, demo
 from steersman.cli import numbers
 from steersman.cli.show import plain, show
 from steersman.core.errors import ConfigError, GateError
-from steersman.flow import evolving, guarding, online, sampling
+from steersman.flow import distributed, evolving, guarding, online, sampling
 from steersman.learn import evolution as es
 from steersman.worlds import poles
 
@@ -25,7 +26,7 @@ SOLVERS: dict[str, type[es.Solver]] = {
 }  # fmt: skip
 STEPS: dict[str, type[es.SGD] | type[es.Adam] | type[es.ClipUp]] = {"sgd": es.SGD, "adam": es.Adam, "clipup": es.ClipUp}
 
-ALONE = ("solver", "step", "rate", "noise", "sigma", "population", "common", "search")
+ALONE = ("solver", "step", "rate", "noise", "sigma", "population", "common", "search", "ray")
 """Options of a run without a server: a version has a search that `es init` made."""
 
 
@@ -86,6 +87,9 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
     run.add_argument("--seed", type=numbers.seed, help="to see the same run again (default: all is drawn afresh)")
     run.add_argument("--search", type=Path, metavar="FILE", help="goes on from there; written after every batch")
     _solver_options(run, sigma=0.3)
+    run.add_argument(
+        "--ray", metavar="ADDRESS", help="evaluate on the Ray cluster with the head HOST:PORT, or on a new one: local"
+    )
     run.set_defaults(
         alone={name: run.get_default(name) for name in ALONE},
         kept="with --search FILE the same command goes on; of NAME all rounds that ended are kept",
@@ -230,21 +234,24 @@ def _run(options: argparse.Namespace) -> None:
     if not options.json:
         sys.stdout.write("generation  evaluations  mean return    best  without noise\n")
     settings = es.Settings(_solver(options), noise=options.noise, sigma=options.sigma, shapes=evolving.NET.shapes)
-    found = evolving.evolve_cartpole(
-        settings,
-        population=options.population,
-        batches=options.rounds,
-        common=options.common,
-        seed=options.seed,
-        path=options.search,
-        tell=tell,
-    )
+    with contextlib.nullcontext(None) if options.ray is None else distributed.cluster(options.ray) as ray:
+        found = evolving.evolve_cartpole(
+            settings,
+            population=options.population,
+            batches=options.rounds,
+            common=options.common,
+            seed=options.seed,
+            path=options.search,
+            tell=tell,
+            by=evolving.evaluate if ray is None else ray,
+        )
     won = f"solved after {found.evaluations:,} evaluations" if found.solved else "not solved"
     show(
         options,
         found,
         f"{won}: without noise {found.clean:.1f} of {poles.STEPS}, the mean of {evolving.EPISODES} episodes",
         *([f"search  {options.search}"] if options.search else []),
+        *([f"ray     {ray.cores} cores, evaluated on {len(ray.machines)} machines"] if ray else []),
     )
 
 

@@ -63,6 +63,8 @@ class Evolved(Struct, frozen=True):
 
 
 Tell = Callable[[Generation], None]
+Evaluate = Callable[[es.Search, Array, Array], Array]
+"""How returns are found: `evaluate`, or a cluster that gives the same bits."""
 
 
 def play(parameters: Array, state: Array) -> Array:
@@ -85,6 +87,19 @@ def play(parameters: Array, state: Array) -> Array:
     return returns
 
 
+def evaluate(search: es.Search, keys: Array, state: Array) -> Array:
+    """[P] f64: the return of an episode of each perturbed policy, and of the search's own where there are more starts.
+
+    The return of a row does not depend on the rows beside it, to the bit.
+
+    Args:
+        keys: [K] u64, of the first rows.
+        state: [P, 4] f64, where each begins, at least K.
+    """
+    clean = np.broadcast_to(search.mean.astype(np.float32), (len(state) - len(keys), NET.size))
+    return play(np.concatenate([search.perturbed(keys), clean]) if len(keys) else clean, state)
+
+
 def starts(common: Common, population: int, rng: np.random.Generator) -> Array:
     """[population, 4] f64: where the episodes of a batch begin; a world's chance is nothing else than that.
 
@@ -99,7 +114,7 @@ def starts(common: Common, population: int, rng: np.random.Generator) -> Array:
     return np.repeat(poles.starts(population // alike, rng), alike, axis=0)
 
 
-def evolve_cartpole(
+def evolve_cartpole(  # noqa: PLR0913  (all but the first by keyword)
     settings: es.Settings,
     *,
     population: int = POPULATION,
@@ -108,6 +123,7 @@ def evolve_cartpole(
     seed: int | None = None,
     path: Path | None = None,
     tell: Tell = lambda _: None,
+    by: Evaluate = evaluate,
 ) -> Evolved:
     """Search until the policy without noise solves CartPole, or until so many batches were told.
 
@@ -117,6 +133,7 @@ def evolve_cartpole(
         seed: of the world and of the keys, so that it can be repeated; None: both from the system's entropy.
         path: of the search: it goes on from there if there is one, and is written after every generation.
         tell: called with every batch.
+        by: where the episodes are played.
     Raises:
         ConfigError: the search at `path` has other settings, or its keys are no pairs.
     """
@@ -127,9 +144,7 @@ def evolve_cartpole(
     for batch in itertools.count():
         entropy, rng = _drawn(seed, search.generation, idle)
         keys = es.ask(search, population, entropy)
-        clean = np.broadcast_to(search.mean.astype(np.float32), (EPISODES, NET.size))
-        begin = np.concatenate([starts(common, population, rng), poles.starts(EPISODES, rng)])
-        returns = play(np.concatenate([search.perturbed(keys), clean]), begin)
+        returns = by(search, keys, np.concatenate([starts(common, population, rng), poles.starts(EPISODES, rng)]))
         earned, value = returns[:population], float(returns[population:].mean())
         if value >= poles.SOLVED or batch == batches:  # what these perturbed policies earned changes nothing any more
             break
