@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -74,10 +75,11 @@ def test_a_return_does_not_depend_on_the_rows_beside_it() -> None:
 
 def hold() -> None:
     """Two machines, until standard input ends."""
-    from ray.cluster_utils import Cluster
-
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as logs:  # sockets need a short name
-        size = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False, "temp_dir": logs}
+        os.environ |= {"RAY_TMPDIR": logs, "RAY_USAGE_STATS_ENABLED": "0"}
+        from ray.cluster_utils import Cluster
+
+        size = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
         made = Cluster(initialize_head=True, head_node_args=size)
         try:
             made.add_node(num_cpus=1, object_store_memory=80 << 20)
