@@ -26,6 +26,7 @@ from steersman.core.version import Parents, Version
 from steersman.models.graph import Graph
 from steersman.models.onnx import compose
 from steersman.serve import workers
+from steersman.serve.board import Seat
 from steersman.serve.http import Server
 from steersman.serve.plane import Live, Plane, time_ordered_id
 from steersman.serve.predicting import Models
@@ -241,7 +242,7 @@ def main() -> int:
     def ready(port: int) -> None:
         print(port, flush=True)  # noqa: T201
 
-    def work(index: int, sock: socket.socket | None, on_ready: Callable[[int], None]) -> int:
+    def work(seat: Seat | None, sock: socket.socket | None, on_ready: Callable[[int], None]) -> int:
         with log.Pen(asked.directory / "log") as pen:
             return workers.run(
                 plane_of(pen),
@@ -250,9 +251,10 @@ def main() -> int:
                 on_ready=on_ready,
                 on_drained=pen.flush,
                 sock=sock,
+                seat=seat,
             )
 
-    return work(0, None, ready) if settings.workers == 1 else workers.supervise(settings, work, ready)
+    return work(None, None, ready) if settings.workers == 1 else workers.supervise(settings, work, ready)
 
 
 class Clients:

@@ -26,7 +26,7 @@ from steersman import cli, config, log
 from steersman.core.errors import ConfigError
 from steersman.serve import tfserving_grpc, workers
 from steersman.serve.access import Key, role_of
-from steersman.serve.metrics import Metrics
+from steersman.serve.metrics import Metrics, text
 from steersman.serve.settings import Settings
 
 KEYS = {
@@ -181,7 +181,8 @@ def test_large_counts_and_sums_keep_every_digit() -> None:
     which = ("half", 1, "Predict", "REST")
     for took_us in (1e9, 0.25):
         metrics.seen(which, 200, took_us)
-    found = read_metrics(metrics.text({"decisions": 123_456_789}, {"waiting": 1_234_567}, []).decode())
+    state = metrics.state({"decisions": 123_456_789}, {"waiting": 1_234_567}, [])
+    found = read_metrics(text(state).decode())
     assert (found["steersman_decisions_total"], found["steersman_waiting"]) == (123_456_789, 1_234_567)
     [total] = [value for name, value in found.items() if "latency_sum" in name]
     assert total == 1e9 + 0.25

@@ -26,6 +26,7 @@ from steersman.models.plain import Plain
 from steersman.models.shelf import Shelf
 from steersman.models.warehouse import CHAMPION, Warehouse
 from steersman.serve import plane, predicting, tfserving, workers
+from steersman.serve.board import Seat
 from steersman.serve.settings import Settings
 from steersman.serve.shadow import Shadow
 
@@ -60,7 +61,7 @@ def _watched(project: Project) -> Iterator[None]:
 
 
 def _serve(project: Project, settings: Settings, on_ready: Callable[[str, str], None] | None) -> int:
-    def work(_: int, sock: socket | None, ready: Callable[[int], None]) -> int:
+    def work(seat: Seat | None, sock: socket | None, ready: Callable[[int], None]) -> int:
         graphs = _Graphs(project)
         segment_bytes = project.log.segment_mb << 20
         with contextlib.ExitStack() as stack:
@@ -78,6 +79,7 @@ def _serve(project: Project, settings: Settings, on_ready: Callable[[str, str], 
                 on_ready=ready,
                 on_drained=flush,
                 sock=sock,
+                seat=seat,
             )
 
     def ready(taken: int) -> None:
@@ -86,7 +88,7 @@ def _serve(project: Project, settings: Settings, on_ready: Callable[[str, str], 
             on_ready(f"{'https' if settings.tls_certificate else 'http'}://{settings.host}:{taken}", grpc)
 
     if settings.workers == 1:
-        return work(0, None, ready)
+        return work(None, None, ready)
     return workers.supervise(settings, work, ready)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from steersman.core.errors import ConfigError, Error, NotFoundError, OverloadedError
+from steersman.serve.board import Seat
 from steersman.serve.connection import Asked, Connection, Slot
 from steersman.serve.metrics import Metrics
 from steersman.serve.plane import Plane, error_body
@@ -32,10 +33,16 @@ class Server:
     Args:
         loop: the running event loop; plane and models are attached to it.
         models: what predicts; None: nothing does.
+        seat: where this worker leaves its counts; None: it is the only one.
     """
 
     def __init__(
-        self, plane: Plane, settings: Settings, loop: asyncio.AbstractEventLoop, models: Models | None = None
+        self,
+        plane: Plane,
+        settings: Settings,
+        loop: asyncio.AbstractEventLoop,
+        models: Models | None = None,
+        seat: Seat | None = None,
     ) -> None:
         self.settings = settings
         self.connections: set[Connection] = set()
@@ -54,7 +61,7 @@ class Server:
         self.metrics = Metrics()
         self._overloaded = OverloadedError(f"{settings.max_waiting} requests wait already", hint="try again in a while")
         self._overloaded_body = error_body(self._overloaded)
-        self._routes = Routes(plane, models, settings, self)
+        self._routes = Routes(plane, models, settings, self, seat)
         self.fronts = self._routes.fronts
 
     async def listen(self, sock: socket.socket) -> None:
@@ -180,6 +187,7 @@ class Server:
         if int(time.time()) != self._second:
             self._second = int(time.time())
             self._heads.clear()
+            self._routes.tally.leave()
         idle_s = self.settings.quiet_s if self.draining else self.settings.idle_s
         for connection in list(self.connections):
             connection.check(self.clock, idle_s)

@@ -12,6 +12,7 @@ import msgspec
 from steersman.core.decision import Decision, One, Problem
 from steersman.core.errors import ConfigError, NotFoundError, OverloadedError, did_you_mean
 from steersman.serve import access, kserve, multislot, personalizer, sagemaker, tfserving
+from steersman.serve.board import Seat
 from steersman.serve.connection import Asked, HttpError, Owner, Slot
 from steersman.serve.fronts import Errors, Fronts, Path, called, count, refuse, split
 from steersman.serve.live import error_parts
@@ -20,6 +21,7 @@ from steersman.serve.openapi import document
 from steersman.serve.plane import Form, Next, Plane
 from steersman.serve.predicting import Models
 from steersman.serve.settings import Settings
+from steersman.serve.tally import Tally
 
 DECIDE = "/v1/decide/"
 OUTCOME = "/v1/outcome"
@@ -32,14 +34,18 @@ class Routes:
 
     Args:
         server: whose connections they are; for the status.
+        seat: where this worker leaves its counts; None: it is the only one.
     """
 
-    def __init__(self, plane: Plane, models: Models, settings: Settings, server: Owner) -> None:
+    def __init__(
+        self, plane: Plane, models: Models, settings: Settings, server: Owner, seat: Seat | None = None
+    ) -> None:
         self._plane = plane
         self._models = models
         self._settings = settings
         self._server = server
         self._metrics = server.metrics
+        self.tally = Tally(plane, models, server, seat)
         self.fronts = Fronts(models, settings, server, lambda: self.ready)
         self._known = (f"{DECIDE}{{policy}}", OUTCOME, *_PLAIN_GET)
 
@@ -110,8 +116,7 @@ class Routes:
             slot.answer(200, document())
         elif path in PATHS:
             slot.kind = KIND
-            server = {"connections": len(self._server.connections), "waiting": self._server.waiting - 1}
-            slot.answer(200, self._metrics.text(vars(self._plane.counts), server, self._models.served()))
+            slot.answer(200, self.tally.text())
         else:
             connections, waiting = len(self._server.connections), self._server.waiting - 1
             own = {"pid": os.getpid(), "connections": connections, "waiting": waiting}

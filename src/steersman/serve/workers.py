@@ -24,6 +24,7 @@ import msgspec
 
 from steersman.core.errors import ConfigError, ConflictError, MissingExtra
 from steersman.serve.background import give_way
+from steersman.serve.board import Board, Seat
 from steersman.serve.http import Server
 from steersman.serve.plane import Plane
 from steersman.serve.predicting import Models
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 Ask = Callable[[], Wanted]
 Ready = Callable[[int], None]
-Work = Callable[[int, socket.socket, Ready], int]
+Work = Callable[[Seat, socket.socket, Ready], int]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 SWITCH_S = 0.0005
 """How long the loop may keep the interpreter while the log's thread waits for it to say that records are durable."""
@@ -85,7 +86,7 @@ def holding_grpc(settings: Settings) -> Iterator[Settings]:
         yield msgspec.structs.replace(settings, grpc_port=holder.getsockname()[1])
 
 
-def run(
+def run(  # noqa: PLR0913 - what a worker is made of
     plane: Plane,
     settings: Settings,
     *,
@@ -94,6 +95,7 @@ def run(
     on_ready: Ready | None = None,
     on_drained: Callable[[], None] | None = None,
     sock: socket.socket | None = None,
+    seat: Seat | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT, drain, and return the exit code; for the main thread of a process.
 
@@ -103,6 +105,7 @@ def run(
         on_ready: takes the port, when the first loads are over and connections are accepted.
         on_drained: called when all is answered that will be: flushes the log.
         sock: a bound socket to listen on, instead of one of the settings' host and port.
+        seat: where this worker leaves its counts, if it is one of several.
     Returns:
         0: every accepted request was answered; 1: some were not within `drain_s`.
     Raises:
@@ -112,8 +115,9 @@ def run(
     _allow_connections(settings.max_connections)
     sock = sock or bind(settings)
     loop = new_loop()
+    server = Server(plane, settings, loop, models, seat)
     try:
-        answered = loop.run_until_complete(_serve(plane, settings, sock, wanted, models, on_ready))
+        answered = loop.run_until_complete(_serve(plane, server, sock, wanted, models, on_ready))
         if on_drained:
             on_drained()
     finally:
@@ -124,7 +128,7 @@ def run(
 
 async def _serve(
     plane: Plane,
-    settings: Settings,
+    server: Server,
     sock: socket.socket,
     wanted: Ask | None,
     models: Models | None,
@@ -141,7 +145,7 @@ async def _serve(
         with contextlib.suppress(RuntimeError):  # the loop is closed: it was told to end meanwhile
             loop.call_soon_threadsafe(loaded.set)
 
-    server = Server(plane, settings, loop, models)
+    settings = server.settings
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, end)
     if wanted or models:
@@ -239,8 +243,8 @@ def supervise(settings: Settings, work: Work, on_ready: Ready | None = None) -> 
     drain when the supervisor dies.
 
     Args:
-        work: (index, socket, ready) -> exit code, in the new process: makes what it needs (the log, graphs, threads:
-            nothing of that survives a fork) and calls `run` with that socket and with `ready` as `on_ready`.
+        work: (seat, socket, ready) -> exit code, in the new process: makes what it needs (the log, graphs, threads:
+            nothing of that survives a fork) and calls `run` with that seat and socket and with `ready` as `on_ready`.
         on_ready: takes the port, when every worker is ready.
     Returns:
         0: every worker drained; 1: one did not, or they died too often.
@@ -265,6 +269,7 @@ class _Supervisor:
         self._work = work
         self._on_ready = on_ready
         self._workers: dict[int, _Worker] = {}
+        self._board = Board(settings.workers)
         self._deaths: deque[float] = deque(maxlen=RESTARTS + 1)
         self._told = False
         self._failed = False
@@ -312,7 +317,7 @@ class _Supervisor:
             os.close(self._life_end)
             threading.Thread(target=self._follow_supervisor, name="steersman-life", daemon=True).start()
             sock = bind(self._settings, reuse_port=True)
-            return self._work(index, sock, lambda port: _tell(pipe_end))
+            return self._work(self._board.seat(index), sock, lambda port: _tell(pipe_end))
         except BaseException:  # a worker must never run on into its supervisor's code
             traceback.print_exc()
             return 1
