@@ -161,3 +161,4 @@ def rollout_options(command: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--shadow", action="store_true", help="it scores what the champion decides, and never answers")
     how.add_argument("--end", action="store_true", help="the champion decides everything again")
+    how.add_argument("--report", action="store_true", help="what the last version in the shadow did, from its log")

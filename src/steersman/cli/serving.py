@@ -11,7 +11,7 @@ import sys
 from rich.table import Table
 
 from steersman import config, flow
-from steersman.cli.show import out, plain, print_json, show, split
+from steersman.cli.show import estimate_line, out, plain, print_json, show, split
 from steersman.core.decision import Numbers
 from steersman.core.errors import ConfigError, NotFoundError
 
@@ -99,6 +99,10 @@ def promote(options: argparse.Namespace) -> None:
 def rollout(options: argparse.Namespace) -> None:
     name, version = split(options.name)
     project = config.load(options.project)
+    if options.report:
+        report = flow.shadow_report(project, name)
+        show(options, report, *_shadow_lines(report))
+        return
     if options.end:
         now = flow.back_out(project, name)
     elif options.shadow or options.share is not None:
@@ -116,6 +120,28 @@ def rollout(options: argparse.Namespace) -> None:
         f"{now.state}  {name}@{now.candidate} gets {now.share:.3g} of the units, {name}@{now.baseline} the others",
         *([f"next    steersman promote {name}@{now.candidate}   or   steersman rollout {name} --end"] * now.running),
     )
+
+
+def _shadow_lines(report: flow.ShadowReport) -> list[str]:
+    """What a version did in the shadow, for people."""
+    means = (report.same, report.agreement, report.propensity, report.difference)
+    return [
+        f"shadow  {report.problem}@{report.candidate} beside {report.problem}@{report.baseline}: "
+        f"{report.decisions:,} decisions of {report.units:,} units",
+        *(estimate_line(one) for one in means if one),
+        *([f"not estimated   {plain(report.refused)}"] if report.refused else []),
+    ]
+
+
+def _rollout_words(row: flow.PolicyStatus) -> str:
+    """Who gets which version, in a few words."""
+    if row.rollout is None:
+        return ""
+    name = f"rollout {row.problem}@{row.rollout.candidate} beside {row.rollout.baseline}   {row.rollout.state}: "
+    if row.shadow is None:
+        return f"{name}it gets {row.rollout.share:.3g} of the units"
+    agreement = f", agreement {row.shadow.agreement.value:.3g}" if row.shadow.agreement else ""
+    return f"{name}it decided {row.shadow.decisions:,} too{agreement}"
 
 
 def rollback(options: argparse.Namespace) -> None:
@@ -146,6 +172,8 @@ def status(options: argparse.Namespace) -> None:
         versions = ", ".join(map(str, row.versions)) or "none yet"
         table.add_row(row.problem, versions, aliases, row.build or "none yet", row.candidate or "none yet")
     out.print(table)
+    for words in filter(None, map(_rollout_words, rows)):
+        out.print(words)
     for row in rows:
         if row.sampling:
             out.print(plain(f"{row.problem}: perturbed copies {row.sampling}"))

@@ -31,6 +31,7 @@ from steersman.flow.judging import draw, encoded_by, judge, judge_policy
 from steersman.flow.logs import Replayed, compact, import_log, read_source, replay, replay_all
 from steersman.flow.places import Candidate, code_version, latest_candidate, now_us
 from steersman.flow.serving import publish_model, serve
+from steersman.flow.shadowing import ShadowReport, report_on, shadow_report
 from steersman.flow.simulating import Simulated, simulate
 from steersman.flow.training import Asked, Trained, train, trained
 from steersman.learn.run import rank
@@ -49,6 +50,7 @@ __all__ = [
     "PolicyStatus",
     "Progress",
     "Replayed",
+    "ShadowReport",
     "Simulated",
     "Trained",
     "back_out",
@@ -78,6 +80,7 @@ __all__ = [
     "rollback",
     "rollouts",
     "serve",
+    "shadow_report",
     "simulate",
     "status",
     "train",
@@ -94,6 +97,8 @@ class PolicyStatus(Struct, frozen=True):
 
     Attributes:
         sampling: why the perturbed copies of the champion may not decide; empty: they may, or it has none.
+        rollout: of another version beside the champion; None: the champion decides everything.
+        shadow: what the version in the shadow did so far, if there is one.
     """
 
     problem: str
@@ -102,6 +107,8 @@ class PolicyStatus(Struct, frozen=True):
     build: str
     candidate: str
     sampling: str = ""
+    rollout: Rollout | None = None
+    shadow: ShadowReport | None = None
 
 
 # graph and version
@@ -286,17 +293,22 @@ def example_request(project: Project, name: str) -> str:
 
 def status(project: Project) -> tuple[PolicyStatus, ...]:
     """Where each problem of the project stands."""
+    return tuple(_status(project, name) for name in project.policies)
+
+
+def _status(project: Project, name: str) -> PolicyStatus:
     warehouse = Warehouse(project.warehouse_url)
-    return tuple(
-        PolicyStatus(
-            problem=name,
-            versions=tuple(warehouse.numbers(name)),
-            aliases=warehouse.aliases(name),
-            build=places.pointed(project, "builds", name),
-            candidate=places.pointed(project, "candidates", name),
-            sampling=_why_not(project, name, warehouse.aliases(name).get(CHAMPION)),
-        )
-        for name in project.policies
+    now = warehouse.deployed(name)
+    rollout = now if isinstance(now, Rollout) and now.running else None
+    return PolicyStatus(
+        problem=name,
+        versions=tuple(warehouse.numbers(name)),
+        aliases=warehouse.aliases(name),
+        build=places.pointed(project, "builds", name),
+        candidate=places.pointed(project, "candidates", name),
+        sampling=_why_not(project, name, warehouse.aliases(name).get(CHAMPION)),
+        rollout=rollout,
+        shadow=report_on(project, rollout) if rollout and rollout.state == "shadow" else None,
     )
 
 

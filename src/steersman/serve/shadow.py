@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from steersman.core.decision import Decision
+from steersman.core.decision import Decision, Outcome
 from steersman.core.errors import Error
 from steersman.serve.background import give_way
-from steersman.serve.decide import Request, probabilities_of
+from steersman.serve.decide import Request, propensity_of
 from steersman.serve.live import MAX_TEXT
 from steersman.serve.versions import Loaded, decisions_of
 
@@ -20,6 +20,10 @@ Done = Callable[[Error | None], None]
 Record = Callable[[Sequence[tuple[bytes, bytes]], Done], None]
 Offer = tuple[Loaded, Request, Decision]
 """The version in the shadow, the request, and what was decided."""
+
+SAME, AGREEMENT, PROPENSITY = "same", "agreement", "propensity"
+"""Metrics of an outcome in the shadow's log: whether the action that was taken was drawn in the shadow too, and its
+probability (or density) in the shadow and as it was taken."""
 
 WAITING = 4096
 GROUP = 64
@@ -48,7 +52,8 @@ class Shadow:
     """Versions that score and never answer, on a thread of low priority; what they decide is a log of its own.
 
     A shadow decision has the id of the real one, and the version, action and propensity of the version in the shadow,
-    so it can be replayed like any other. Nobody waits for it: over `waiting` decisions it is not asked.
+    so it can be replayed like any other. An outcome tells how it compares with what was done. Nobody waits for it: over
+    `waiting` decisions it is not asked.
 
     Args:
         record: takes (kind, JSON) records, as the plane's.
@@ -113,21 +118,23 @@ class Shadow:
         for loaded, request, was in offers:
             try:
                 [decision], [scores] = decisions_of(loaded, [request], was.at)
-                if isinstance(was.action, str):
-                    probabilities = probabilities_of(loaded.live.version, scores)
-                    places = [candidate.id for candidate in was.candidates]
-                    self.counts.agreement += probabilities[places.index(was.action)]
+                agreement = propensity_of(was, loaded.live.version, scores)
             except Exception as error:  # a graph library raises what it likes; it is not the client's matter
                 self._failed(error, 1)
-            else:
-                records.append((b"D", _to_json(decision)))
+                continue
+            if isinstance(was.action, str):
+                self.counts.agreement += agreement
+            metrics = {SAME: float(decision.action == was.action), AGREEMENT: agreement, PROPENSITY: was.propensity}
+            told = Outcome(id=was.id, decision=was.id, at=was.at, metrics=metrics)
+            records += [(b"D", _to_json(decision)), (b"O", _to_json(told))]
+        count = len(records) // 2
         if records:
             try:
-                self._record(records, lambda error: self._failed(error, len(records)) if error else None)
+                self._record(records, lambda error: self._failed(error, count) if error else None)
             except Exception as error:
-                self._failed(error, len(records))
+                self._failed(error, count)
             else:
-                self.counts.scored += len(records)
+                self.counts.scored += count
 
     def _failed(self, error: Exception, count: int) -> None:
         self.error = f"{type(error).__name__}: {error}"[:MAX_TEXT]
