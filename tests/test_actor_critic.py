@@ -3,6 +3,7 @@ known in closed form, with gaps of time, terminals and episodes cut short."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from steersman.core.policy import Policy
 from steersman.learn import actor_critic, nets
 from steersman.learn.actor_critic import DDPG, SAC, TD3, TD3BC
 from steersman.learn.nets import Shape, Student
-from steersman.learn.numbers import Learners, Variation, learn_numbers
+from steersman.learn.numbers import Learners, Trainer, Variation, learn_numbers
 
 # densities and draws: those of the explorer that serves them
 
@@ -41,30 +42,30 @@ def in_units(action: np.ndarray) -> np.ndarray:
 def test_a_draw_of_the_training_is_the_draw_of_the_explorer():
     uniforms = np.random.default_rng(0).uniform(0.001, 0.999, (500, 3))
     for raw in RAW:
-        action, _ = nets.drawn(torch.tensor(raw).expand(500, 4), torch.tensor(uniforms[:, 1:], dtype=torch.float32))
+        density = nets.Density(torch.tensor(raw).expand(500, 4))
+        drawn = density.draw(torch.tensor(uniforms[:, 1:], dtype=torch.float32))
         served = Squashed().draw(raw[None], uniforms[None], BOX)[0]
-        np.testing.assert_allclose(in_units(action.numpy()), served, rtol=0, atol=2e-4 * 20)
+        np.testing.assert_allclose(in_units(drawn.action.numpy()), served, rtol=0, atol=2e-4 * 20)
 
 
 def test_a_density_of_the_training_is_the_density_of_the_explorer():
     uniforms = torch.tensor(np.random.default_rng(0).uniform(0.001, 0.999, (500, 2)), dtype=torch.float32)
     volume = 4.0 * 20.0 / 2.0**2  # of the bounds, for one unit of volume of [-1, 1]^2
     for raw in RAW:
-        rows = torch.tensor(raw).expand(500, 4)
-        action, log = nets.drawn(rows, uniforms)
-        served = Squashed().density(np.tile(raw, (500, 1)), in_units(action.numpy()), BOX)
+        density = nets.Density(torch.tensor(raw).expand(500, 4))
+        drawn = density.draw(uniforms)
+        served = Squashed().density(np.tile(raw, (500, 1)), in_units(drawn.action.numpy()), BOX)
         inside = served > 0  # float32 may carry one beyond REACH
         assert inside.mean() > 0.5
-        again = nets.log_density(rows, action)
-        for found in (log, again):
+        for found in (drawn.log, density.at(drawn.action).log):
             np.testing.assert_allclose(found.exp().numpy()[inside] / volume, served[inside], rtol=0.03)
         if np.abs(raw[:2]).max() < 1.1:
-            np.testing.assert_allclose(log.exp().numpy() / volume, served, rtol=1e-3)
+            np.testing.assert_allclose(drawn.log.exp().numpy() / volume, served, rtol=1e-3)
 
 
 def test_an_action_on_its_bound_counts_as_one_within_reach():
-    rows = torch.tensor([[3.0, 0.0]])
-    at, near = (nets.log_density(rows, torch.tensor([[action]])) for action in (1.0, math.tanh(REACH)))
+    density = nets.Density(torch.tensor([[3.0, 0.0]]))
+    at, near = (density.at(torch.tensor([[action]])).log for action in (1.0, math.tanh(REACH)))
     assert float(at) == pytest.approx(float(near), abs=1e-5)
     assert math.isfinite(float(at))
 
@@ -74,26 +75,62 @@ def test_the_gradient_through_a_draw_is_that_of_the_mean(raw):
     """Even strata of uniforms make the mean an integral; its slope by differences is that of the path."""
     uniforms = ((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)[:, None]
 
-    def mean(at: torch.Tensor) -> torch.Tensor:
-        action, log = nets.drawn(at.expand(20_000, 2), uniforms)
-        return (action[:, 0].square() + action[:, 0] + 0.1 * log).mean()
+    def drawn(at: torch.Tensor) -> nets.Drawn:
+        return nets.Density(at.expand(20_000, 2)).draw(uniforms)
 
-    at = torch.tensor([raw], dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(mean(at), at)
+    def mean(at: torch.Tensor) -> torch.Tensor:
+        found = drawn(at)
+        return (found.action[:, 0].square() + found.action[:, 0] + 0.1 * found.log).mean()
+
+    at = torch.tensor([raw], dtype=torch.float64)
+    found = drawn(at)
+    slope = found.outputs(2.0 * found.action + 1.0, torch.full_like(found.log, 0.1)).mean(dim=0, keepdim=True)
     for column in range(2):
         step = torch.zeros(1, 2, dtype=torch.float64)
         step[0, column] = 1e-4
-        by_difference = float(mean(at.detach() + step) - mean(at.detach() - step)) / 2e-4
+        by_difference = float(mean(at + step) - mean(at - step)) / 2e-4
         assert float(slope[0, column]) == pytest.approx(by_difference, abs=2e-3)
 
 
-def test_outputs_beyond_their_limits_are_led_back_and_others_left_alone():
-    raw = torch.tensor([[REACH + 1.0, LOG_SCALES[1] + 2.0], [0.0, LOG_SCALES[0] - 1.0]], requires_grad=True)
-    found = nets.overshoot(raw, squashed=True)
-    assert found.item() == pytest.approx((1.0 + 4.0 + 1.0) / 2)
-    found.backward()
-    assert raw.grad.tolist() == [[1.0, 2.0], [0.0, -1.0]]
-    assert float(nets.overshoot(torch.tensor([[1.5, -1.0]]), squashed=False)) == 0.25
+@pytest.mark.parametrize("uniform", [1e-5, 0.2, 0.7, 1.0 - 1e-5])
+def test_gradients_by_the_outputs_of_a_density_are_those_of_autograd(uniform):
+    """Where outputs are beyond their limits, they are those of the squared distance, summed over them."""
+    raw = torch.tensor(RAW, dtype=torch.float64, requires_grad=True)
+    by_action = torch.tensor([[0.3, -2.0], [1.0, 0.5], [-1.0, 1.0], [0.2, 0.0]], dtype=torch.float64)
+    by_log = torch.tensor([0.7, -0.4, 0.1, 2.0], dtype=torch.float64)
+    cut = torch.cat((raw[:, :2].clamp(-REACH, REACH), raw[:, 2:].clamp(*LOG_SCALES)), dim=1).detach()
+    beyond = (raw - cut).square().sum(dim=1).mean()
+    density = nets.Density(raw)
+    drawn, taken = density.draw(torch.full((4, 2), uniform, dtype=torch.float64)), density.at(by_action.clamp(-1, 1))
+    for loss, found in (
+        ((drawn.action * by_action).sum() + drawn.log @ by_log, drawn.outputs(by_action, by_log)),
+        (taken.log @ by_log, taken.outputs(by_log)),
+    ):
+        (want,) = torch.autograd.grad(loss + beyond, raw, retain_graph=True)
+        torch.testing.assert_close(found.detach(), want, rtol=1e-6, atol=1e-8)
+
+
+def test_points_beyond_their_limits_are_led_back_and_others_left_alone():
+    raw = torch.tensor([[1.5, -1.0], [0.25, -3.0]])
+    by_action = torch.tensor([[5.0, 6.0], [7.0, 8.0]])
+    assert nets.led_back(raw, nets.point(raw), by_action).tolist() == [[0.5, 6.0], [7.0, -2.0]]
+
+
+def test_aims_are_the_gradients_of_their_losses():
+    """Fujimoto and Gu 2021, eq. 5: -alpha Q / mean |Q| + the mean square of the distance; the scale is a constant."""
+    generator = nets.generator(0)
+    value = torch.randn(6, generator=generator, requires_grad=True)
+    action, taken = torch.randn(6, 2, generator=generator, requires_grad=True), torch.randn(6, 2, generator=generator)
+    rows = nets.NumberRows(taken, taken, value, value, taken)
+    scale = value.detach().abs().mean()
+    loss = -2.5 * value.mean() / scale + (action - taken).square().mean()
+    for found, want in zip(
+        actor_critic.near_the_log(2.5)(value, action, rows), torch.autograd.grad(loss, (value, action)), strict=True
+    ):
+        torch.testing.assert_close(found, want)
+    by_value, by_action = actor_critic.worth(value, action, rows)
+    assert by_action is None
+    torch.testing.assert_close(by_value, torch.autograd.grad(-value.mean(), value)[0])
 
 
 # nets
@@ -109,8 +146,46 @@ def test_critics_side_by_side_are_those_nets_alone():
         first, _, second, _, third = net
         value = (first(rows).relu() @ second.weight.T + second.bias).relu() @ third.weight.T + third.bias
         assert torch.allclose(both[which], value[:, 0], atol=1e-6)
-    assert torch.allclose(critics.first(rows), both[0], atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(critics.first(rows).value, both[:1], atol=1e-6)
+        assert torch.allclose(critics.passed(rows).value, both, atol=1e-6)
     assert not torch.allclose(both[0], both[1])
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (8, 5)])
+def test_gradients_that_come_back_by_hand_are_those_of_autograd(hidden):
+    critics = nets.Critics(3, hidden, 2)
+    critics.start(nets.generator(0))
+    Student(critics, lambda done: 0.1, 0.5)
+    rows = torch.randn(7, 3, generator=nets.generator(1), requires_grad=True)
+    by_value = torch.randn(2, 7, generator=nets.generator(2))
+    by_rows, *by_weights = torch.autograd.grad((critics(rows) * by_value).sum(), [rows, *critics.parameters()])
+    with torch.no_grad():
+        passed = critics.passed(rows)
+        for parameter in critics.parameters():
+            parameter.grad.fill_(9.0)  # of a step before
+        torch.testing.assert_close(passed.inputs(by_value), by_rows)
+        assert all(bool((parameter.grad == 9.0).all()) for parameter in critics.parameters())
+        passed.teach(by_value)
+    for parameter, want in zip(critics.parameters(), by_weights, strict=True):
+        torch.testing.assert_close(parameter.grad, want)
+
+
+def test_products_in_bf16_give_gradients_that_are_nearly_those_of_f32():
+    critics = nets.Critics(3, (64, 64), 2)
+    critics.start(nets.generator(0))
+    Student(critics, lambda done: 0.1, 0.5)
+    rows, by_value = (torch.randn(*size, generator=nets.generator(1)) for size in ((128, 3), (2, 128)))
+    found: list[torch.Tensor] = []
+    for halved in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=halved, cache_enabled=False):
+            passed = critics.passed(rows)
+            passed.teach(by_value)
+            gradient = torch.cat([parameter.grad.ravel() for parameter in critics.parameters()])
+            found.append(torch.cat([passed.value.ravel(), passed.inputs(by_value).ravel(), gradient]))
+    assert found[1].dtype == torch.float32
+    error = float((found[1] - found[0]).norm() / found[0].norm())
+    assert 1e-5 < error < 0.02
 
 
 def test_a_student_learns_alone_from_a_loss_that_went_through_another():
@@ -228,7 +303,7 @@ def learned_worth(learners: actor_critic.Learners, context: np.ndarray, u: np.nd
     unit = float(np.abs(two_steps(1500, 0).reward).max())
     rows = nets.beside(torch.tensor(context), torch.tensor(u, dtype=torch.float32)[:, None])
     with torch.no_grad():
-        return learners.critics.net.first(rows).numpy().astype(np.float64) * unit
+        return learners.critics.net.first(rows).value[0].numpy().astype(np.float64) * unit
 
 
 @pytest.mark.parametrize(
@@ -273,8 +348,36 @@ def test_the_temperature_makes_the_density_as_wide_as_asked(entropy):
     policy, learners = taught(SAC(**LQ | {"steps": 1200}, entropy=entropy))
     batch = two_steps(500, 1)
     raw = torch.tensor(policy.scorer(batch.context, batch.candidates))
-    _, log = learners.draw(raw)
+    log = learners.draw(raw).log
     assert -float(log.mean()) == pytest.approx(entropy, abs=0.1)
+
+
+@pytest.mark.parametrize("config", [DDPG(hidden=(8, 8)), TD3BC(hidden=(8,), alpha=0.7, delay=1), SAC(hidden=(8, 8))])
+def test_actors_step_against_the_gradient_of_their_published_loss(config):
+    """After the step of the critics, by autograd through copies of all nets."""
+    source = nets.generator(3)
+    trainer = Trainer(ENCODER, config, own_variation(config), source)
+    learners, generator = trainer.learners, nets.generator(5)
+    context, after = (torch.randn(16, 6, generator=generator) for _ in range(2))
+    taken, reward = torch.rand(16, 1, generator=generator) * 2 - 1, torch.randn(16, generator=generator)
+    rows = nets.NumberRows(context, taken, reward, torch.full((16,), 0.9), after)
+    actor, state = copy.deepcopy(learners.actor.net), source.get_state()
+    trainer.update(rows)
+    raw = actor.layers(context)
+    if isinstance(config, SAC):
+        source.set_state(state)
+        nets.rand(16, 1, generator=source)  # for the next rows
+        drawn = nets.Density(raw).draw(nets.rand(16, 1, generator=source))
+        worth = learners.critics.net(nets.beside(context, drawn.action)).amin(dim=0)
+        loss = (config.temperature * drawn.log - worth).mean()
+    else:
+        action = nets.point(raw)
+        worth = learners.critics.net(nets.beside(context, action))[0]
+        loss = -worth.mean()
+        if isinstance(config, TD3BC):
+            loss = config.alpha * loss / worth.detach().abs().mean() + (action - taken).square().mean()
+    for found, want in zip(learners.actor.net.parameters(), actor.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, torch.autograd.grad(loss, want, retain_graph=True)[0])
 
 
 def test_near_the_log_is_between_cloning_and_climbing():

@@ -3,10 +3,12 @@ form, and values against expectiles."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from steersman import learn
 from steersman.core.batch import Batch
@@ -14,6 +16,10 @@ from steersman.core.decision import Numbers
 from steersman.core.density import Squashed
 from steersman.core.features import Continuous, Encoder
 from steersman.core.policy import Policy
+from steersman.learn import nets
+from steersman.learn.advantage import expectile as expectile_loss
+from steersman.learn.advantage import exponential
+from steersman.learn.numbers import Trainer
 from steersman.learn.policies import AWAC, BC, CRR, IQL, over_numbers
 from test_actor_critic import LQ, learned_worth, questions, taught
 
@@ -122,3 +128,25 @@ def test_binary_weights_learn_from_the_better_actions_alone():
     away = [np.abs(one.aims(better).mean()[:, 0] - 3.0).mean() for one in (policy, cloned)]
     assert away[0] < 0.3
     assert away[1] > 0.8
+
+
+def test_implicit_steps_go_against_the_gradients_of_the_published_losses():
+    """Kostrikov et al. 2022, eq. 5 and 7, by autograd through copies of the nets."""
+    config = IQL(hidden=(8, 8), expectile=0.8)
+    trainer = Trainer(ENCODER, config, over_numbers(config), nets.generator(3))
+    learners, generator = trainer.learners, nets.generator(5)
+    context, after = (torch.randn(16, 2, generator=generator) for _ in range(2))
+    taken, reward = torch.rand(16, 1, generator=generator) * 2 - 1, torch.randn(16, generator=generator)
+    actor, values = copy.deepcopy(learners.actor.net), copy.deepcopy(learners.values.net)
+    critics = copy.deepcopy(learners.critics.slow)
+    trainer.update(nets.NumberRows(context, taken, reward, torch.full((16,), 0.9), after))
+    worth, base = critics(nets.beside(context, taken)).amin(dim=0), values(context)[0]
+    weight = exponential(config.temperature, config.largest_weight)(worth - base)
+    imitation = -(weight * nets.Density(actor.layers(context)).at(taken).log).mean()
+    for student, net, loss in (
+        (learners.values, values, expectile_loss(base, worth, 0.8)),
+        (learners.actor, actor, imitation),
+    ):
+        want = torch.autograd.grad(loss, list(net.parameters()))
+        for found, gradient in zip(student.net.parameters(), want, strict=True):
+            torch.testing.assert_close(found.grad, gradient)

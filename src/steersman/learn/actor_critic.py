@@ -13,7 +13,7 @@ from steersman.core.features import Encoder
 from steersman.core.policy import Policy
 from steersman.learn import Look, Progress, nets
 from steersman.learn.nets import NumberRows, Tensor
-from steersman.learn.numbers import DENSITIES, POINTS, Learners, Update, Variation, learn_numbers, lower, teach
+from steersman.learn.numbers import DENSITIES, POINTS, Learners, Update, Variation, learn_numbers, lower, lowest, teach
 from steersman.learn.run import HERE, Run
 from steersman.learn.settings import Settings, ValueSettings, require
 
@@ -120,34 +120,35 @@ def variation_of(config: Settings, encoder: Encoder) -> Variation:
 
 def deterministic(learners: Learners, rows: NumberRows) -> tuple[Tensor, Tensor]:
     """One critic, one actor, no noise. Source: Lillicrap et al. 2016, arXiv:1509.02971, algorithm 1."""
-    with nets.no_grad():
-        action = nets.point(learners.actor.slow.raw(rows.next_context))
-        then = learners.critics.slow.first(nets.beside(rows.next_context, action))
+    action = nets.point(learners.actor.slow.raw(rows.next_context))
+    then = learners.critics.slow.first(nets.beside(rows.next_context, action)).value[0]
     loss, value = teach(learners.critics, rows, then)
     _climb(learners, rows, worth)
     return loss, value
 
 
-Aim = Callable[[Tensor, Tensor, NumberRows], Tensor]
-"""(worth of the actor's actions [B], these actions [B, D], rows) -> loss of the actor."""
+Aim = Callable[[Tensor, Tensor, NumberRows], tuple[Tensor, Tensor | None]]
+"""(worth of the actor's actions [B], these actions [B, D], rows) -> gradients of the actor's loss by both; None: 0."""
 
 
-def worth(value: Tensor, action: Tensor, rows: NumberRows) -> Tensor:
-    """Nothing but what the critic thinks. Source: Silver et al. 2014, eq. 9."""
-    return -value.mean()
+def worth(value: Tensor, action: Tensor, rows: NumberRows) -> tuple[Tensor, None]:
+    """Of minus the mean of what the critic thinks. Source: Silver et al. 2014, eq. 9."""
+    return value.new_full(value.shape, -1.0 / len(value)), None
 
 
 def near_the_log(alpha: float) -> Aim:
-    """What the critic thinks, in units of its mean |value|, and how far the action is from the one that was taken.
+    """Of minus the mean of what the critic thinks, in units of its mean |value|, and of how far the action is from the
+    one that was taken: the mean square over rows and numbers.
 
-    Source: Fujimoto and Gu 2021, arXiv:2106.06860, eq. 3 and 5; the distance is the mean over the numbers, as there.
+    Source: Fujimoto and Gu 2021, arXiv:2106.06860, eq. 3 and 5.
     """
 
-    def loss(value: Tensor, action: Tensor, rows: NumberRows) -> Tensor:
-        scale = value.detach().abs().mean().clamp(min=1e-8)
-        return -alpha * value.mean() / scale + nets.squared(action, rows.action)
+    def gradients(value: Tensor, action: Tensor, rows: NumberRows) -> tuple[Tensor, Tensor]:
+        scale = value.abs().mean().clamp(min=1e-8)
+        by_value = (-alpha / len(value) / scale).expand_as(value)
+        return by_value, (action - rows.action) * (2.0 / action.numel())
 
-    return loss
+    return gradients
 
 
 def delayed(config: TD3, aim: Aim) -> Update:
@@ -157,10 +158,9 @@ def delayed(config: TD3, aim: Aim) -> Update:
     """
 
     def update(learners: Learners, rows: NumberRows) -> tuple[Tensor, Tensor]:
-        with nets.no_grad():
-            action = nets.point(learners.actor.slow.raw(rows.next_context))
-            action = nets.jitter(action, config.noise, config.noise_limit, learners.source)
-            then = lower(learners.critics.slow, rows.next_context, action)
+        action = nets.point(learners.actor.slow.raw(rows.next_context))
+        action = nets.jitter(action, config.noise, config.noise_limit, learners.source)
+        then = lower(learners.critics.slow, rows.next_context, action)
         loss, value = teach(learners.critics, rows, then)
         if learners.critics.done % config.delay == 0:
             _climb(learners, rows, aim)
@@ -171,10 +171,13 @@ def delayed(config: TD3, aim: Aim) -> Update:
 
 def _climb(learners: Learners, rows: NumberRows, aim: Aim) -> None:
     """One step of an actor of points."""
-    raw = learners.actor.net.raw(rows.context)
-    action = nets.point(raw)
-    value = learners.critics.net.first(nets.beside(rows.context, action))
-    learners.actor.step(aim(value, action, rows) + nets.overshoot(raw, squashed=False))
+    actor = learners.actor.net.passed(rows.context)
+    action = nets.point(actor.out)
+    critic = learners.critics.net.first(nets.beside(rows.context, action))
+    by_value, by_action = aim(critic.value[0], action, rows)
+    through = critic.inputs(by_value[None])[:, rows.context.shape[1] :]
+    actor.teach(nets.led_back(actor.out, action, through if by_action is None else through + by_action))
+    learners.actor.descend()
 
 
 # densities
@@ -190,16 +193,18 @@ def soft(entropy: float) -> Update:
     """
 
     def update(learners: Learners, rows: NumberRows) -> tuple[Tensor, Tensor]:
-        temperature = learners.log_temperature.net.value.detach().exp()
-        with nets.no_grad():
-            action, log = learners.draw(learners.actor.net.raw(rows.next_context))
-            then = lower(learners.critics.slow, rows.next_context, action) - temperature * log
+        temperature = learners.log_temperature.net.value.exp()
+        after = learners.draw(learners.actor.net.raw(rows.next_context))
+        then = lower(learners.critics.slow, rows.next_context, after.action) - temperature * after.log
         loss, value = teach(learners.critics, rows, then)
-        raw = learners.actor.net.raw(rows.context)
-        action, log = learners.draw(raw)
-        own = lower(learners.critics.net, rows.context, action)
-        learners.actor.step((temperature * log - own).mean() + nets.overshoot(raw, squashed=True))
-        learners.log_temperature.step(-learners.log_temperature.net.value * (log.detach().mean() + entropy))
+        actor = learners.actor.net.passed(rows.context)
+        drawn = learners.draw(actor.out)
+        own = learners.critics.net.passed(nets.beside(rows.context, drawn.action))
+        by_action = own.inputs(lowest(own.value, -1.0 / len(drawn.log)))[:, rows.context.shape[1] :]
+        actor.teach(drawn.outputs(by_action, (temperature / len(drawn.log)).expand_as(drawn.log)))
+        learners.actor.descend()
+        learners.log_temperature.net.teach(-(drawn.log.mean() + entropy))
+        learners.log_temperature.descend()
         return loss, value
 
     return update

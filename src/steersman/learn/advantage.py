@@ -27,8 +27,12 @@ def expectile(value: Tensor, target: Tensor, share: float) -> Tensor:
     Source: Kostrikov, Nair and Levine 2022, arXiv:2110.06169, eq. 5.
     """
     above = target - value
-    weight = (share - (above.detach() < 0).to(above.dtype)).abs()
-    return (weight * above.square()).mean()
+    return (leaning(above.detach(), share) * above.square()).mean()
+
+
+def leaning(above: Tensor, share: float) -> Tensor:
+    """|share - 1(above < 0)|: what `expectile` weighs squares by."""
+    return (share - (above < 0).to(above.dtype)).abs()
 
 
 def exponential(temperature: float, largest: float) -> Weigh:

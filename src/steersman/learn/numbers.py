@@ -66,10 +66,10 @@ class Learners:
         """What a unit of entropy is worth."""
         return self.students["log_temperature"]
 
-    def draw(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions [B, D] of the densities that outputs [B, 2 D] of the actor are, and the logarithms of theirs [B]."""
+    def draw(self, raw: Tensor) -> nets.Drawn:
+        """An action of each of the densities that outputs [B, 2 D] of the actor are."""
         uniforms = nets.rand(len(raw), raw.shape[1] // 2, generator=self.source).to(self.device)
-        return nets.drawn(raw, uniforms)
+        return nets.Density(raw).draw(uniforms)
 
 
 Update = Callable[[Learners, NumberRows], tuple[Tensor, Tensor | None]]
@@ -136,7 +136,8 @@ class Trainer:
 
     def update(self, rows: NumberRows) -> tuple[Tensor, Tensor | None]:
         """One training step: its loss, and the values of the actions taken, if any."""
-        return self.variation.update(self.learners, rows)
+        with nets.no_grad():
+            return self.variation.update(self.learners, rows)
 
     def scores(self, context: Array) -> Array:
         """[E, F] f32 -> [E, S] f32, of the actor as it is now: to act with, in between."""
@@ -196,13 +197,18 @@ def teach(critics: Student[nets.Critics], rows: NumberRows, then: Tensor) -> tup
     Args:
         then: [B] what is worth the next row, without a gradient.
     """
-    target = rows.reward + rows.discount * then
-    value = critics.net(nets.beside(rows.context, rows.action))  # [C, B]
-    loss = nets.squared(value, target.expand_as(value))
-    critics.step(loss * len(value))
-    return loss, value[0]
+    seen = critics.net.passed(nets.beside(rows.context, rows.action))
+    away = seen.value - (rows.reward + rows.discount * then)  # [C, B]
+    seen.teach(away * (2.0 / len(then)))
+    critics.descend()
+    return away.square().mean(), seen.value[0]
 
 
 def lower(critics: nets.Critics, context: Tensor, action: Tensor) -> Tensor:
     """[B] what the most modest of the critics thinks."""
-    return critics(nets.beside(context, action)).amin(dim=0)
+    return critics.passed(nets.beside(context, action)).value.amin(dim=0)
+
+
+def lowest(value: Tensor, by_lowest: float) -> Tensor:
+    """[C, B] gradient by values, from that by the lowest in each column."""
+    return value.new_zeros(value.shape).scatter_(0, value.argmin(dim=0, keepdim=True), by_lowest)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from steersman.learn import nets
-from steersman.learn.advantage import Weigh, expectile
+from steersman.learn.advantage import Weigh, leaning
 from steersman.learn.nets import NumberRows, Tensor
 from steersman.learn.numbers import Learners, Update, lower, teach
 
 
 def cloning(learners: Learners, rows: NumberRows) -> tuple[Tensor, None]:
     """Against the negative logarithm of the density of the actions taken."""
-    return _imitate(learners, rows, None), None
+    return _imitate(learners, rows, rows.reward.new_ones(len(rows.reward))), None
 
 
 def implicit(share: float, weigh: Weigh) -> Update:
@@ -20,14 +20,14 @@ def implicit(share: float, weigh: Weigh) -> Update:
     """
 
     def update(learners: Learners, rows: NumberRows) -> tuple[Tensor, Tensor]:
-        with nets.no_grad():
-            taken = lower(learners.critics.slow, rows.context, rows.action)
-        base = learners.values.net(rows.context)[0]
-        learners.values.step(expectile(base, taken, share))
-        with nets.no_grad():
-            then = learners.values.net(rows.next_context)[0]
+        taken = lower(learners.critics.slow, rows.context, rows.action)
+        base = learners.values.net.passed(rows.context)
+        advantage = taken - base.value[0]
+        base.teach((advantage * leaning(advantage, share) * (-2.0 / len(taken)))[None])
+        learners.values.descend()
+        then = learners.values.net.passed(rows.next_context).value[0]
         loss, value = teach(learners.critics, rows, then)
-        _imitate(learners, rows, weigh(taken - base.detach()))
+        _imitate(learners, rows, weigh(advantage))
         return loss, value
 
     return update
@@ -42,25 +42,23 @@ def weighted(weigh: Weigh, samples: int) -> Update:
     """
 
     def update(learners: Learners, rows: NumberRows) -> tuple[Tensor, Tensor]:
-        with nets.no_grad():
-            action, _ = learners.draw(learners.actor.net.raw(rows.next_context))
-            then = lower(learners.critics.slow, rows.next_context, action)
+        after = learners.draw(learners.actor.net.raw(rows.next_context))
+        then = lower(learners.critics.slow, rows.next_context, after.action)
         loss, value = teach(learners.critics, rows, then)
-        with nets.no_grad():
-            raw = learners.actor.net.raw(rows.context).repeat(samples, 1)
-            context = rows.context.repeat(samples + 1, 1)
-            tried = lower(learners.critics.net, context, nets.stacked(rows.action, learners.draw(raw)[0]))
-            taken, own = tried[: len(rows.action)], tried[len(rows.action) :].unflatten(0, (samples, -1))
+        raw = learners.actor.net.raw(rows.context).repeat(samples, 1)
+        context = rows.context.repeat(samples + 1, 1)
+        tried = lower(learners.critics.net, context, nets.stacked(rows.action, learners.draw(raw).action))
+        taken, own = tried[: len(rows.action)], tried[len(rows.action) :].unflatten(0, (samples, -1))
         _imitate(learners, rows, weigh(taken - own.mean(dim=0)))
         return loss, value
 
     return update
 
 
-def _imitate(learners: Learners, rows: NumberRows, weight: Tensor | None) -> Tensor:
+def _imitate(learners: Learners, rows: NumberRows, weight: Tensor) -> Tensor:
     """One step of the actor towards the actions taken; its loss."""
-    raw = learners.actor.net.raw(rows.context)
-    log = nets.log_density(raw, rows.action)
-    loss = -(log if weight is None else weight * log).mean()
-    learners.actor.step(loss + nets.overshoot(raw, squashed=True))
-    return loss
+    actor = learners.actor.net.passed(rows.context)
+    taken = nets.Density(actor.out).at(rows.action)
+    actor.teach(taken.outputs(weight / -len(weight)))
+    learners.actor.descend()
+    return -(weight * taken.log).mean()

@@ -1,6 +1,7 @@
 """Nets, the one training step, and the scorer that exports itself. Torch enters the building here, nowhere else."""
 
 from steersman.learn.nets.actors import Actor, Critics, Scalar, beside, stacked
+from steersman.learn.nets.densities import Density, Drawn, Taken, led_back, point
 from steersman.learn.nets.draws import drawn_head, last_hidden
 from steersman.learn.nets.filtered import NEVER, Filtered, likely
 from steersman.learn.nets.kinds import NETS
@@ -8,13 +9,9 @@ from steersman.learn.nets.lists import ListRows, list_gatherer, list_log_chances
 from steersman.learn.nets.modules import Net, Tensor, of_items, pick
 from steersman.learn.nets.numbers import (
     NumberRows,
-    drawn,
     jitter,
-    log_density,
     number_gatherer,
     number_rows,
-    overshoot,
-    point,
     scaling,
 )
 from steersman.learn.nets.processes import device_of, joined, wait
@@ -50,6 +47,8 @@ __all__ = [
     "Actor",
     "Array",
     "Critics",
+    "Density",
+    "Drawn",
     "Draws",
     "Filtered",
     "Generator",
@@ -62,6 +61,7 @@ __all__ = [
     "Slate",
     "State",
     "Student",
+    "Taken",
     "Tensor",
     "TorchScorer",
     "Twins",
@@ -74,7 +74,6 @@ __all__ = [
     "cosine",
     "cross_entropy",
     "device_of",
-    "drawn",
     "drawn_head",
     "from_numpy",
     "gatherer",
@@ -82,11 +81,11 @@ __all__ = [
     "jitter",
     "joined",
     "last_hidden",
+    "led_back",
     "likely",
     "linspace",
     "list_gatherer",
     "list_log_chances",
-    "log_density",
     "looking",
     "new_net",
     "no_grad",
@@ -94,7 +93,6 @@ __all__ = [
     "number_rows",
     "of_items",
     "one_thread",
-    "overshoot",
     "pick",
     "places",
     "point",

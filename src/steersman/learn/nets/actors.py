@@ -8,6 +8,7 @@ from torch import nn
 
 from steersman.learn.nets.graph import Graph
 from steersman.learn.nets.modules import Net, Tensor, layers_of, start
+from steersman.learn.nets.passes import Layers, Pass, Passes
 from steersman.learn.nets.shape import Shape
 
 Array = np.ndarray
@@ -23,7 +24,7 @@ class Actor(Net):
         super().__init__()
         self.shape = shape
         width = len(shape.bounds) * (1 if shape.kind == "point" else 2)
-        self.layers = layers_of((shape.context, *shape.hidden, width))
+        self.layers = Layers(*layers_of((shape.context, *shape.hidden, width)))
 
     def forward(self, context: Tensor, candidates: Tensor | None = None) -> Tensor:
         """[B, F] -> [B, S]; there are no candidates."""
@@ -33,10 +34,13 @@ class Actor(Net):
         middle, half = (torch.tensor(part, dtype=raw.dtype, device=raw.device) for part in self._affine())
         return middle + half * raw
 
-    def raw(self, context: Tensor) -> Tensor:
+    def passed(self, context: Tensor) -> Pass:
         """[B, F] -> [B, S] outputs, centres of a point in units of the training."""
-        raw: Tensor = self.layers(context)
-        return raw.float()
+        return Pass(self.layers, context)
+
+    def raw(self, context: Tensor) -> Tensor:
+        """The same, and no way back."""
+        return self.passed(context).out
 
     def export(self, graph: Graph, context: str, candidates: str) -> str:
         raw = graph.layers(context, self.layers)
@@ -58,7 +62,8 @@ class Critics(nn.Module):
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], count: int) -> None:
         super().__init__()
-        self.nets = nn.ModuleList([layers_of((inputs, *hidden, 1)) for _ in range(count)])
+        self.nets = nn.ModuleList([Layers(*layers_of((inputs, *hidden, 1))) for _ in range(count)])
+        self._layers = [net for net in self.nets if isinstance(net, Layers)]
 
     def start(self, generator: torch.Generator) -> None:
         """Draw every weight uniformly within 1 / sqrt(inputs of its layer)."""
@@ -68,10 +73,13 @@ class Critics(nn.Module):
         """[B, I] -> [C, B]."""
         return torch.stack([net(rows)[:, 0] for net in self.nets]).float()
 
-    def first(self, rows: Tensor) -> Tensor:
-        """[B, I] -> [B], of the first net alone."""
-        value: Tensor = self.nets[0](rows)
-        return value[:, 0].float()
+    def passed(self, rows: Tensor) -> Passes:
+        """[B, I] through all of them."""
+        return Passes(self._layers, rows)
+
+    def first(self, rows: Tensor) -> Passes:
+        """[B, I] through the first of them alone."""
+        return Passes(self._layers[:1], rows)
 
 
 class Scalar(nn.Module):
@@ -83,6 +91,11 @@ class Scalar(nn.Module):
 
     def start(self, generator: torch.Generator) -> None:
         """Nothing is drawn."""
+
+    def teach(self, gradient: Tensor) -> None:
+        """Set its gradient, one number."""
+        assert self.value.grad is not None
+        self.value.grad.fill_(gradient)
 
 
 def beside(context: Tensor, action: Tensor) -> Tensor:

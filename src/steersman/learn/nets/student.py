@@ -61,9 +61,6 @@ class Student(Generic[M]):
         self._mean = torch.zeros_like(self._weights)
         self._square = torch.zeros_like(self._weights)
         self._step = torch.zeros((), device=self._weights.device)
-        self._adam = torch.optim.Adam([self._weights], betas=(self.MEAN, self.SQUARE), eps=self.TINY, fused=True)
-        self._adam.state[self._weights] = {"step": self._step, "exp_avg": self._mean, "exp_avg_sq": self._square}
-        self._weights.grad = self._gradient
 
     @property
     def done(self) -> int:
@@ -77,13 +74,21 @@ class Student(Generic[M]):
         """
         self._gradient.zero_()
         loss.backward(inputs=self._parameters)
+        self.descend()
+
+    @no_grad()
+    def descend(self) -> None:
+        """The same, against the gradient that its weights have been given."""
         if processes.together():
             processes.added(self._gradient.mul_(self.share))
-        self._adam.param_groups[0]["lr"] = self._rate(self._done)
-        self._adam.step()
+        self._step.add_(1)
+        torch._fused_adam_(
+            [self._weights], [self._gradient], [self._mean], [self._square], [], [self._step],
+            lr=self._rate(self._done), beta1=self.MEAN, beta2=self.SQUARE, eps=self.TINY,
+            weight_decay=0.0, amsgrad=False, maximize=False,
+        )  # fmt: skip
         self._done += 1
-        with no_grad():
-            self._slow.lerp_(self._weights, self._polyak)
+        self._slow.lerp_(self._weights, self._polyak)
 
     def arrays(self) -> dict[str, Array]:
         """All that steps change, as copies."""
