@@ -192,7 +192,11 @@ def evolve(project: Project, name: str, *, rounds: int, episodes: int, seed: int
             time.sleep(wait_s)  # the last decisions enter the batch once their outcomes can not come any more
             updated, refused = None, ""
             try:
-                updated = online.update(project, name).version
+                made = online.update(project, name)
+                if isinstance(made, online.Updated):
+                    updated = made.version
+                else:
+                    refused = f"{made.verdict}: {made.reason}"
             except ConflictError as error:
                 refused = error.message
             mean = float(np.mean(played.returns))

@@ -17,7 +17,7 @@ from steersman import config, demo
 from steersman.cli import numbers
 from steersman.cli.show import plain, show
 from steersman.core.errors import ConfigError, GateError
-from steersman.flow import distributed, evolving, guarding, online, sampling
+from steersman.flow import canary, distributed, evolving, guarding, online, sampling
 from steersman.learn import evolution as es
 from steersman.worlds import poles
 
@@ -60,6 +60,12 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
     )
     init.add_argument(
         "--max-loss", type=numbers.share, default=0.2, help="copies stop that surely cost more of the return"
+    )
+    init.add_argument(
+        "--canary", type=numbers.share, default=0.0, help="share that an update decides for before it is the champion"
+    )
+    init.add_argument(
+        "--tolerance", type=numbers.share, default=0.05, help="of the champion's return that a canary may earn less"
     )
     init.add_argument("--max-age", type=numbers.whole(0), default=0, help="versions that a sample may be old")
     _solver_options(init, sigma=0.05)
@@ -118,6 +124,8 @@ def _init(options: argparse.Namespace) -> None:
         max_loss=options.max_loss,
         hidden=None if options.hidden is None else tuple(options.hidden),
         keep=options.keep,
+        canary=options.canary,
+        tolerance=options.tolerance,
     )
     show(
         options,
@@ -128,18 +136,35 @@ def _init(options: argparse.Namespace) -> None:
     )
 
 
-def _update(options: argparse.Namespace) -> None:
+def _update(options: argparse.Namespace) -> int:
     found = online.update(config.load(options.project), options.name)
+    if isinstance(found, canary.Judged):
+        return _show_judged(options, found)
     account = found.account
+    became = f"canary    {found.canary:.0%} of the units meet" if found.canary else "champion "
+    again = [f"next      steersman es update {found.problem} asks the log about it"] if found.canary else []
     show(
         options,
         found,
-        f"champion  {found.problem}@{found.version}, from {account.used} copies and {found.episodes:,} episodes of "
+        f"{became} {found.problem}@{found.version}, from {account.used} copies and {found.episodes:,} episodes of "
         f"{found.problem}@{found.parent}",
         *([_gain_line(found.gain)] if found.gain else []),
         f"left out  {found.open:,} episodes not over or of two copies, {account.old} copies too old",
-        f"back      steersman rollback {found.problem}",
+        *(again or [f"back      steersman rollback {found.problem}"]),
     )
+    return 0
+
+
+def _show_judged(options: argparse.Namespace, found: canary.Judged) -> int:
+    sizes = f"{found.candidate_units:,} units of it and {found.baseline_units:,} of {found.problem}@{found.baseline}"
+    bounds = "" if found.difference is None else f"{found.difference:+.3g} \\[{found.low:+.3g}, {found.high:+.3g}]  "
+    show(
+        options,
+        found,
+        f"{found.verdict}  {found.problem}@{found.candidate}: {plain(found.reason)}",
+        f"earns     {bounds}a unit, by {sizes}",
+    )
+    return GateError.exit_code if found.verdict == "backed out" else 0
 
 
 def _watch(options: argparse.Namespace) -> int:

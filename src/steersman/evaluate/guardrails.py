@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from steersman.core.errors import DataError
-from steersman.evaluate.anytime import betting_floor, errors_wide
+from steersman.evaluate.anytime import Sides, betting_floor, errors_wide
 
 Array = np.ndarray
 
@@ -101,23 +101,37 @@ def broken(rail: Guardrail, copies: Array, clean: Array, level: float) -> str:
 def costly(copies: Array, clean: Array, max_loss: float, level: float) -> tuple[float, float] | None:
     """Mean return of the copies less that of the version itself, and its upper bound, if they surely cost too much.
 
-    The bound is the asymptotic sequence for a difference of means, which holds however often one looks where units are
-    many.
-
     Args:
         copies, clean: [U] f64, the mean return of the whole episodes of each unit.
         max_loss: share of the version's own mean return that may be lost, in (0, 1).
         level: of the bound, in (0.5, 1).
     Returns:
         None: not so, or there are fewer than `FEW` units of either.
-    Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2021, arXiv:2103.06476, for differences of two arms.
     """
-    if min(len(copies), len(clean)) < FEW:
+    found = beside(copies, clean, level, sides=1)
+    if found is None or found[2] >= -max_loss * abs(float(clean.mean())):
         return None
-    difference = float(copies.mean() - clean.mean())
-    error = math.sqrt(copies.var(ddof=1) / len(copies) + clean.var(ddof=1) / len(clean))
-    high = difference + float(errors_wide(len(copies) + len(clean), level, TUNED, sides=1)) * error
-    return (difference, high) if high < -max_loss * abs(float(clean.mean())) else None
+    return found[0], found[2]
+
+
+def beside(some: Array, others: Array, level: float, sides: Sides = 2) -> tuple[float, float, float] | None:
+    """Mean of some units less that of others, with bounds that hold however often one looks.
+
+    The asymptotic sequence for differences of two arms, which is right where units are many.
+
+    Args:
+        some, others: [U] f64, a value a unit.
+        level: of both bounds together; of each, with one side.
+    Returns:
+        difference, low, high; None: there are fewer than `FEW` units of either.
+    Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2021, arXiv:2103.06476.
+    """
+    if min(len(some), len(others)) < FEW:
+        return None
+    difference = float(some.mean() - others.mean())
+    error = math.sqrt(some.var(ddof=1) / len(some) + others.var(ddof=1) / len(others))
+    half = float(errors_wide(len(some) + len(others), level, TUNED, sides)) * error
+    return difference, difference - half, difference + half
 
 
 def _floor(values: Array, ends: tuple[float, float], level: float, above: float = -math.inf) -> float:

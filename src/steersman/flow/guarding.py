@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steersman import log
+from steersman import log, timeline
 from steersman.config import Project
 from steersman.core.errors import ConflictError, Error
 from steersman.engine.disk import alone
@@ -24,6 +24,19 @@ LEVEL = 0.95
 
 PATIENCE = 3.0
 """Copies decide no longer than so many times what a look and the time between two looks take, without another look."""
+
+
+PART = 2**40
+"""Between the units of two parts of a build, each of which counts from 0."""
+
+
+class Rows(NamedTuple):
+    """The decisions of a window: [N] version, whether a copy decided, unit; metric -> [N] f64, NaN: not known."""
+
+    version: Array
+    perturbed: Array
+    unit: Array
+    metrics: dict[str, Array]
 
 
 class Units(NamedTuple):
@@ -95,7 +108,7 @@ def cost(played: list[copies.Episode], number: int, max_loss: float | None) -> s
     if max_loss is None or not mine:
         return ""
     value, unit = np.array([one.value for one in mine]), np.array([one.unit for one in mine])
-    of = _units(value, unit, np.zeros(len(mine), dtype=np.int64), np.array([one.perturbed for one in mine]))
+    of = units_of(value, unit, np.zeros(len(mine), dtype=np.int64), np.array([one.perturbed for one in mine]))
     found = costly(*of, max_loss, LEVEL)
     if found is None:
         return ""
@@ -110,26 +123,18 @@ def _look(project: Project, name: str, number: int, now: int) -> tuple[str, tupl
     """What is broken, and how many units of copies and of the version itself were looked at."""
     policy = project.policy(name)
     begun = max(perturbing.begun(project, name, number), sampling.resumed_at(project, name))
-    compact(project)
-    if not _settled(project, name, begun, now - int(policy.problem.wait_s * 1e6)):
+    if not settled(project, name, begun, now):
         return "", (0, 0)
     who = copies.noise_of(project, name, begun, now)
     with building.joined(project, name, since=begun, until=now, as_of=now) as parts:
-        made = [who.get(decision, (0, None)) for part in parts for decision in part.decision_ids.tolist()]
-        unit = np.concatenate([part.unit + place * 2**40 for place, part in enumerate(parts)])  # each counts from 0
-        metrics = {
-            metric: np.concatenate([_metric(part.metric_names, part.metrics, metric) for part in parts])
-            for metric in policy.guardrails
-        }
-        played = [one for part in parts for one in copies.episodes(part, who)]
-    version = np.array([one[0] for one in made], dtype=np.int64)
-    perturbed = np.array([one[1] is not None for one in made])
-    present = version == number
-    every = _units(np.zeros(len(unit)), unit, version, perturbed)
+        rows = rows_of(parts, who, tuple(policy.guardrails))
+        played = played_of(parts, who)
+    every = units_of(np.zeros(len(rows.unit)), rows.unit, rows.version, rows.perturbed)
     seen = len(every.copies), len(every.clean)
+    present, sampled = rows.version == number, np.isin(rows.version, rows.version[rows.perturbed])
     for metric, rail in policy.guardrails.items():
-        for rows, where in ((present, "in this version"), (np.isin(version, version[perturbed]), "since it began")):
-            of = _units(metrics[metric][rows], unit[rows], version[rows], perturbed[rows])
+        for some, where in ((present, "in this version"), (sampled, "since it began")):
+            of = units_of(rows.metrics[metric][some], rows.unit[some], rows.version[some], rows.perturbed[some])
             why = broken(rail, *of, 1 - (1 - rail.level) / 2)  # half of the chance for either of the two
             if why:
                 return f"{metric} of the copies of {name}@{number} {where}: {why}", seen
@@ -137,8 +142,34 @@ def _look(project: Project, name: str, number: int, now: int) -> tuple[str, tupl
     return (f"{name}@{number}: {loss}" if loss else ""), seen
 
 
-def _settled(project: Project, name: str, since: int, until: int) -> bool:
-    """Whether the wait of some decision of a window is over."""
+def rows_of(parts: list[timeline.Built], who: dict[str, tuple[int, int | None]], metrics: Sequence[str]) -> Rows:
+    """The rows of a build.
+
+    Args:
+        who: decision -> version, and key of the copy that made it.
+    """
+    made = [who.get(decision, (0, None)) for part in parts for decision in part.decision_ids.tolist()]
+    return Rows(
+        version=np.array([version for version, _ in made], dtype=np.int64),
+        perturbed=np.array([key is not None for _, key in made]),
+        unit=np.concatenate([part.unit + place * PART for place, part in enumerate(parts)]),
+        metrics={name: np.concatenate([_metric(part, name) for part in parts]) for name in metrics},
+    )
+
+
+def played_of(parts: list[timeline.Built], who: dict[str, tuple[int, int | None]]) -> list[copies.Episode]:
+    """The episodes of a build."""
+    return [
+        one._replace(unit=one.unit + place * PART)
+        for place, part in enumerate(parts)
+        for one in copies.episodes(part, who)
+    ]
+
+
+def settled(project: Project, name: str, since: int, now: int) -> bool:
+    """Whether the wait of some decision since an instant is over."""
+    until = now - int(project.policy(name).problem.wait_s * 1e6)
+    compact(project)
     files = log.files(project.log_directory, name, since, until).decisions
     if not files:
         return False
@@ -149,12 +180,13 @@ def _settled(project: Project, name: str, since: int, until: int) -> bool:
     return bool(found["n"][0])
 
 
-def _metric(names: tuple[str, ...], values: Array, metric: str) -> Array:
+def _metric(part: timeline.Built, metric: str) -> Array:
     """[N] f64, NaN where it is not known."""
-    return values[:, names.index(metric)] if metric in names else np.full(len(values), np.nan)
+    names = part.metric_names
+    return part.metrics[:, names.index(metric)] if metric in names else np.full(len(part), np.nan)
 
 
-def _units(value: Array, unit: Array, version: Array, perturbed: Array) -> Units:
+def units_of(value: Array, unit: Array, version: Array, perturbed: Array) -> Units:
     """Means of the values of each unit in a version; where a value is NaN it is no value."""
     found = []
     for arm in (perturbed, ~perturbed):

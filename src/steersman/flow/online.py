@@ -17,6 +17,7 @@ from steersman.config import Project
 from steersman.core.errors import ConfigError, ConflictError, Error, GateError
 from steersman.core.version import Parents, Version
 from steersman.engine.disk import alone
+from steersman.flow import canary as canaries
 from steersman.flow import copies, guarding, perturbing, places, sampling
 from steersman.flow.places import code_version, now_us
 from steersman.flow.untrained import untrained
@@ -41,7 +42,8 @@ class Updated(Struct, frozen=True):
     """What an update did.
 
     Attributes:
-        version: that was made and is the champion now.
+        version: that was made.
+        canary: share of the units that it decides for, until the log says what becomes of it; 0: it is the champion.
         parent: that was perturbed.
         episodes, open: see Samples.
         account: of the search.
@@ -55,6 +57,7 @@ class Updated(Struct, frozen=True):
     open: int
     account: es.Account
     gain: es.Gain | None
+    canary: float = 0.0
 
 
 def init(  # noqa: PLR0913  (all but four by keyword)
@@ -70,6 +73,8 @@ def init(  # noqa: PLR0913  (all but four by keyword)
     max_loss: float | None = None,
     hidden: tuple[int, ...] | None = None,
     keep: int = 0,
+    canary: float = 0.0,
+    tolerance: float = 0.05,
 ) -> Version:
     """Store a version whose parameters can be perturbed, its search beside it; promote it to begin.
 
@@ -87,6 +92,9 @@ def init(  # noqa: PLR0913  (all but four by keyword)
         hidden: instead of a reference, the widths of the hidden layers of a net that nobody trained.
         keep: so many of the last versions that updates made stay stored, the champion among them, with what lies
             beside them; older ones are removed, and what they decided can not be replayed. 0: all stay.
+        canary: share of the units that the version of an update decides for at first, in [0, 1); a later update asks
+            the log whether it becomes the champion. 0: it does at once.
+        tolerance: share of the champion's mean return that a canary may earn less, in [0, 1).
     Raises:
         DataError: the version has no parameters.
     """
@@ -94,6 +102,9 @@ def init(  # noqa: PLR0913  (all but four by keyword)
         raise ConfigError(f"keep is {keep}, must be 0 or at least 2", hint="one to go back to", field="keep")
     if max_loss is not None and not 0 < max_loss < 1:
         raise ConfigError(f"max_loss is {max_loss:g}, must be in (0, 1)", field="max_loss")
+    for field, value in (("canary", canary), ("tolerance", tolerance)):
+        if not 0 <= value < 1:
+            raise ConfigError(f"{field} is {value:g}, must be in [0, 1)", field=field)
     if not 0 <= block_s < math.inf:
         raise ConfigError(f"block_s is {block_s:g}, must be 0 or more", field="block_s")
     if not 0 < share <= 1:
@@ -110,15 +121,19 @@ def init(  # noqa: PLR0913  (all but four by keyword)
     es.ask(search, copies)  # refused before anything is stored
     made = _publish(warehouse, version, graph, search, version.parents)
     served = perturbing.Served(
-        share=share, seed="", keys=(), copies=copies, at=0, block_s=block_s, max_loss=max_loss, keep=keep
-    )
+        share=share, seed="", keys=(), copies=copies, at=0, block_s=block_s, max_loss=max_loss, keep=keep,
+        canary=canary, tolerance=tolerance,
+    )  # fmt: skip
     crowd = parameters.crowd_of(graph)
     perturbing.write(project, name, made.number, search, _drawn(search, served, copies if pool else 0), crowd)
     return made
 
 
-def update(project: Project, name: str) -> Updated:
+def update(project: Project, name: str) -> Updated | canaries.Judged:
     """Read the log, move the parameters, store them as the next version with its search, and make it the champion.
+
+    With a canary the version decides for a share of the units first, and updates ask the log what becomes of it,
+    before they make another one.
 
     Killed at any point and begun again it ends with the same parameters, bit for bit.
 
@@ -126,8 +141,8 @@ def update(project: Project, name: str) -> Updated:
         NotFoundError: the champion has no search.
         ConflictError: too few copies have an episode, or nothing was to be learned; or another update of the same
             search is at work.
-        GateError: the log itself says that the step is worse; or that the copies cost too much, and they decide no
-            more; or a guardrail has stopped them before. Nothing is stored.
+        GateError: the log itself says that the step is worse, or that the canary of this very step was; or the copies
+            cost too much, and decide no more; or a guardrail has stopped them before. Nothing is stored.
         DataError: the log has what this search did not perturb: nothing is stored.
     """
     warehouse = Warehouse(project.warehouse_url)
@@ -136,9 +151,12 @@ def update(project: Project, name: str) -> Updated:
         return _update(project, name, warehouse)
 
 
-def _update(project: Project, name: str, warehouse: Warehouse) -> Updated:
+def _update(project: Project, name: str, warehouse: Warehouse) -> Updated | canaries.Judged:
     number = warehouse.resolve(name, CHAMPION)
     search, served = perturbing.read(project, name, number)
+    rollout = canaries.running(project, name)
+    if rollout is not None:
+        return canaries.judge(project, name, rollout, served.tolerance)
     if was := sampling.stopped(project, name):
         raise GateError(
             f"{name}: its copies were stopped: {was.reason}; nothing was published",
@@ -170,12 +188,21 @@ def _update(project: Project, name: str, warehouse: Warehouse) -> Updated:
     if not perturbing.place(project, name, made.number).exists():
         after = _drawn(moved, msgspec.structs.replace(served, made=made_from), len(served.keys))
         perturbing.write(project, name, made.number, moved, after, parameters.crowd_of(graph))
-    if warehouse.resolve(name, CHAMPION) == number:
+    if served.canary and any(one.candidate == made.number for one in warehouse.rollouts(name)):
+        pending.unlink()
+        raise GateError(
+            f"{name}@{made.number} is this very step, and its canary was backed out", hint="gather more episodes"
+        )
+    if served.canary:
+        warehouse.roll_out(name, made.number, served.canary, now_us())
+    elif warehouse.resolve(name, CHAMPION) == number:
         warehouse.set_alias(name, CHAMPION, made.number, now_us())
     _forget(project, warehouse, name, made.number, served.keep, moved)
-    perturbing.rest(project, name, number)  # the parent itself may decide until servers have looked
+    if not served.canary:
+        perturbing.rest(project, name, number)  # the parent itself may decide until servers have looked
     pending.unlink()
-    return Updated(name, made.number, number, samples.episodes, samples.open, found.account, found.gain)
+    told = samples.episodes, samples.open, found.account, found.gain
+    return Updated(name, made.number, number, *told, served.canary)
 
 
 def replay(project: Project, name: str, number: int) -> bool:

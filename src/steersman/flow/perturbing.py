@@ -68,7 +68,7 @@ class Served(Struct, frozen=True, kw_only=True):
         keys: of a pool of copies, drawn afresh for this version; none: each episode has its own.
         copies: of which each episode has its own: so many must have a whole one before an update.
         at: when it was made, microseconds UTC.
-        block_s, max_loss, keep: see `flow.online.init`.
+        block_s, max_loss, keep, canary, tolerance: see `flow.online.init`.
         made: None: by `es init`.
     """
 
@@ -80,6 +80,8 @@ class Served(Struct, frozen=True, kw_only=True):
     block_s: float = 0.0
     max_loss: float | None = None
     keep: int = 0
+    canary: float = 0.0
+    tolerance: float = 0.05
     made: Made | None = None
 
 
