@@ -506,6 +506,37 @@ def test_sigterm_while_the_first_load_hangs_ends_the_process_with_0() -> None:
             server.kill()
 
 
+LOADS_LONG = """
+import time
+from steersman.serve import workers
+from steersman.serve.plane import Plane
+from steersman.serve.settings import Settings
+looks = []
+def wanted():
+    looks.append(0)
+    if len(looks) == 2:
+        print("asked", flush=True)
+        time.sleep(0.5)
+        print("told", flush=True)
+    return {}
+plane = Plane(None, None, now=lambda: 0, new_id=str)
+raise SystemExit(workers.run(plane, Settings(port=0, poll_s=0.01), wanted=wanted))
+"""
+
+
+def test_a_load_that_goes_on_ends_before_the_process_does() -> None:
+    """A graph library that comes back into an interpreter that is no more would abort the process."""
+    with subprocess.Popen([sys.executable, "-c", LOADS_LONG], stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"asked\n"
+            server.send_signal(signal.SIGTERM)
+            assert server.stdout.read() == b"told\n"
+            assert server.wait(10) == 0
+        finally:
+            server.kill()
+
+
 def test_ten_swaps_under_load_fail_nothing_and_each_answer_names_the_version_that_made_it(tmp_path: Path) -> None:
     """Version v explores with epsilon v/100 over 2 candidates: its propensities are 1 - v/200 and v/200."""
     want(tmp_path, shop=1)

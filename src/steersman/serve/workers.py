@@ -44,6 +44,9 @@ SWITCH_S = 0.0005
 RESTARTS = 5
 WINDOW_S = 60.0
 GRACE_S = 5.0
+LOADING_S = 3.0
+"""How long a load that goes on is waited for when the server ends: a thread that returns from a graph library into an
+interpreter that is no more ends the process by SIGABRT."""
 
 
 def bind(settings: Settings, reuse_port: bool = False) -> socket.socket:
@@ -163,7 +166,10 @@ async def _serve(
     if on_ready:
         on_ready(sock.getsockname()[1])
     await stop.wait()
-    return all(await asyncio.gather(server.drain(), *([spoken.drain()] if spoken else [])))
+    answered = all(await asyncio.gather(server.drain(), *([spoken.drain()] if spoken else [])))
+    if wanted or models:
+        follower.end()
+    return answered
 
 
 async def listen_grpc(server: Server) -> GrpcServer:
@@ -208,24 +214,33 @@ class _Follower:
         self._to_follow = follow
         self._poll_s = poll_s
         self._look = threading.Event()
+        self._ended = False
 
     def start(self, first: Callable[[], object]) -> None:
         """Begin; `first` is called after the first look."""
         # A daemon: a load that hangs must not keep the process from its exit.
-        threading.Thread(target=self._follow, args=(first,), name="steersman-load", daemon=True).start()
+        self._thread = threading.Thread(target=self._follow, args=(first,), name="steersman-load", daemon=True)
+        self._thread.start()
 
     def look(self) -> None:
         """Look now, also at what failed before."""
         self._look.set()
 
+    def end(self) -> None:
+        """Look no more, and wait for a load that goes on, but not for ever."""
+        self._ended = True
+        self._look.set()
+        self._thread.join(LOADING_S)
+
     def _follow(self, first: Callable[[], object]) -> None:
         give_way()
         self._to_follow(False)
         first()
-        while True:
+        while not self._ended:
             asked = self._look.wait(self._poll_s)
             self._look.clear()
-            self._to_follow(asked)
+            if not self._ended:
+                self._to_follow(asked)
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
