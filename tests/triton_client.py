@@ -40,6 +40,20 @@ def binary_and_json(api, client, http):
             np.testing.assert_array_equal(found, expected)
 
 
+def compressed(api, client, http):
+    x = np.ones((300, 4), np.float32)
+    expected = infer(api, client, "mlp", {"x": x}).as_numpy("y")
+    codings = ("gzip", "deflate") if http else ()
+    for coding in codings:
+        for binary in (True, False):
+            more = {"request_compression_algorithm": coding, "response_compression_algorithm": "gzip"}
+            found = infer(api, client, "mlp", {"x": x}, binary=binary, **more).as_numpy("y")
+            np.testing.assert_array_equal(found, expected)
+    if not http:
+        found = infer(api, client, "mlp", {"x": x}, compression_algorithm="gzip").as_numpy("y")
+        np.testing.assert_array_equal(found, expected)
+
+
 def all_outputs(api, client, http):
     arrays = {"a": np.array([[1, 2], [3, 4]], np.float32), "b": np.array([10, 20], np.int32)}
     found = infer(api, client, "pair", arrays, request_id="r7")
@@ -194,6 +208,7 @@ def messages_are_the_official_ones(api, client, http):
 
 CHECKS = (
     binary_and_json,
+    compressed,
     all_outputs,
     every_type,
     texts,

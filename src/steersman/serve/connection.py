@@ -12,6 +12,7 @@ import httptools
 from msgspec import Struct
 
 from steersman.core.errors import Error, OverloadedError, TooLargeError
+from steersman.serve.coding import CODINGS, MOST_BYTES, accepts_gzip, gzipped, inflated
 from steersman.serve.metrics import Metrics, Which
 from steersman.serve.plane import error_body
 from steersman.serve.settings import Settings
@@ -23,6 +24,7 @@ JSON = b"application/json"
 KEPT = frozenset(
     (
         b"accept",
+        b"accept-encoding",
         b"authorization",
         b"content-type",
         b"inference-header-content-length",
@@ -99,10 +101,12 @@ class Slot:
         more: further header lines of it, each behind a line's end.
         about, began: the model that was asked, and when, in seconds of a clock of its own; for the metrics.
         asked: the request, if there is an access log.
+        gzip_from: bytes from which on an answer is compressed; 0: none is.
     """
 
     __slots__ = (
-        "_connection", "about", "allow", "asked", "bare", "began", "body", "close", "kind", "more", "status", "version",
+        "_connection", "about", "allow", "asked", "bare", "began", "body", "close", "gzip_from", "kind", "more",
+        "status", "version",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, version: str, close: bool, bare: bool) -> None:
@@ -116,10 +120,14 @@ class Slot:
         self.began = 0.0
         self.asked: Asked | None = None
         self.more = b""
+        self.gzip_from = 0
         self.status = 0
         self.body = b""
 
     def answer(self, status: int, body: bytes) -> None:
+        if self.gzip_from and self.gzip_from <= len(body) <= MOST_BYTES:
+            body = gzipped(body)
+            self.more += b"\r\ncontent-encoding: gzip\r\nvary: accept-encoding"
         self.status = status
         self.body = body
         self._connection.answered()
@@ -263,7 +271,8 @@ class Connection(asyncio.Protocol):
             case b"expect":
                 self._expects = value.lower()
             case b"content-encoding":
-                self._coding = value.lower()
+                coding = value.strip().lower()
+                self._coding = b"" if coding == b"identity" else coding
 
     def on_headers_complete(self) -> None:
         if self._done:
@@ -278,10 +287,10 @@ class Connection(asyncio.Protocol):
             self._refuse(HttpError(HTTPStatus.BAD_REQUEST, "the protocol can not be changed", hint=hint))
         elif declared > self._settings.max_body_bytes:
             self._refuse_body(declared)
-        elif self._coding not in (b"", b"identity"):
+        elif self._coding and self._coding not in CODINGS:
             coding = self._coding.decode("latin-1")[:64]
-            error = HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"content-encoding {coding!r}", hint="send plain JSON")
-            self._refuse(error)
+            hint = "send it as it is, or gzip"
+            self._refuse(HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"content-encoding {coding!r}", hint=hint))
         elif self._expects:
             self._on_expect(version)
 
@@ -314,6 +323,16 @@ class Connection(asyncio.Protocol):
         self._done = close
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
+        if self._coding and body:
+            try:
+                body = inflated(body, self._settings.max_body_bytes)
+            except Error as error:
+                self._server.waiting += 1
+                self._server.count(error)
+                slot.refuse(error)
+                return
+        if accepted := self._headers.get(b"accept-encoding"):
+            slot.gzip_from = self._settings.gzip_bytes if accepts_gzip(accepted) else 0
         self._server.handle(Asked(method, self._url, self._headers, body), slot)
         if len(self._slots) > PIPELINED:
             self._regulate()

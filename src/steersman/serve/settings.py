@@ -17,7 +17,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         host, port: port 0 takes a free one.
         grpc_port: where gRPC is spoken, too; 0 takes a free one, None: nowhere.
         workers: processes that share the port; 1 serves in this process.
-        max_body_bytes, max_head_bytes: of one request, the head with its request line.
+        max_body_bytes, max_head_bytes: of one request, the head with its request line; a compressed body is also
+            held to it as what it holds.
+        gzip_bytes: an answer of so many bytes or more is compressed for who accepts gzip.
         max_connections: open at once, in one worker.
         max_waiting: requests without an answer yet, in one worker; more are refused with 503.
         idle_s: a connection without a request is closed after this.
@@ -47,6 +49,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     workers: int = 1
     max_body_bytes: int = 1 << 20
     max_head_bytes: int = 16 << 10
+    gzip_bytes: int = 8192
     max_connections: int = 4096
     max_waiting: int = 4096
     idle_s: float = 75.0
