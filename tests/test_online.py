@@ -393,7 +393,8 @@ def cartpole(directory: Path) -> Project:
         name="cartpole", encoder=encoder, explorer=EpsilonGreedy(0.01), parents=Parents("", "", ""), seed="s", made_at=1
     )
     Warehouse(made.warehouse_url).publish(draft, compose(encoder, net(encoder, 20, "Tanh")))
-    version = online.init(made, "cartpole", "1", es.Settings(sigma=0.3), share=0.9, copies=16)
+    of_their_size = es.Settings(sigma=1.0)  # its weights are standard normals
+    version = online.init(made, "cartpole", "1", of_their_size, share=0.9, copies=16)
     flow.promote(made, "cartpole", str(version.number))
     return made
 
