@@ -89,7 +89,7 @@ def largest_of(reward: nets.Array) -> float:
     if unit == 0:
         raise DataError(
             f"the reward of all {len(reward)} rows is 0: there is nothing to learn",
-            hint="did the outcomes carry the metrics that the reward is made of?",
+            hint="did the outcomes carry the metrics that the reward is made of, and come within wait_s?",
         )
     if not 1e-30 < unit < 1e30:
         raise DataError(

@@ -191,7 +191,7 @@ def _judge(
 
 def _check_share(counts: Imported, first: str, source: Source, rejects: Path, limit: float) -> None:
     if counts.rows == 0:
-        raise DataError(f"{source.name} has no rows")
+        raise DataError(f"{source.name} has no rows", hint="is it the right file, or the right query?")
     if counts.rejected > limit * counts.rows:
         raise DataError(
             f"{source.name}: {counts.rejected} of {counts.rows} rows refused, over the share {limit:g}; {first}",

@@ -226,7 +226,7 @@ class Warehouse:
             if len(trail) < 2:
                 raise ConflictError(
                     f"{name}@{alias} has pointed at version {now.aliases[alias]} only",
-                    hint="set it to the version you want",
+                    hint=f"steersman promote {name}@VERSION points it elsewhere",
                 )
             back = trail[-2]
             if not self._has(name, back):

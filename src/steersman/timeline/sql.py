@@ -372,7 +372,10 @@ def tables(engine: Engine, files: Files, window: Window, pen: Pen | None = None,
         DataError: there is no file of decisions, or a column is missing or of the wrong kind.
     """
     if not files.decisions:
-        raise DataError("the log has no decisions in the window", hint="is the problem's name right, and the window?")
+        raise DataError(
+            "the log has no decisions in the window",
+            hint="is the problem's name right, and the window? steersman serve and steersman log import write the log",
+        )
     row = "" if engine.distributed else ROW
     engine.view("decisions", files.decisions, row=row)
     decisions = schema(engine, "decisions")
