@@ -163,7 +163,7 @@ def following(shelf: Shelf) -> Models:
     """Those who follow a shelf; they have looked once."""
 
     def load(name: str, number: int) -> Model:
-        made = Plain(shelf.read(name, number))
+        made = shelf.load(name, number)
         return Model(made.signature, made.run)
 
     def wanted() -> dict[str, Wanted]:

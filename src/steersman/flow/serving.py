@@ -21,6 +21,7 @@ from steersman.core.errors import ConflictError, Error
 from steersman.core.version import Rollout, Version
 from steersman.flow import perturbing
 from steersman.flow.places import now_us, shadow_log
+from steersman.models.external import locations
 from steersman.models.graph import Graph
 from steersman.models.plain import Plain
 from steersman.models.shelf import Shelf
@@ -147,7 +148,7 @@ def _models(project: Project, graphs: _Graphs, settings: Settings) -> predicting
         if name in project.policies:
             plain = Plain(graphs.read(name, number)[1])
             return predicting.Model(plain.signature, plain.run)
-        plain = Plain(shelf.read(name, number))
+        plain = shelf.load(name, number)
         warm_up = [tfserving.read_predict(body, plain.signature).feeds for body in shelf.warm_up(name)]
         return predicting.Model(plain.signature, plain.run, tuple(warm_up))
 
@@ -178,13 +179,18 @@ def _models(project: Project, graphs: _Graphs, settings: Settings) -> predicting
 def publish_model(project: Project, name: str, file: Path) -> int:
     """Store an ONNX model that was not made here under its next number, which is returned; servers follow.
 
+    Weights that it has in files beside it are stored with it.
+
     Raises:
         ConflictError: a policy has this name.
         DataError: it can not be served.
     """
     if name in project.policies:
         raise ConflictError(f"{name} is a policy of this project", hint="give the model another name")
-    return Shelf(project.models_url).publish(name, file.read_bytes())
+    model = file.read_bytes()
+    beside = {place: file.parent / place for place in locations(model)}
+    weights = {place: path.read_bytes() for place, path in beside.items() if path.is_file()}
+    return Shelf(project.models_url).publish(name, model, weights)
 
 
 def _deployed(project: Project) -> dict[str, int | Rollout]:

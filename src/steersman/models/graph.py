@@ -15,6 +15,7 @@ import onnxruntime
 
 from steersman.core.errors import DataError
 from steersman.core.features import Raw
+from steersman.models.external import locations
 
 Array = np.ndarray
 
@@ -181,18 +182,27 @@ def _cut(
     }
 
 
-def open_session(data: bytes) -> onnxruntime.InferenceSession:
+def open_session(data: bytes, weights: Mapping[str, bytes] | None = None) -> onnxruntime.InferenceSession:
     """A session on one core that never spins: the server decides what runs in parallel.
 
+    Args:
+        weights: files that hold weights of the model, by their paths relative to its folder. No others are read.
     Raises:
-        DataError: the bytes are not an ONNX model that onnxruntime can run.
+        DataError: the bytes are not an ONNX model that onnxruntime can run, or a file of its weights is missing.
     """
+    weights = weights or {}
+    for place in (outside := locations(data)):
+        if place not in weights:
+            raise DataError(f"its weights are in {place}, which is not there", hint="put the file beside the model")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if outside:
+        buffers = [weights[place] for place in outside]
+        options.add_external_initializers_from_files_in_memory(list(outside), buffers, list(map(len, buffers)))
     try:
         with _source(data) as source:
             return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

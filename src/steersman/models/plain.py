@@ -27,12 +27,13 @@ class Plain:
 
     Args:
         source: bytes of an ONNX model, or a Graph whose session is shared.
+        weights: files that hold weights of the model, by their paths relative to its folder.
     Raises:
         DataError: it can not run, or takes or gives something else than tensors of numbers, booleans or texts.
     """
 
-    def __init__(self, source: bytes | Graph) -> None:
-        self._session = source.session if isinstance(source, Graph) else open_session(source)
+    def __init__(self, source: bytes | Graph, weights: Mapping[str, bytes] | None = None) -> None:
+        self._session = source.session if isinstance(source, Graph) else open_session(source, weights)
         self.signature = Signature(
             tuple(_tensor(node) for node in self._session.get_inputs()),
             tuple(_tensor(node) for node in self._session.get_outputs()),

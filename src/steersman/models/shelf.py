@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import msgspec
 
 from steersman.core.errors import DataError, NotFoundError, did_you_mean
+from steersman.models.external import locations
 from steersman.models.plain import Plain
 from steersman.models.stores import open_store, warm_up_of
 from steersman.models.warehouse import MODEL, NUMBER
@@ -30,16 +32,21 @@ class Shelf:
         self.url = url
         self._store = open_store(url)
 
-    def publish(self, name: str, model: bytes) -> int:
+    def publish(self, name: str, model: bytes, weights: Mapping[str, bytes] | None = None) -> int:
         """Store a model under the next number, which is returned; nobody sees it before it is whole.
 
+        Args:
+            weights: files that hold weights of the model, by their paths relative to it.
         Raises:
             DataError: the name is not one, or the bytes are not a model that can be served.
         """
         check_name(name)
-        Plain(model)
+        Plain(model, weights)
+        files = {place: (weights or {})[place] for place in locations(model)}
+        if MODEL in files:
+            raise DataError(f"its weights are in {MODEL}, which is itself", hint="give the file another name")
         number = max(self.numbers(name), default=0) + 1
-        while not self._store.place(f"{name}/{number}", {MODEL: model}):
+        while not self._store.place(f"{name}/{number}", {**files, MODEL: model}):
             number += 1
         return number
 
@@ -55,20 +62,41 @@ class Shelf:
         there = tuple(number for number in found if self._store.exists(f"{name}/{number}/{MODEL}"))
         return there or ((1,) if self._flat(name) else ())
 
+    def load(self, name: str, number: int) -> Plain:
+        """A version, ready to run.
+
+        Raises:
+            NotFoundError: there is no such version.
+            DataError: it can not be served, or its weights are not all in its folder.
+        """
+        model = self.read(name, number)
+        folder = self._place(name, number).removesuffix(f"/{MODEL}")
+        weights = {}
+        for place in locations(model):
+            try:
+                weights[place] = self._store.read_below(folder, place)
+            except FileNotFoundError:
+                raise DataError(f"its weights are in {place}, which is not in {self.url}/{folder}") from None
+        return Plain(model, weights)
+
     def read(self, name: str, number: int) -> bytes:
-        """A version, as it lies there.
+        """The model of a version, as it lies there.
 
         Raises:
             NotFoundError: there is no such version.
         """
+        try:
+            return self._store.read(self._place(name, number))
+        except FileNotFoundError:
+            raise NotFoundError(f"{self.url} has no {name}/{number}/{MODEL}") from None
+
+    def _place(self, name: str, number: int) -> str:
+        """Where the model of a version lies."""
         check_name(name)
         place = f"{name}/{number:d}/{MODEL}"
         if number == 1 and not self._store.exists(place):
             place = self._flat(name) or place
-        try:
-            return self._store.read(place)
-        except FileNotFoundError:
-            raise NotFoundError(f"{self.url} has no {name}/{number}/{MODEL}") from None
+        return place
 
     def warm_up(self, name: str) -> tuple[bytes, ...]:
         """Bodies of predict requests that every version must answer before it serves; none if nobody wrote them."""

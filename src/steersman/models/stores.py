@@ -37,6 +37,10 @@ class Store(Protocol):
         """Raises FileNotFoundError if there is no such file."""
         ...
 
+    def read_below(self, directory: str, path: str) -> bytes:
+        """A file below a directory. Raises FileNotFoundError if it is not there, or elsewhere by a link."""
+        ...
+
     def place(self, path: str, files: Mapping[str, bytes]) -> bool:
         """Make a directory of these files that nobody sees until its last file is whole; False: it exists."""
         ...
@@ -94,6 +98,12 @@ class Disk:
         except (NotADirectoryError, IsADirectoryError):
             raise FileNotFoundError(errno.ENOENT, "no such file", path) from None
 
+    def read_below(self, directory: str, path: str) -> bytes:
+        real = (self._root / directory / path).resolve()
+        if not real.is_relative_to((self._root / directory).resolve()) or not real.is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        return real.read_bytes()
+
     def place(self, path: str, files: Mapping[str, bytes]) -> bool:
         target = self._root / path
         _make_directory(target.parent)
@@ -101,7 +111,9 @@ class Disk:
         try:
             aside.mkdir()
             for name, data in files.items():
+                _make_directory((aside / name).parent)
                 _write(aside / name, data)
+                _sync((aside / name).parent)
             _sync(aside)
             aside.rename(target)  # refuses a directory that has files
         except BaseException as error:
@@ -163,6 +175,9 @@ class Objects:
 
     def read(self, path: str) -> bytes:
         return self._filesystem.cat_file(self._at(path))
+
+    def read_below(self, directory: str, path: str) -> bytes:
+        return self.read(f"{directory}/{path}")
 
     def place(self, path: str, files: Mapping[str, bytes]) -> bool:
         (first, claim), *rest = files.items()
