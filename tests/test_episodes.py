@@ -105,6 +105,32 @@ for unit in units:
     assert len(keys) == 10_000 and all(key ^ 1 in keys for key in keys)
 
 
+def test_a_process_that_is_killed_takes_no_key_with_it_and_no_lock(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from steersman.serve.decide import Request
+from steersman.serve.episodes import Episodes
+table = Episodes(Path(sys.argv[1]), mirrored=True)
+for unit in range(10**9):
+    print(unit, *table.keys([Request(f"d{unit}", f"u{unit}", {}, ())], 1 + unit), flush=True)
+"""
+    for turn in range(3):
+        table = tmp_path / f"{turn}"
+        with subprocess.Popen([sys.executable, "-c", script, str(table)], stdout=subprocess.PIPE, text=True) as one:
+            assert one.stdout is not None
+            lines = [one.stdout.readline() for _ in range(500 + 77 * turn)]
+            one.kill()
+            lines += one.stdout.read().splitlines()[:-1]  # the last one may be cut
+        again = open_table(table)
+        told = dict(line.split() for line in lines)
+        found = again.keys([asked(f"u{unit}", f"later{unit}") for unit in told], 10**9)
+        assert [str(key) for key in found] == list(told.values())
+        assert not {str(key) for key in again.keys([asked("new", "d"), asked("newer", "e")], 10**9)} & set(
+            told.values()
+        )
+
+
 def test_the_table_stays_small_and_the_longest_idle_make_room(tmp_path: Path) -> None:
     table = open_table(tmp_path / "t", capacity=64)
     first = table.keys([asked(f"u{i}", f"d{i}") for i in range(64)], 1)
