@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from msgspec import Struct
 
 from steersman import flow, timeline
 from steersman.config import Project
-from steersman.core.errors import ConfigError, ConflictError, Error, GateError
+from steersman.core.errors import ConfigError, ConflictError, DataError, Error, GateError
 from steersman.core.version import Parents, Version
 from steersman.engine.disk import alone
 from steersman.flow import canary as canaries
 from steersman.flow import copies, guarding, perturbing, places, sampling
+from steersman.flow.logs import replay_all
 from steersman.flow.places import code_version, now_us
 from steersman.flow.untrained import untrained
 from steersman.learn import evolution as es
@@ -30,6 +32,9 @@ Array = np.ndarray
 PENDING, LOCK = "pending.json", "update.lock"
 ENOUGH = 0.75
 """Share of the copies of a pool that must have a whole episode before an update."""
+
+MADE_AGAIN = 16
+"""Decisions of copies that an update makes again before it believes the log."""
 
 
 class Pending(Struct, frozen=True):
@@ -258,7 +263,9 @@ def _told(project: Project, name: str, number: int, since: int, as_of: int) -> _
         digests[older.generation] = older.digest
     built = flow.build(project, name, since=since, until=as_of, as_of=as_of)
     rows = timeline.load(Path(built.directory))
-    played = copies.episodes(rows, copies.noise_of(project, name, since, as_of))
+    who = copies.noise_of(project, name, since, as_of)
+    _check_made_again(project, name, [one for one in rows.decision_ids.tolist() if _copied(who, one, generations)])
+    played = copies.episodes(rows, who)
     loss = guarding.cost(played, number, served.max_loss)
     if loss:
         raise _TooCostly(f"{name}@{number}: {loss}", name)
@@ -286,6 +293,27 @@ def _told(project: Project, name: str, number: int, since: int, as_of: int) -> _
         )
     gain = es.gain(search, moved, told) if "sigma" in search.arrays else None
     return _Moved(moved, samples, account, gain, built.digest)
+
+
+def _copied(who: dict[str, tuple[int, int | None]], decision: str, versions: Container[int]) -> bool:
+    version, key = who.get(decision, (0, None))
+    return key is not None and version in versions
+
+
+def _check_made_again(project: Project, name: str, decisions: list[str]) -> None:
+    """Make some decisions of copies again, spread over the log: what a key did not decide says nothing about it.
+
+    Raises:
+        DataError: one comes out otherwise, as where signs or searches were mixed up.
+    """
+    some = decisions[:: max(1, len(decisions) // MADE_AGAIN)][:MADE_AGAIN]
+    other = [one.decision for one in replay_all(project, some) if not one.identical]
+    if other:
+        raise DataError(
+            f"{name}: {len(other)} of {len(some)} decisions of copies come out otherwise when they are made again from "
+            f"their keys, {other[0]} for one",
+            hint="was the log written by another system, or the search beside the version replaced?",
+        )
 
 
 def _since(project: Project, name: str, number: int, search: es.Search) -> int:
