@@ -62,7 +62,7 @@ def test_a_log_of_another_run_is_refused(played: Any, tmp_path: Path) -> None:  
     crowd = perturbing.place(made, "side", 3)
     shutil.copytree(crowd, tmp_path / "aside")
     es.save(es.begin(search.settings, search.mean), crowd / perturbing.SEARCH)  # the same parameters, other noise
-    with pytest.raises(DataError, match="come out otherwise"):
+    with pytest.raises(DataError, match="its copies were of"):
         online.update(made, "side")
     assert unpublished(made)
     shutil.copy(tmp_path / "aside" / perturbing.SEARCH, crowd / perturbing.SEARCH)

@@ -33,7 +33,7 @@ PENDING, LOCK = "pending.json", "update.lock"
 ENOUGH = 0.75
 """Share of the copies of a pool that must have a whole episode before an update."""
 
-MADE_AGAIN = 16
+MADE_AGAIN = 48
 """Decisions of copies that an update makes again before it believes the log."""
 
 
@@ -304,7 +304,7 @@ def _check_made_again(project: Project, name: str, decisions: list[str]) -> None
     """Make some decisions of copies again, spread over the log: what a key did not decide says nothing about it.
 
     Raises:
-        DataError: one comes out otherwise, as where signs or searches were mixed up.
+        DataError: one comes out otherwise, as where signs were mixed up.
     """
     some = decisions[:: max(1, len(decisions) // MADE_AGAIN)][:MADE_AGAIN]
     other = [one.decision for one in replay_all(project, some) if not one.identical]
@@ -312,7 +312,7 @@ def _check_made_again(project: Project, name: str, decisions: list[str]) -> None
         raise DataError(
             f"{name}: {len(other)} of {len(some)} decisions of copies come out otherwise when they are made again from "
             f"their keys, {other[0]} for one",
-            hint="was the log written by another system, or the search beside the version replaced?",
+            hint="was the log written by another system?",
         )
 
 

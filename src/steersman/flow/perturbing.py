@@ -69,6 +69,7 @@ class Served(Struct, frozen=True, kw_only=True):
         copies: of which each episode has its own: so many must have a whole one before an update.
         at: when it was made, microseconds UTC.
         block_s, max_loss, keep, canary, tolerance: see `flow.online.init`.
+        digest: of the search.
         made: None: by `es init`.
     """
 
@@ -82,6 +83,7 @@ class Served(Struct, frozen=True, kw_only=True):
     keep: int = 0
     canary: float = 0.0
     tolerance: float = 0.05
+    digest: str = ""
     made: Made | None = None
 
 
@@ -98,7 +100,7 @@ def write(project: Project, name: str, number: int, search: es.Search, served: S
     """
     with appearing(place(project, name, number)) as aside:
         es.save(search, aside / SEARCH)
-        places.write(aside / SERVED, served)
+        places.write(aside / SERVED, msgspec.structs.replace(served, digest=search.digest))
         if crowd:
             (aside / CROWD).write_bytes(crowd)
 
@@ -108,10 +110,15 @@ def read(project: Project, name: str, number: int) -> tuple[es.Search, Served]:
 
     Raises:
         NotFoundError: it is not perturbed.
-        DataError: a file is damaged.
+        DataError: a file is damaged, or the search is not the one that was put there.
     """
-    served = served_of(project, name, number)
-    return es.load(place(project, name, number) / SEARCH), served
+    served, search = served_of(project, name, number), es.load(place(project, name, number) / SEARCH)
+    if served.digest and search.digest != served.digest:
+        raise DataError(
+            f"the search beside {name}@{number} perturbs {search.digest[:12]}, its copies were of {served.digest[:12]}",
+            hint="restore it, or go back to the version before",
+        )
+    return search, served
 
 
 def served_of(project: Project, name: str, number: int) -> Served:
