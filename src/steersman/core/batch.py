@@ -11,6 +11,7 @@ import numpy as np
 
 from steersman.core.errors import DataError
 from steersman.core.features import Encoder
+from steersman.core.shared import all_alike, is_shared, once
 from steersman.core.slots import Slots
 
 Array = np.ndarray
@@ -138,7 +139,7 @@ class Batch:
         for field in array_fields():
             array = getattr(self, field)
             digest.update(f"{field}{array.shape}{array.dtype.str}".encode())
-            if field == "candidates" and (array.strides[0] == 0 or _all_alike(array)):
+            if field == "candidates" and all_alike(array):
                 array = array[:1]  # shared by all rows, be it as a view or as copies
             digest.update(np.ascontiguousarray(array).data)
         if self.slots is not None:
@@ -202,8 +203,7 @@ class Batch:
     def _check_values(self) -> None:
         rows = np.arange(len(self))
         _refuse(~_finite(self.context), "context is not finite", self.context)
-        shared = self.candidates[:1] if self.candidates.strides[0] == 0 else self.candidates
-        _refuse(~_finite(shared), "candidates are not finite")
+        _refuse(~_finite(once(self.candidates)), "candidates are not finite")
         _refuse(~np.isfinite(self.reward), "reward is {:g}", self.reward)
         _refuse(np.isinf(self.metrics).any(axis=1), "a metric is infinite: {}", self.metrics)
         bad = ~((self.propensity > 0) & np.isfinite(self.propensity))
@@ -251,7 +251,7 @@ def array_fields() -> tuple[str, ...]:
 
 
 def _take(array: Array, rows: Array) -> Array:
-    if array.strides[0] == 0:  # shared by all rows: it stays so
+    if is_shared(array):  # it stays so
         return np.broadcast_to(array[:1], (len(rows), *array.shape[1:]))
     return array[rows]
 
@@ -263,11 +263,6 @@ def _finite(array: Array) -> Array:
         part = array[start : start + ROWS]
         out[start : start + ROWS] = np.isfinite(part).all(axis=tuple(range(1, array.ndim)))
     return out
-
-
-def _all_alike(array: Array) -> bool:
-    """Whether all rows hold the same numbers."""
-    return all(bool((array[start : start + ROWS] == array[:1]).all()) for start in range(0, len(array), ROWS))
 
 
 def _refuse(bad: Array, message: str, values: Array | None = None) -> None:

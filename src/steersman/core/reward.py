@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from steersman.core.errors import DataError, did_you_mean
+from steersman.core.shared import is_shared
 
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -177,7 +178,7 @@ def shaped(
     """
     if not shaping:
         return rewards
-    if len(ids) == 1 or ids.strides[0] == 0:
+    if len(ids) == 1 or is_shared(ids):
         bonus = np.array([shaping.get(name, 0.0) for name in ids[0]])[action]
     else:
         taken = ids[np.arange(len(ids)), action].tolist()

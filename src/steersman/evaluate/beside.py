@@ -14,6 +14,7 @@ import numpy as np
 from steersman.core.batch import Batch
 from steersman.core.errors import SupportError
 from steersman.core.report import OTHERS, ActionShare, Calibration, Estimate, Weights
+from steersman.core.shared import is_shared, once
 from steersman.evaluate.evidence import weights
 from steersman.evaluate.intervals import Terms, estimate, ratio
 
@@ -52,12 +53,12 @@ class Actions:
             ids: [N, K] object (str), of the candidates; None: the columns of named actions tell, if there are any.
         """
         if ids is not None:
-            ids = ids[:1] if ids.strides[0] == 0 else ids
+            ids = once(ids)
             names, code = np.unique(ids.astype(str), return_inverse=True)
             return cls(tuple(names.tolist()), code.reshape(ids.shape))
         columns = batch.candidates[:, :, : len(batch.encoder.actions)]  # one a named action, then those of features
-        shared = columns.strides[0] == 0 and bool(batch.mask.all())
-        some, there = (columns[:1], batch.mask[:1]) if shared else (columns, batch.mask)
+        same = is_shared(columns) and bool(batch.mask.all())
+        some, there = (columns[:1], batch.mask[:1]) if same else (columns, batch.mask)
         if columns.shape[2] == 0 or not (some.sum(axis=2) == there).all():
             return None
         return cls(batch.encoder.actions, some.argmax(axis=2))

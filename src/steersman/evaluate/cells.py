@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steersman.core.batch import Batch
+from steersman.core.shared import is_shared
 from steersman.evaluate.evidence import Paths
 
 Array = np.ndarray
@@ -57,7 +58,7 @@ def by_name(batch: Batch, target: Array) -> tuple[Array, Array] | None:
     names = len(batch.encoder.actions)
     if names == 0 or batch.encoder.candidate_width != names:
         return None
-    if batch.candidates.strides[0] == 0 and np.array_equal(batch.candidates[0], np.eye(names)):
+    if is_shared(batch.candidates) and np.array_equal(batch.candidates[0], np.eye(names)):
         return batch.action, target
     if not (batch.candidates.sum(axis=2) == batch.mask).all():
         return None

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from steersman.core.batch import Batch
+from steersman.core.shared import is_shared, once
 from steersman.evaluate.evidence import Paths
 
 Array = np.ndarray
@@ -59,7 +60,7 @@ class _Columns:
     def of(cls, batch: Chosen, first: int = 0) -> _Columns:
         """Of the candidates only the columns from `first` on."""
         context = np.flatnonzero(np.ptp(batch.context, axis=0) > 0)
-        candidates = batch.candidates[:1] if batch.candidates.strides[0] == 0 else batch.candidates
+        candidates = once(batch.candidates)
         flat = candidates.reshape(-1, candidates.shape[2])
         candidate = np.flatnonzero(np.ptp(flat, axis=0) > 0)
         candidate = candidate[candidate >= first]
@@ -71,7 +72,7 @@ class _Columns:
 
     def candidates(self, batch: Chosen, rows: Array) -> Array:
         """[B, K, 1 + A'] f64, the ones first; [1, K, 1 + A'] if all rows share them."""
-        rows = rows[:1] if batch.candidates.strides[0] == 0 else rows
+        rows = rows[:1] if is_shared(batch.candidates) else rows
         return _with_ones(batch.candidates[rows][:, :, self.candidate])
 
     def taken(self, batch: Chosen, rows: Array) -> Array:

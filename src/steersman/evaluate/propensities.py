@@ -23,6 +23,7 @@ import numpy as np
 from msgspec import Struct
 
 from steersman.core.batch import Batch
+from steersman.core.shared import is_shared
 from steersman.evaluate.anytime import BETS, PURSES
 from steersman.evaluate.cells import by_name
 
@@ -98,7 +99,7 @@ def _worst(names: tuple[str, ...], action: Array, found: _Modelled) -> str:
 
 def _offered(batch: Batch) -> Array:
     """[N, B] or [1, B] bool, which names were offered."""
-    if batch.candidates.strides[0] == 0 and bool(batch.mask.all()):
+    if is_shared(batch.candidates) and bool(batch.mask.all()):
         return np.any(batch.candidates[:1] != 0, axis=1)
     return np.any(batch.candidates != 0, axis=1)
 

@@ -9,6 +9,7 @@ import numpy as np
 from steersman.core.batch import Batch
 from steersman.core.density import Aims
 from steersman.core.policy import Policy, over_candidates
+from steersman.core.shared import all_alike
 from steersman.evaluate.cells import Cells, cells, known_rows
 from steersman.evaluate.estimators import ESTIMATORS
 from steersman.evaluate.evidence import Model, Paths, Stitch
@@ -54,9 +55,8 @@ class Sequences:
     def stitchable(self) -> bool:
         """Whether episodes can be stitched: contexts are no table, candidates always the same, the policy at hand."""
         batch = self.batch
-        shared = batch.candidates.strides[0] == 0 or bool((batch.candidates == batch.candidates[:1]).all())
         enough = self.paths.clusters >= LEAST_UNITS
-        one = shared and bool(batch.mask.all()) and not batch.numbers
+        one = all_alike(batch.candidates) and bool(batch.mask.all()) and not batch.numbers
         return self.table is None and self.policy is not None and one and enough
 
     @property

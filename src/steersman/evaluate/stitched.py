@@ -25,6 +25,7 @@ import numpy as np
 
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError, SupportError
+from steersman.core.shared import all_alike
 from steersman.evaluate.nearest import NONE, Nearest, alike
 from steersman.evaluate.quantiles import student_t
 from steersman.evaluate.transitions import Drift, Transitions
@@ -388,8 +389,7 @@ class _Walk:
 def _check(batch: Batch, horizon: int, level: float, particles: int) -> None:
     if batch.numbers:
         raise SupportError("the actions are numbers; episodes are stitched from named actions only")
-    shared = batch.candidates.strides[0] == 0 or bool((batch.candidates == batch.candidates[:1]).all())
-    if not (shared and batch.mask.all()):
+    if not (all_alike(batch.candidates) and batch.mask.all()):
         raise SupportError(
             "the candidates differ from row to row: what an action does can not be looked up in other rows",
             hint="stitched episodes are for named actions that can always be taken",

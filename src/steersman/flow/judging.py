@@ -17,6 +17,7 @@ from steersman.core.features import Encoder, columns
 from steersman.core.policy import Policy
 from steersman.core.ranking import Lists
 from steersman.core.report import Report, Verdict
+from steersman.core.shared import is_shared
 from steersman.core.version import Version
 from steersman.flow import places, watching
 from steersman.flow.drift import since_version
@@ -196,7 +197,7 @@ def encoded_by(encoder: Encoder, built: timeline.Built) -> tuple[Batch, timeline
         columns(raw.candidates, batch.encoder.candidate, encoder.candidate),
         raw.ids,
     )
-    one = slice(0, 1) if raw.ids.strides[0] == 0 else slice(None)  # all rows have the same candidates
+    one = slice(0, 1) if is_shared(raw.ids) else slice(None)  # all rows have the same candidates
     candidates = encoder.encode_candidates(rows.candidates.take(one), rows.ids[one])
     candidates = np.broadcast_to(candidates, (len(batch), *candidates.shape[1:]))
     context = encoder.encode_context(rows.context)

@@ -14,7 +14,8 @@ from steersman.core.batch import Batch
 from steersman.core.errors import DataError
 from steersman.core.policy import EpsilonGreedy, Explorer, Policy, Thompson
 from steersman.learn import HERE, Look, Progress, Run, nets
-from steersman.learn.bandit import require_candidates, require_draws, require_positive
+from steersman.learn.bandit import require_draws, require_positive
+from steersman.learn.settings import require_candidates
 from steersman.learn.sums import Sums, parts
 
 Array = np.ndarray
@@ -110,7 +111,7 @@ def extend(
 ) -> tuple[Policy, Sums]:
     """Learn from these rows and all that others were summed up from; see `bandit.extend`."""
     batch = run.plain(batch, "bandits")
-    require_candidates(batch)
+    require_candidates(batch, type(config).__name__)
     _check(batch, config)
     names = batch.encoder.candidate_width
     sums = dict(before or {name: np.zeros(names) for name in ("weight", "weight2", "reward", "reward2")})

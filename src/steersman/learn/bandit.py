@@ -18,6 +18,7 @@ from steersman.core.batch import Batch
 from steersman.core.errors import DataError
 from steersman.core.policy import EpsilonGreedy, Explorer, Policy, Thompson
 from steersman.learn import HERE, Look, Progress, Run, nets
+from steersman.learn.settings import require_candidates
 from steersman.learn.sums import (
     Coefficients,
     Design,
@@ -156,7 +157,7 @@ def extend(
         before: sums that this function gave for rows with the same encoder and config; None: there are none.
     """
     batch = run.plain(batch, "bandits")
-    require_candidates(batch)
+    require_candidates(batch, type(config).__name__)
     design = Design.of(batch.encoder, config.coefficients)
     begun = time.perf_counter()
     sums: Sums = {}
@@ -213,13 +214,6 @@ def sampled(found: Regression, ridge: float, config: Posterior, seed: int) -> Ar
     normal = np.random.default_rng(seed).normal(size=(config.draws // 2, *found.target.shape))
     away = config.scale * deviation * np.einsum("bpq,mbq->mbp", found.roots(ridge), normal)
     return found.solve(ridge) + np.concatenate([away, -away])
-
-
-def require_candidates(batch: Batch) -> None:
-    """Raise DataError unless the actions of the batch are single candidates."""
-    if batch.numbers or batch.ranked:
-        kind = "numbers" if batch.numbers else "ranked lists"
-        raise DataError(f"bandits learn over single candidates; the actions of this batch are {kind}")
 
 
 def require_ridge(ridge: Ridge) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
-
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError
-from steersman.learn.nets import Array, Minibatch, Net, Student, Tensor, likely, no_grad
+from steersman.core.shared import is_shared
+from steersman.learn import HERE, Run
+from steersman.learn.nets import Minibatch, Net, Student, Tensor, likely, no_grad
 
 CHUNK = 65_536
 """Rows whose candidates are looked at together."""
@@ -65,17 +65,16 @@ def as_it_is(rows: Minibatch) -> Minibatch:
 Filtering = Callable[[Minibatch], Minibatch]
 
 
-def check_told_apart(batch: Batch, rows: Array | None = None) -> None:
+def check_told_apart(batch: Batch, run: Run = HERE) -> None:
     """Raise DataError if a candidate can not be told from padding: a filter inside a net needs that.
 
     Args:
-        rows: of the batch, that are looked at; None: all.
+        run: which rows are looked at.
     """
-    shared = batch.candidates.strides[0] == 0
-    looked_at = np.arange(len(batch)) if rows is None else rows
+    looked_at = run.within(batch)
     for start in range(0, len(looked_at), CHUNK):
         some = looked_at[start : start + CHUNK]
-        told = batch.candidates[:1].any(axis=2) if shared else batch.candidates[some].any(axis=2)
+        told = batch.candidates[:1].any(axis=2) if is_shared(batch.candidates) else batch.candidates[some].any(axis=2)
         alike = (batch.mask[some] & ~told).any(axis=1)
         if alike.any():
             raise DataError(

@@ -156,7 +156,7 @@ def learn_q(
     returns, unit, watch = lessons_of(batch, config, run)
     trainer = Trainer(batch.encoder, config, variation, unit, seed, run)
     if config.behavior_threshold:
-        check_told_apart(batch, run.rows)
+        check_told_apart(batch, run)
     gather = nets.gatherer(batch, returns, unit, nets.device_of(run))
     nets.train(
         lambda places: trainer.update(gather(places)),

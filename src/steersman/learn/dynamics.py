@@ -129,7 +129,7 @@ def fit_dynamics(batch: Batch, config: Model, seed: int, progress: Progress | No
     """
     if batch.ranked:
         raise DataError("a model of the world is not for ranked lists yet", field="actions")
-    rows = np.arange(len(batch)) if run.rows is None else run.rows
+    rows = run.within(batch)
     context, seen = batch.context[rows], batch.next[rows] >= 0
     target = np.zeros((len(rows), context.shape[1] + 2), dtype=np.float32)
     target[seen, :-2] = batch.context[batch.next[rows][seen]] - context[seen]

@@ -20,7 +20,7 @@ from steersman.learn import Progress, nets
 from steersman.learn.cloning import log_chances
 from steersman.learn.nets import Array, Minibatch, Student, Tensor, no_grad
 from steersman.learn.play import play, returns_of_episodes
-from steersman.learn.returns import Returns
+from steersman.learn.returns import alone
 from steersman.learn.settings import require
 
 LAST = 100
@@ -155,7 +155,7 @@ class Trainer:
         advantage, row = advantages(batch, value, self.config.discount, self.config.trace)
         target = ((advantage + value[row]) / self._unit).astype(np.float32)
         spread = float(advantage.std()) or 1.0
-        scaled = Returns(row, (advantage - advantage.mean()) / spread, np.zeros(len(row)), row)
+        scaled = alone(row, (advantage - advantage.mean()) / spread)
         before = np.log(batch.propensity[row]).astype(np.float32)
         return Lesson(row, nets.gatherer(batch, scaled, 1.0), nets.from_numpy(before), nets.from_numpy(target))
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from steersman.core.errors import DataError
+from steersman.core.shared import is_shared
 
 Array = np.ndarray
 
@@ -92,32 +93,27 @@ def _windowed(
         for block in blocks[first : first + together]:
             start, stop = block * run, min((block + 1) * run, n)
             for array, buffer in zip(arrays, buffers, strict=True):
-                if not _broadcast(array):
+                if not is_shared(array):
                     buffer[filled : filled + stop - start] = array[start:stop]
             filled += stop - start
         order = draws.permutation(filled)
         kept = filled % size if first + together < len(blocks) else 0
         yield from _in_place(buffers, size, order[: filled - kept])
         for array, buffer in zip(arrays, buffers, strict=True):
-            if not _broadcast(array):
+            if not is_shared(array):
                 buffer[:kept] = buffer[order[filled - kept :]]
 
 
 def _buffer(array: Array, rows: int) -> Array:
     """Room for rows of an array; a broadcast array needs none."""
-    return array if _broadcast(array) else np.empty((rows, *array.shape[1:]), array.dtype)
+    return array if is_shared(array) else np.empty((rows, *array.shape[1:]), array.dtype)
 
 
 def _take(array: Array, places: Array) -> Array:
     """Copies of rows: `take` is several times as fast as indexing, but copies the whole of a view before."""
-    if _broadcast(array):
+    if is_shared(array):
         return np.broadcast_to(array[:1], (len(places), *array.shape[1:]))
     return np.asarray(array).take(places, axis=0) if array.flags.c_contiguous else array[places]
-
-
-def _broadcast(array: Array) -> bool:
-    """Whether all rows are one row in memory."""
-    return array.strides[0] == 0
 
 
 def _rows(arrays: Sequence[Array]) -> int:

@@ -8,10 +8,10 @@ from steersman.core.batch import Batch
 from steersman.core.errors import DataError
 from steersman.core.policy import Policy, Thompson
 from steersman.learn import HERE, Look, Progress, Run, nets
-from steersman.learn.bandit import require_candidates, require_draws, require_positive, require_ridge, sampled
+from steersman.learn.bandit import require_draws, require_positive, require_ridge, sampled
 from steersman.learn.nets import Array, Net, Shape, Student, Tensor
-from steersman.learn.returns import Returns
-from steersman.learn.settings import Settings, require, unit_of, watch_of
+from steersman.learn.returns import alone
+from steersman.learn.settings import Settings, require, require_candidates, unit_of, watch_of
 from steersman.learn.sums import Design, Regression, Ridge, parts
 
 
@@ -62,16 +62,15 @@ def fit(
         DataError: actions are no single candidates, or candidates have no columns.
         TrainingError: the training diverges.
     """
-    require_candidates(batch)
+    require_candidates(batch, type(config).__name__)
     unit = unit_of(batch, run)
-    rows = np.arange(len(batch)) if run.rows is None else run.rows
-    alone = Returns(rows, batch.reward[rows], np.zeros(len(rows)), rows)  # as if every decision ended its episode
+    rows = run.within(batch)
     shape = nets.shape_for(batch.encoder, config.hidden)
     device = nets.device_of(run)
     source = nets.generator(seed)
     rate = nets.cosine(config.learning_rate, config.final_learning_rate, config.steps)
     student = Student(nets.new_net(shape, source, device), rate, 1.0)
-    gather = nets.gatherer(batch, alone, unit, device)
+    gather = nets.gatherer(batch, alone(rows, batch.reward[rows]), unit, device)
 
     def update(places: Array) -> tuple[Tensor, Tensor]:
         some = gather(places)

@@ -10,13 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
-
 from steersman.core.batch import Batch
 from steersman.core.policy import Policy, Softmax
 from steersman.learn import HERE, Look, Progress, Run, nets
 from steersman.learn.nets import Array, ListRows, Student, Tensor
-from steersman.learn.returns import Returns
+from steersman.learn.returns import alone
 from steersman.learn.settings import Settings, require, slots_of, unit_of
 
 WATCH = nets.Watch(1.0, math.inf, "")
@@ -69,10 +67,8 @@ def fit(
     actor = Student(nets.new_net(shape, source, device), rate, 1.0)
     baseline.start(source)
     cast: dict[str, Student[Any]] = {"actor": actor, "baseline": Student(baseline.to(device), rate, 1.0)}
-    row = np.arange(len(batch)) if run.rows is None else run.rows
-    gather = nets.list_gatherer(
-        batch, slots, Returns(row, batch.reward[row], np.zeros(len(row)), row), unit, None, device
-    )
+    row = run.within(batch)
+    gather = nets.list_gatherer(batch, slots, alone(row, batch.reward[row]), unit, None, device)
 
     def now() -> Policy:
         return Policy(batch.encoder, nets.TorchScorer.of(shape, actor.net, 1.0), Softmax(1.0))

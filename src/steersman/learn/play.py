@@ -11,6 +11,7 @@ import numpy as np
 from steersman.core.batch import Batch
 from steersman.core.density import Aims
 from steersman.core.policy import CandidatesExplorer, Policy, over_candidates, over_numbers
+from steersman.core.shared import is_shared
 from steersman.core.simulator import Simulator
 
 Array = np.ndarray
@@ -30,7 +31,7 @@ def play(world: Simulator, policy: Policy, seed: int) -> Batch:
     going, steps, shared = np.ones(len(lane), dtype=bool), list[tuple[Array, ...]](), True
     offered: list[Array] = []
     while going.any():
-        shared &= seen.candidates.strides[0] == 0 and np.array_equal(seen.candidates[0], table)
+        shared &= is_shared(seen.candidates) and np.array_equal(seen.candidates[0], table)
         scores = policy.scorer(seen.context, seen.candidates)
         if box is None:
             action, propensity = choose(over_candidates(policy.explorer), scores, seen.mask, source)
@@ -42,7 +43,7 @@ def play(world: Simulator, policy: Policy, seed: int) -> Batch:
         facts = (lane, seen.context, seen.mask, action, propensity, moved.reward, moved.discount, moved.over)
         steps.append(tuple(array[going] for array in facts))
         # What all episodes share is never copied: 80 actions by name are 6,400 numbers a row.
-        offered.append(seen.candidates[: going.sum()] if seen.candidates.strides[0] == 0 else seen.candidates[going])
+        offered.append(seen.candidates[: going.sum()] if is_shared(seen.candidates) else seen.candidates[going])
         going &= ~moved.over
         seen = moved.seen
     columns = [np.concatenate(column) for column in zip(*steps, strict=True)]
@@ -79,7 +80,7 @@ def together(batches: Sequence[Batch]) -> Batch:
     rows = np.cumsum([0, *map(len, batches)])[:-1]
     units = np.cumsum([0, *(int(batch.unit.max()) + 1 for batch in batches)])[:-1]
     table = batches[0].candidates[0]
-    shared = all(one.candidates.strides[0] == 0 and np.array_equal(one.candidates[0], table) for one in batches)
+    shared = all(is_shared(one.candidates) and np.array_equal(one.candidates[0], table) for one in batches)
     names = ("context", "mask", "action", "propensity", "reward", "metrics", "discount", "limited")
     joined: dict[str, Any] = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names}
     n = len(joined["reward"])

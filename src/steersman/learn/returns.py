@@ -59,3 +59,8 @@ def n_step(batch: Batch, discount: float, n: int, rows: Array | None = None) -> 
     teaches = batch.terminated | (batch.next >= 0)
     row = np.flatnonzero(teaches) if rows is None else rows[teaches[rows]]
     return Returns(row=row, reward=reward[row], discount=weight[row], until=here[row])
+
+
+def alone(row: Array, reward: Array) -> Returns:
+    """What rows [M] teach that are decisions of their own: a reward [M] each, and nothing follows."""
+    return Returns(row, reward, np.zeros(len(row)), row)

@@ -38,6 +38,10 @@ class Run:
     keep: Keep | None = None
     every: int = 1000
 
+    def within(self, batch: Batch) -> Array:
+        """[R] i64, the rows of a batch that are learned from."""
+        return np.arange(len(batch)) if self.rows is None else self.rows
+
     def of(self, array: Array) -> Array:
         """The rows of an array [N, ...] that are learned from: a copy, if they are not all."""
         return array if self.rows is None else array[self.rows]

@@ -11,7 +11,7 @@ from steersman.core.batch import Batch
 from steersman.core.errors import DataError
 from steersman.core.slots import Slots
 from steersman.learn import HERE, Run, nets
-from steersman.learn.returns import Returns, n_step
+from steersman.learn.returns import Returns, alone, n_step
 
 SLACK = 3.0
 """How far beyond the largest possible value a learned one may be before that is called divergence."""
@@ -148,9 +148,8 @@ def lessons_of(
         DataError: values are learned, and all rewards are 0, too large or small, or no row teaches anything.
     """
     if not isinstance(config, ValueSettings):
-        row = np.arange(len(batch)) if run.rows is None else run.rows
-        nothing = np.zeros(len(row))
-        return Returns(row, nothing, nothing, row), 1.0, nets.Watch(1.0, math.inf, "")
+        row = run.within(batch)
+        return alone(row, np.zeros(len(row))), 1.0, nets.Watch(1.0, math.inf, "")
     unit, discount = unit_of(batch, run), config.discount * float(run.of(batch.discount).max())
     return returns_of(batch, config, run), unit, watch_of(unit, discount, slack)
 

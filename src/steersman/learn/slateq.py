@@ -57,7 +57,7 @@ def fit(
         TrainingError: the training diverges.
     """
     slots = slots_of(batch, "slate-q")
-    check_told_apart(batch, run.rows)
+    check_told_apart(batch, run)
     unit, returns = unit_of(batch, run), returns_of(batch, config, run)
     chosen = chosen_slots(batch, slots, config.choice, returns.row)
     size, source, device = batch.action.shape[1], nets.generator(seed), nets.device_of(run)

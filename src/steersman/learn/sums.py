@@ -21,6 +21,7 @@ import numpy as np
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError, TrainingError
 from steersman.core.features import Encoder
+from steersman.core.shared import is_shared
 
 Array = np.ndarray
 Sums = Mapping[str, Array]
@@ -283,7 +284,7 @@ Weights = Mapping[str, tuple[Array, Array]]
 def _add_own(sums: Sums, batch: Batch, part: slice, context: Array, weights: Weights) -> None:
     """Rows are put in the order of their actions; those of one are then a slice."""
     candidates, mask = batch.candidates[part], batch.mask[part]
-    shared = candidates.strides[0] == 0
+    shared = is_shared(candidates)
     name = candidates[0].argmax(axis=1) if shared else candidates.argmax(axis=2)  # [K] or [n, K]
     action = batch.action[part]
     taken = name[action] if shared else name[np.arange(len(action)), action]
@@ -342,7 +343,7 @@ def _with_one(candidates: Array) -> Array:
 def _offered(batch: Batch, rows: slice) -> Array:
     """[n, C, C], sum of [1, c] [1, c]' over the candidates of a row."""
     candidates, mask = batch.candidates[rows], batch.mask[rows]
-    if candidates.strides[0] == 0 and mask.all():
+    if is_shared(candidates) and mask.all():
         columns = _with_one(candidates[0])
         return np.broadcast_to(columns.T @ columns, (len(mask), *[columns.shape[1]] * 2))
     columns = np.where(mask[:, :, None], _with_one(candidates), 0.0)

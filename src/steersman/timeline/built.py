@@ -17,6 +17,7 @@ from msgspec import Struct
 from steersman.core.batch import Batch
 from steersman.core.features import Encoder, Raw
 from steersman.core.profile import Profile
+from steersman.core.shared import is_shared
 from steersman.core.slots import Slots
 from steersman.engine.disk import replacing
 
@@ -127,7 +128,7 @@ def coded_as(name: str, texts: np.ndarray) -> dict[str, np.ndarray]:
 
 def without_repeats(array: np.ndarray) -> np.ndarray:
     """Of a broadcast array the row that all rows are; an array without columns has rows that are alike too."""
-    return array[:1] if array.strides[0] == 0 or array.size == 0 else array
+    return array[:1] if is_shared(array) or array.size == 0 else array
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +254,7 @@ class Built:
         """[N, K, A] f32; padding is zeros; a broadcast view where all rows have the same."""
         n, k = self.mask.shape
         width = self.encoder.candidate_width
-        if self.raw.ids.strides[0] == 0:
+        if is_shared(self.raw.ids):
             return np.broadcast_to(self._offered(slice(0, 1)), (n, k, width))
         return self._encoded("candidates", (n, k, width), self._offered)
 

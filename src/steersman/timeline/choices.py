@@ -10,6 +10,7 @@ import numpy as np
 from steersman.core.decision import NO_TEXT
 from steersman.core.errors import DataError
 from steersman.core.features import Raw
+from steersman.core.shared import is_shared, once
 from steersman.timeline import fields
 from steersman.timeline.fields import Field
 from steersman.timeline.sql import IDS, ROW, Columns, Places, Tables
@@ -60,7 +61,7 @@ def _repeated(one: np.ndarray, n: int) -> np.ndarray:
 
 def taken(choices: Choices, places: np.ndarray) -> Choices:
     """Those of the decisions at these places; what all share stays shared."""
-    if choices.ids.strides[0] == 0:
+    if is_shared(choices.ids):
         n = len(places)
         return Choices(
             _repeated(choices.ids[:1], n), choices.raw.take(slice(0, 1)).broadcast(n), _repeated(choices.mask[:1], n)
@@ -82,7 +83,7 @@ def check_names(choices: Choices, names: Sequence[str], decisions: Places) -> No
     """Raise DataError if a candidate is not one of the named actions; no names: any may be."""
     if not names:
         return
-    ids = choices.ids[:1] if choices.ids.strides[0] == 0 else choices.ids
+    ids = once(choices.ids)
     unknown = set(ids.ravel().tolist()) - {*names, NO_TEXT}
     if unknown:
         name = min(unknown)

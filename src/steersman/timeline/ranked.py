@@ -9,6 +9,7 @@ import numpy as np
 from steersman.core import reward
 from steersman.core.decision import ROUNDING, Problem, Ranked
 from steersman.core.errors import DataError, did_you_mean
+from steersman.core.shared import is_shared
 from steersman.core.slots import Slots
 from steersman.engine import identifier
 from steersman.timeline.choices import Choices
@@ -154,7 +155,7 @@ def _rewards(
     who = _Of(decisions, row)
     found = reward.compute(problem.reward, of_item, who)
     if problem.shaping:
-        ids = offered.ids if offered.ids.strides[0] == 0 else offered.ids[row]
+        ids = offered.ids if is_shared(offered.ids) else offered.ids[row]
         found = reward.shaped(found, action[row, slot], ids, problem.shaping, who)
     rewards = np.zeros(action.shape)
     rewards[row, slot] = np.array(problem.actions.slot_weights)[slot] * found

@@ -34,6 +34,7 @@ from steersman.core.errors import DataError, NotFoundError
 from steersman.core.features import Encoder, category
 from steersman.core.policy import Policy, Softmax
 from steersman.core.report import Estimate
+from steersman.core.shared import is_shared
 
 Array = np.ndarray
 Behavior = Literal["random", "bts"]
@@ -302,7 +303,7 @@ class TableScorer:
             raise DataError(f"row {lost[0]}: no known position ({lost.size} such rows)", field="position")
         of_row = self.scores[position.argmax(axis=1)]
         names = candidates[..., : self.scores.shape[1]]
-        if candidates.strides[0] == 0:  # the same for all rows: look at one
+        if is_shared(candidates):  # look at one
             names = names[:1]
         known, place = names.any(axis=-1), names.argmax(axis=-1)
         place = np.broadcast_to(place, candidates.shape[:2])

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from steersman.core.batch import Batch
+from steersman.core.shared import is_shared
 from steersman.core.slots import Slots
 from steersman.learn.nets.modules import Tensor
-from steersman.learn.nets.training import CPU, is_shared, rows_of
+from steersman.learn.nets.training import CPU, rows_of
 from steersman.learn.returns import Returns
 
 Array = np.ndarray

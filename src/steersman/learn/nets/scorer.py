@@ -12,11 +12,12 @@ from onnx import TensorProto, helper
 
 from steersman.core.errors import DataError, TrainingError
 from steersman.core.policy import Policy
+from steersman.core.shared import is_shared
 from steersman.learn.nets.graph import Graph
 from steersman.learn.nets.kinds import NETS
 from steersman.learn.nets.modules import Net, Tensor
 from steersman.learn.nets.shape import Shape
-from steersman.learn.nets.training import is_shared, no_grad, one_thread
+from steersman.learn.nets.training import no_grad, one_thread
 
 Array = np.ndarray
 

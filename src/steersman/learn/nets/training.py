@@ -16,6 +16,7 @@ from torch import nn
 from steersman.core.batch import Batch
 from steersman.core.errors import TrainingError
 from steersman.core.policy import Policy
+from steersman.core.shared import is_shared
 from steersman.learn import Look, Progress
 from steersman.learn.nets import processes
 from steersman.learn.nets.kinds import NETS
@@ -107,11 +108,6 @@ def gatherer(batch: Batch, returns: Returns, unit: float, device: torch.device =
 def rows_of(array: Array, rows: Array) -> Array:
     """Copies of some rows: `take` is five times as fast as indexing, but copies the whole of a view before."""
     return np.asarray(array).take(rows, axis=0) if array.flags.c_contiguous else np.asarray(array[rows])
-
-
-def is_shared(candidates: Array) -> bool:
-    """Whether all rows are one row in memory."""
-    return candidates.strides[0] == 0
 
 
 # training
