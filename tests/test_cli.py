@@ -86,8 +86,15 @@ def test_what_can_not_be_done_says_why_and_what_next(shop: Path, capsys, argumen
     [
         ("reward =", "rewrad =", "did you mean reward?"),
         ('learner = "dqn"', 'lerner = "dqn"', "did you mean learner?"),
-        ("wait_s = 600", "wait_s = -1", ""),
-        ('hour = "number"', 'hour = "nmber"', ""),
+        ("wait_s = 600", "wait_s = -1", "wait_s is -1"),
+        ("wait_s = 600", 'wait_s = "600"', "problem.timing.wait_s: Expected `float`, got `str`"),
+        ("wait_s = 600", "wait_s = 600\nwait_s = 500", "(at line 36, column 13)"),
+        ("[engine]", "[engin]", "did you mean engine?"),
+        ("[engine]", "[log]", "(at line 28, column 5)"),
+        ('# keep = "best"', 'keep = "bst"', "did you mean best?"),
+        ('kind = "epsilon", epsilon', 'kind = "epslon", epsilon', "did you mean epsilon?"),
+        ('kind = "epsilon", epsilon', 'kind = "epsilon", epsilo', "did you mean epsilon?"),
+        ('hour = "number"', 'hour = "nmber"', "did you mean number?"),
         ('kind = "epsilon", epsilon = 0.1', 'kind = "epsilon", epsilon = 1.1', ""),
         ('kind = "one"', 'kind = "won"', "did you mean one?"),
         ('{ kind = "one", names = ["now", "tonight"] }', '{ kind = ["one"] }', "did you mean one?"),
@@ -104,6 +111,30 @@ def test_a_mistake_in_the_file_is_told_with_its_place(shop: Path, capsys, old, n
     code, out, err = run(capsys, "status", "--project", str(shop))
     assert (code, out) == (2, "")
     assert hint in err
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line", "hint"),
+    [
+        (b"", 2, "declares no problem", "add a table [problem.NAME]"),
+        (b"# caf\xe9\n[log]\n", 2, "byte 5 is not UTF-8", "save it as UTF-8"),
+        ("[log]".encode("utf-16"), 2, "byte 0 is not UTF-8", "save it as UTF-8"),
+        (None, 12, "Is a directory", "a file that we may read"),
+    ],
+)
+def test_a_file_that_is_no_settings_is_told(shop: Path, capsys, body, code, line, hint) -> None:
+    path = shop / "steersman.toml"
+    path.unlink()
+    path.mkdir() if body is None else path.write_bytes(body)
+    got, out, err = run(capsys, "status", "--project", str(shop))
+    assert (got, out) == (code, "")
+    assert (line in err.splitlines()[0], hint in err.splitlines()[1]) == (True, True), err
+
+
+def test_settings_that_begin_with_a_mark_are_read(shop: Path, capsys) -> None:
+    path = shop / "steersman.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert run(capsys, "status", "--project", str(shop))[0] == 0
 
 
 def test_the_log_is_compacted_and_counted_once(tmp_path: Path, capsys) -> None:

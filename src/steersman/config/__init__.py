@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from steersman import evaluate as evaluation
 from steersman import timeline
+from steersman.config.hints import hint
 from steersman.config.sections import (
     EngineConfig,
     LearnConfig,
@@ -27,7 +28,7 @@ from steersman.config.sections import (
 )
 from steersman.config.template import template
 from steersman.core.decision import Actions, Numbers, One, Problem, Ranked, check_rules
-from steersman.core.errors import ConfigError, DataError, NotFoundError, did_you_mean
+from steersman.core.errors import ConfigError, DataError, DiskError, NotFoundError, did_you_mean
 from steersman.serve.settings import Settings
 
 __all__ = [
@@ -118,6 +119,7 @@ def load(directory: Path) -> Project:
     Raises:
         ConfigError: the file is absent, is no TOML, or has a key or a value we do not understand; the message
             says which one, in dotted form.
+        DiskError: the file can not be read.
     """
     path = directory / FILE
     if not path.exists():
@@ -142,8 +144,14 @@ def read(kind: type[T], path: Path) -> T:
 
 def _table(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin every file with a mark
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is not there", hint="is the name right?") from None
+    except OSError as error:
+        raise DiskError(f"{path}: {error.strerror}", hint="it must be a file that we may read") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8", hint="save it as UTF-8, as TOML asks") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}", hint="see https://toml.io") from None
 
 
@@ -226,7 +234,7 @@ def section(kind: type[T], table: Any, where: str) -> T:
         message, _, path = str(error).partition(" - at ")
         missing = re.search(r"missing required field `(\w+)`", message)
         field = ".".join(filter(None, [where, path.strip("`").removeprefix("$").strip("."), missing and missing[1]]))
-        raise ConfigError(f"{field}: {message}", field=field) from None
+        raise ConfigError(f"{field}: {message}", hint=hint(kind, message, path.strip("`")), field=field) from None
     except (DataError, ConfigError) as error:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint, field=f"{where}.{error.field}") from None
 
