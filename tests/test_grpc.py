@@ -225,14 +225,14 @@ def test_calls_of_light_and_heavy_models_that_arrive_together_get_their_own_rows
     assert server.models is not None
     serving = server.models.find("mlp")
     serving.run_s = run_s
-    runs, requests = serving.runs, serving.requests
+    runs, before = serving.runs, serving.rows
     rows = np.random.default_rng(1).normal(size=(200, 1, 4)).astype(np.float32)
     ask = channel.unary_unary(PREDICT)
     asked = [ask.future(question(row), timeout=20) for row in rows]
     found = np.concatenate([answer(one.result()) for one in asked])
     w0, w1 = plain.weights(4, 8, 3)
     np.testing.assert_allclose(found, np.maximum(rows[:, 0] @ w0, 0) @ w1, rtol=1e-4, atol=1e-6)
-    assert serving.requests - requests == 200
+    assert serving.rows - before == 200
     assert serving.runs - runs < 200  # those that come within a few turns, or while a heavy one runs, are one run
 
 

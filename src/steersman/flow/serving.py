@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from steersman import log
+from steersman import config, log
 from steersman.config import ModelConfig, Project
 from steersman.core.errors import ConflictError, Error
 from steersman.core.version import Rollout, Version
@@ -152,14 +152,16 @@ def _models(project: Project, graphs: _Graphs, settings: Settings) -> predicting
         warm_up = [tfserving.read_predict(body, plain.signature).feeds for body in shelf.warm_up(name)]
         return predicting.Model(plain.signature, plain.run, tuple(warm_up))
 
+    declared = _Declared(project)
+
     def wanted() -> dict[str, predicting.Wanted]:
         found = {}
-        switched = shelf.switched()
-        for name in sorted({*shelf.names(), *project.model}):
+        switched, there, models = shelf.switched(), shelf.there(), declared.models()
+        for name in sorted({*there, *models}):
             if not switched.get(name, not settings.explicit):
                 continue
-            chosen = project.model.get(name, ModelConfig())
-            if numbers := chosen.chosen(shelf.numbers(name)):
+            chosen = models.get(name, ModelConfig())
+            if numbers := chosen.chosen(there.get(name, ())):
                 found[name] = predicting.Wanted(numbers, labels=chosen.labels)
         for name in project.policies:
             aliases = graphs.warehouse.aliases(name)
@@ -173,7 +175,49 @@ def _models(project: Project, graphs: _Graphs, settings: Settings) -> predicting
     def place(name: str) -> str:
         return f"{project.warehouse_url if name in project.policies else project.models_url}/{name}"
 
-    return predicting.Models(load, wanted, turn_on=shelf.switch, place=place, limits=limits)
+    trouble = lambda: declared.error  # noqa: E731
+    return predicting.Models(load, wanted, turn_on=shelf.switch, place=place, trouble=trouble, limits=limits)
+
+
+class _Declared:
+    """What steersman.toml says of plain models, read again when the file changes.
+
+    Attributes:
+        error: why the file as it is now does not count; what it said before goes on.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self.error: Error | None = None
+        self._models = project.model
+        self._file = project.root / config.FILE
+        self._seen = self._stamp()
+        self._has_file = bool(self._seen)  # a directory of models has none
+        if self._has_file:
+            try:
+                found = config.load(project.root)
+            except Error:
+                self._seen = ()  # it changed since it was read: say so at the first look
+            else:
+                self._has_file = found.models_url == project.models_url
+                self._models = found.model if self._has_file else project.model
+
+    def models(self) -> dict[str, ModelConfig]:
+        """Model -> which of its versions are served."""
+        stamp = self._stamp()
+        if self._has_file and stamp != self._seen:
+            self._seen = stamp
+            try:
+                self._models, self.error = config.load(self._file.parent).model, None
+            except Error as error:
+                self.error = error
+        return self._models
+
+    def _stamp(self) -> tuple[int, ...]:
+        try:
+            found = self._file.stat()
+        except OSError:
+            return ()
+        return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def publish_model(project: Project, name: str, file: Path) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from steersman.core.errors import DataError, NotFoundError, did_you_mean
+from steersman.core.errors import DataError, DiskError, NotFoundError, did_you_mean
 from steersman.models.external import locations
 from steersman.models.plain import Plain
 from steersman.models.stores import open_store, warm_up_of
@@ -52,8 +52,13 @@ class Shelf:
 
     def names(self) -> tuple[str, ...]:
         """Names of the models that have a version, sorted."""
+        return tuple(self.there())
+
+    def there(self) -> dict[str, tuple[int, ...]]:
+        """Model -> numbers of the versions there are, ascending, by name."""
         names = sorted(name for name in self._store.entries("") if NAME.fullmatch(name))
-        return tuple(name for name in names if self.numbers(name))
+        found = ((name, self.numbers(name)) for name in names)
+        return {name: numbers for name, numbers in found if numbers}
 
     def numbers(self, name: str) -> tuple[int, ...]:
         """Numbers of the versions there are, ascending; none if there is no such model."""
@@ -118,11 +123,16 @@ class Shelf:
 
         Raises:
             NotFoundError: there is no such model.
+            DiskError: the shelf can not be written: nothing is switched.
         """
         if not self.numbers(name):
             raise NotFoundError(f"{self.url} has no model {name!r}", hint=did_you_mean(name, self.names()))
-        with self._store.locked(""):
-            self._store.replace(SWITCHED, msgspec.json.encode(self.switched() | {name: on}, order="sorted"))
+        try:
+            with self._store.locked(""):
+                self._store.replace(SWITCHED, msgspec.json.encode(self.switched() | {name: on}, order="sorted"))
+        except OSError as error:
+            hint = "let the server write there: which models are switched on is kept in this file"
+            raise DiskError(f"{self.url}/{SWITCHED}: {error.strerror or error}", hint=hint) from None
 
     def _flat(self, name: str) -> str:
         """Where the model of a folder without numbers lies; empty: nowhere."""

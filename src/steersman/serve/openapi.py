@@ -175,13 +175,15 @@ _REFUSED = {
     503: "not ready, or too many ask; try again",
 }
 _KINDS = {406: "no such kind of answer", 415: "no such kind of body", 501: "half floats in JSON"}
+_NOT_KEPT = {507: "the directory of the models can not be written"}
 _FURTHER = {
     "/v1/ready": {503: "not yet"},
     "/ping": {503: "not yet"},
     "/v1/models": {501: "half floats in JSON"},
     "/invocations": _KINDS,
     "/models/{model}/invoke": _KINDS,
-    "/models": {507: "no room for it"},
+    "/models": _NOT_KEPT,
+    "/v2/repository/models": _NOT_KEPT,
 }
 """By the beginning of the path: statuses that others have not."""
 

@@ -97,7 +97,7 @@ class Serving:
         timed: whether the processor time of the next run is taken.
         recorded: of the last requests to any version some.
         kept: what the front ends keep of this version, by names of theirs.
-        runs, requests, rows: counted since it was loaded.
+        runs, rows: counted since it was loaded.
     """
 
     name: str
@@ -108,7 +108,6 @@ class Serving:
     run_s: float
     recorded: warmup.Recorded
     runs: int = 0
-    requests: int = 0
     rows: int = 0
     waiting: deque[_Asking] = field(default_factory=deque)
     thread: ThreadPoolExecutor | None = None
@@ -132,6 +131,7 @@ class Models:
         wanted: gives name -> Wanted; may block. A name that is absent is served no more.
         turn_on: (name, on) changes what `wanted` gives; None: nobody may.
         place: where a model lies, in words.
+        trouble: why what `wanted` gives is not what it should be; None: it is.
     """
 
     def __init__(
@@ -141,12 +141,14 @@ class Models:
         *,
         turn_on: Callable[[str, bool], None] | None = None,
         place: Callable[[str], str] = str,
+        trouble: Callable[[], Error | None] = lambda: None,
         limits: Limits | None = None,
     ) -> None:
         self._load = load
         self._look = wanted
         self._turn_on = turn_on
         self.place = place
+        self._trouble = trouble
         self._limits = limits or Limits()
         self._serving: dict[str, dict[int, Serving]] = {}
         self._wanted: Mapping[str, Wanted] = {}
@@ -271,6 +273,11 @@ class Models:
         return sum(map(len, kept.values())) < before
 
     @property
+    def error(self) -> Error | None:
+        """Why it does not follow what is wanted, or not all of it."""
+        return self.lost or self._trouble()
+
+    @property
     def ready(self) -> bool:
         """Whether every wanted model has a version that serves, and which are wanted was known once."""
         return (self._looked or self.lost is None) and self._wanted.keys() <= self._serving.keys()
@@ -345,7 +352,6 @@ class Models:
         if serving.run_s > HEAVY_S or serving.busy:
             return None
         rows = serving.check(feeds)
-        serving.requests += 1
         try:
             return _run_feeds(serving, feeds, rows, feeds)
         except Exception as error:
@@ -355,7 +361,6 @@ class Models:
         self._turning = False
         asked, self._asked = self._asked, {}
         for serving, askings in asked.items():
-            serving.requests += len(askings)
             if serving.run_s > HEAVY_S or serving.busy:
                 self._put_aside(serving, askings)
             else:

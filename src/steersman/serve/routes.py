@@ -122,8 +122,8 @@ class Routes:
             own = {"pid": os.getpid(), "connections": connections, "waiting": waiting}
             about = {**own, "draining": self._server.draining}
             status = self._plane.status()
-            if self._models.lost and not status["error"]:
-                status["error"] = error_parts(self._models.lost)
+            if self._models.error and not status["error"]:
+                status["error"] = error_parts(self._models.error)
             slot.answer(200, _to_json({**status, "ready": self.ready, "models": self._model_status(), "server": about}))
 
     @property
