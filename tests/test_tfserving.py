@@ -289,6 +289,69 @@ CASES = {
     "a feature too many": Case(
         "POST", "/v1/models/half:regress", {"examples": [{"x": 1, "z": 1}]}, 400, "z is no input"
     ),
+    "regress by version": Case(
+        "POST", "/v1/models/half/versions/1:regress", {"examples": [{"x": 1}]}, 200, {"results": [1.5]}
+    ),
+    "classify by label": Case(
+        "POST", "/v1/models/half/labels/old:classify", {"examples": [{"x": 1}]}, 200, {"results": [[["0", 1.5]]]}
+    ),
+    "a feature that is true": Case(
+        "POST", "/v1/models/half:regress", {"examples": [{"x": True}]}, 200, {"results": [2.5]}
+    ),
+    "features of a model of whole numbers": Case(
+        "POST", "/v1/models/whole:regress", {"examples": [{"x": 3}, {"x": False}]}, 200, {"results": [3.0, 0.0]}
+    ),
+    "a feature that is 1.5 for a model of whole numbers": Case(
+        "POST", "/v1/models/whole:regress", {"examples": [{"x": 1.5}]}, 400, "is not of expected type: int64"
+    ),
+    "a feature that is a text": Case(
+        "POST", "/v1/models/half:regress", {"examples": [{"x": "1"}]}, 400, "is not of expected type: float"
+    ),
+    "a context that is none": Case(
+        "POST", "/v1/models/half:regress", {"context": 1, "examples": [{"x": 1}]}, 400, "context"
+    ),
+    "regress with a signature that is not there": Case(
+        "POST",
+        "/v1/models/half:regress",
+        {"signature_name": "x", "examples": [{"x": 1}]},
+        400,
+        'Serving signature name: "x"',
+    ),
+    "regress of an unknown model": Case(
+        "POST", "/v1/models/no:regress", {"examples": [{"x": 1}]}, 404, SERVED + "Latest(no)"
+    ),
+    "classify with an empty body": Case("POST", "/v1/models/names:classify", b"", 400, "The document is empty"),
+    # more of the path
+    "a version with zeros before it": predict("half/versions/01", {"instances": [1]}, {"predictions": [1.5]}),
+    "a version and a label": refused("half/versions/1/labels/old", {"instances": [1]}, "Malformed request: POST"),
+    "a slash at the end": get("/v1/models/half/", 400, "Malformed request: GET /v1/models/half/"),
+    "POST without a verb": Case("POST", "/v1/models/half", {}, 400, "Malformed request: POST /v1/models/half"),
+    "DELETE": Case("DELETE", "/v1/models/half", b"", 400, "Malformed request: DELETE /v1/models/half"),
+    "a name with a colon": refused("ha:lf", {"instances": [1]}, "Malformed request: POST"),
+    "status of an unknown label is of all": get(
+        "/v1/models/half/labels/new", 200, {"model_version_status": [{**x, **OK} for x in HALF]}
+    ),
+    "metadata of an unknown label": get("/v1/models/half/labels/new/metadata", 400, "version label: new"),
+    "metadata of an unknown model": get("/v1/models/no/metadata", 404, SERVED + "Latest(no)"),
+    # more of the types
+    "whole numbers are doubles": predict("float64", {"instances": [2, -7]}, {"predictions": [2.0, -7.0]}),
+    "2^24 + 1 as a float": predict("float32", {"instances": [2**24 + 1]}, {"predictions": [2.0**24]}),
+    "an empty text": predict("str", {"instances": ["", b64(b"")]}, {"predictions": ["", ""]}),
+    "2^15 is no int16": refused("int16", {"instances": [2**15]}, "is not of expected type: int16"),
+    "128 is no int8": refused("int8", {"instances": [128]}, "is not of expected type: int8"),
+    "256 is no uint8": refused("uint8", {"instances": [256]}, "is not of expected type: uint8"),
+    "2^32 is no uint32": refused("uint32", {"instances": [2**32]}, "is not of expected type: uint32"),
+    "2^64 is no uint64": refused("uint64", {"instances": [2**64]}, "is not of expected type: uint64"),
+    "-1 is no uint64": refused("uint64", {"instances": [-1]}, "is not of expected type: uint64"),
+    "NaN is no int32": refused("int32", b'{"instances": [NaN]}', "is not of expected type: int32"),
+    "true is no int32": refused("int32", {"instances": [True]}, "is not of expected type: int32"),
+    "base64 that is no text": refused("str", {"instances": [{"b64": 1}]}, "keys must be equal to: x"),
+    "null is no column": refused("half", {"inputs": None}, "Type: Null is not of expected type: float"),
+    "null is no list of rows": refused("half", {"instances": None}, "'instances' value to be an array/list"),
+    "half floats are not in columns": refused("float16", {"inputs": [1]}, "not implemented", 501),
+    "columns that are ragged by name": refused(
+        "matrix", {"inputs": {"x": [[1, 2], [3]]}}, "Encountered list at unexpected size: 1"
+    ),
     "several values for one": Case("POST", "/v1/models/half:regress", {"examples": [{"x": [1, 2]}]}, 400, "2 values"),
     "regress of a matrix": Case("POST", "/v1/models/matrix:regress", {"examples": [{"x": [1, 2]}]}, 400, "one a row"),
 }
@@ -305,6 +368,7 @@ def versions() -> dict[str, dict[int, bytes]]:
         {"a": ("float32", ["N"]), "b": ("float32", ["N"])},
         {"y": ("float32", ["N"])},
     )
+    whole = plain.model([("Cast", ["x"], ["y"], {"to": 1})], {"x": ("int64", ["N"])}, {"y": ("float32", ["N"])})
     blob = plain.model([("Identity", ["x"], ["y_bytes"], {})], {"x": ("str", ["N"])}, {"y_bytes": ("str", ["N"])})
     names = plain.model(
         [("Identity", ["x"], ["y"], {})],
@@ -324,6 +388,7 @@ def versions() -> dict[str, dict[int, bytes]]:
         "gather": plain.gather(),
         "uneven": uneven,
         "two": two,
+        "whole": whole,
         "blob": blob,
         "names": names,
         "broken": b"not ONNX",
@@ -342,7 +407,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 def test_there_are_as_many_cases_as_was_promised() -> None:
-    assert len(CASES) >= 80
+    assert len(CASES) >= 160  # the goal is 80
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -357,6 +422,13 @@ def test_a_case(client: Client, name: str) -> None:
         np.testing.assert_array_equal(body["predictions"], case.answer)
     else:
         assert body == case.answer
+
+
+def test_the_content_type_of_a_request_is_not_asked_for(client: Client) -> None:
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "nonsense"):
+        body = json.dumps({"instances": [1]}).encode()
+        status, headers, answer = client.ask("POST", "/v1/models/half:predict", body, f"Content-Type: {kind}\r\n")
+        assert (status, headers["content-type"], answer) == (200, "application/json", {"predictions": [2.5]})
 
 
 def test_the_quick_reader_and_the_careful_one_read_the_same() -> None:

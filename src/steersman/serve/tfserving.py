@@ -370,6 +370,8 @@ def features_to_feeds(examples: Sequence[Mapping[str, Any]], signature: Signatur
                 raise DataError(f"example {i}: feature {tensor.name} is required but could not be found")
             value = example[tensor.name]
             value = value if isinstance(value, list) else [value]
+            if tensor.dtype != "bool":  # in an example true is a whole number
+                value = [int(one) if isinstance(one, bool) else one for one in value]
             if rank == 1 and len(value) != 1:
                 raise DataError(f"example {i}: feature {tensor.name} has {len(value)} values, must be 1")
             rows.append(value[0] if rank == 1 else value)
