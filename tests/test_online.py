@@ -30,7 +30,7 @@ from steersman.core.policy import EpsilonGreedy
 from steersman.core.version import Parents
 from steersman.demo import wait_for_version
 from steersman.evaluate import guardrails
-from steersman.flow import copies, online, perturbing, sampling
+from steersman.flow import copies, online, perturbing, sampling, telling
 from steersman.learn import evolution as es
 from steersman.learn.evolution import sums
 from steersman.log.segment import segments
@@ -252,7 +252,7 @@ def test_an_update_is_told_with_its_expected_gain(
     played: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = copied(played, tmp_path / "p")
-    found = online._told(made, "side", 3, perturbing.read(made, "side", 3)[1].at, flow.now_us())
+    found = telling.told(made, "side", 3, perturbing.read(made, "side", 3)[1].at, flow.now_us())
     gain = found.gain
     assert gain is not None and gain.pairs > 30
     assert main(["es", "update", "side", "--project", str(made.root)]) == 0
@@ -267,7 +267,7 @@ def test_an_update_is_told_with_its_expected_gain(
 def test_a_step_that_the_log_calls_worse_is_not_published(played: Any, tmp_path: Path) -> None:
     made = copied(played, tmp_path / "p")
     search, served = perturbing.read(made, "side", 3)
-    found = online._told(made, "side", 3, served.at, flow.now_us())
+    found = telling.told(made, "side", 3, served.at, flow.now_us())
     against = es.Settings(es.OpenES(step=es.SGD(rate=0.01)), sigma=0.2, shapes=search.settings.shapes)
     wrong = es.begin(against, search.mean, search.run)  # a momentum with, and one against, what every pair says
     reward = np.array(found.samples.reward)
@@ -277,7 +277,7 @@ def test_a_step_that_the_log_calls_worse_is_not_published(played: Any, tmp_path:
         wrong = replace(wrong, arrays=wrong.arrays | {"step.velocity": way * np.linalg.pinv(noise) @ said})
         shutil.rmtree(perturbing.place(made, "side", 3))
         perturbing.write(made, "side", 3, wrong, served)
-        gain = online._told(made, "side", 3, served.at, flow.now_us()).gain
+        gain = telling.told(made, "side", 3, served.at, flow.now_us()).gain
         assert gain is not None and gain.value * way > 0
     with pytest.raises(GateError, match="says that the step is worse"):
         online.update(made, "side")

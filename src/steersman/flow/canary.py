@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
 from msgspec import Struct
 
 from steersman.config import Project
+from steersman.core.errors import ConflictError
 from steersman.core.version import Rollout
+from steersman.engine.disk import alone
 from steersman.evaluate.guardrails import beside, broken
-from steersman.flow import building, copies, guarding, perturbing, places
+from steersman.flow import building, copies, guarding, perturbing, places, sampling
 from steersman.models.warehouse import CHAMPION, Warehouse
 
+LOCK = "update.lock"
 LEVEL = 0.95
 """Of the bounds on what the candidate earns beside the champion, both together, in all looks."""
 
@@ -49,12 +55,28 @@ def running(project: Project, name: str) -> Rollout | None:
     return now if made is not None and made.parent == now.baseline else None
 
 
-def judge(project: Project, name: str, rollout: Rollout, tolerance: float) -> Judged:
-    """Ask the log about a canary, and promote it or back it out if that is sure; see `Judged`.
+@contextmanager
+def updating(project: Project, name: str) -> Iterator[None]:
+    """Meanwhile nobody else updates the search of a policy or judges its canary.
 
-    Args:
-        tolerance: share of the champion's mean return that the candidate may earn less, at least 0.
+    Raises:
+        ConflictError: somebody does.
     """
+    with alone(sampling.place(project, name) / LOCK, f"es update of {name}"):
+        yield
+
+
+def look(project: Project, name: str) -> Judged | None:
+    """Judge the canary of a policy that runs; None: none does, or an update is at work, which will."""
+    with contextlib.suppress(ConflictError), updating(project, name):
+        rollout = running(project, name)
+        return judge(project, name, rollout) if rollout else None
+    return None
+
+
+def judge(project: Project, name: str, rollout: Rollout) -> Judged:
+    """Ask the log about a canary, and promote it or back it out if that is sure; see `Judged`."""
+    tolerance = perturbing.served_of(project, name, rollout.baseline).tolerance
     warehouse, now = Warehouse(project.warehouse_url), places.now_us()
     mine = [one for one in warehouse.rollouts(name) if one.candidate == rollout.candidate]
     found = _judged(project, name, rollout, tolerance, min(one.since for one in mine), now)

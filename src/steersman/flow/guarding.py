@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -68,8 +69,8 @@ def look(project: Project, name: str, every_s: float) -> sampling.Watched | None
         before = sampling.last(project, name)
         if before and not before.failed and now < before.until:
             return before
-    except Error as error:
-        failed = error.message
+    except (Error, OSError) as error:
+        failed = str(error)
     patience = PATIENCE * (every_s + time.monotonic() - began)
     found = sampling.Watched(number, now, places.now_us() + int(patience * 1e6), *seen, failed)
     sampling.watched(project, name, found)
@@ -82,12 +83,14 @@ def watch(
     every_s: float,
     wait: Callable[[float], bool],
     tell: Callable[[str, sampling.Watched], None] = lambda name, found: None,
+    also: Callable[[str], object] = lambda name: None,
 ) -> None:
     """Look again and again. Of several processes that watch a policy one looks, and another one when that has ended.
 
     Args:
         wait: waits so many seconds; True: it is time to end.
         tell: called after each look.
+        also: done to a policy after each look, by the one that looked.
     """
     done = False
     while not done:
@@ -95,6 +98,8 @@ def watch(
             try:
                 with alone(sampling.place(project, name) / "watch.lock", f"watch of {name}"):
                     found = look(project, name, every_s)
+                    with contextlib.suppress(Error, OSError):  # the next round tries again
+                        also(name)
             except ConflictError:
                 continue
             if found is not None:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Container
-from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
-from steersman import flow, timeline
 from steersman.config import Project
-from steersman.core.errors import ConfigError, ConflictError, DataError, Error, GateError
+from steersman.core.errors import ConfigError, ConflictError, Error, GateError
 from steersman.core.version import Parents, Version
-from steersman.engine.disk import alone
 from steersman.flow import canary as canaries
-from steersman.flow import copies, guarding, perturbing, places, sampling
-from steersman.flow.logs import replay_all
+from steersman.flow import perturbing, places, sampling, telling
 from steersman.flow.places import code_version, now_us
 from steersman.flow.untrained import untrained
 from steersman.learn import evolution as es
@@ -29,12 +23,7 @@ from steersman.models.warehouse import CHAMPION, Draft, Warehouse
 
 Array = np.ndarray
 
-PENDING, LOCK = "pending.json", "update.lock"
-ENOUGH = 0.75
-"""Share of the copies of a pool that must have a whole episode before an update."""
-
-MADE_AGAIN = 48
-"""Decisions of copies that an update makes again before it believes the log."""
+PENDING = "pending.json"
 
 
 class Pending(Struct, frozen=True):
@@ -152,7 +141,7 @@ def update(project: Project, name: str) -> Updated | canaries.Judged:
     """
     warehouse = Warehouse(project.warehouse_url)
     warehouse.resolve(name, CHAMPION)  # what is not there has no lock
-    with alone(perturbing.place(project, name, 0).parent / LOCK, f"es update of {name}"):
+    with canaries.updating(project, name):
         return _update(project, name, warehouse)
 
 
@@ -161,7 +150,7 @@ def _update(project: Project, name: str, warehouse: Warehouse) -> Updated | cana
     search, served = perturbing.read(project, name, number)
     rollout = canaries.running(project, name)
     if rollout is not None:
-        return canaries.judge(project, name, rollout, served.tolerance)
+        return canaries.judge(project, name, rollout)
     if was := sampling.stopped(project, name):
         raise GateError(
             f"{name}: its copies were stopped: {was.reason}; nothing was published",
@@ -171,11 +160,11 @@ def _update(project: Project, name: str, warehouse: Warehouse) -> Updated | cana
     if not pending.exists():
         places.write(pending, Pending(now_us()))
     as_of = msgspec.json.decode(pending.read_bytes(), type=Pending).as_of
-    since = _since(project, name, number, search)
+    since = telling.since(project, name, number, search)
     try:
-        found = _told(project, name, number, since, as_of)
-        _check(found.gain, f"{name}@{number}")
-    except _TooCostly as error:
+        found = telling.told(project, name, number, since, as_of)
+        telling.check(found.gain, f"{name}@{number}")
+    except telling.TooCostly as error:
         sampling.stop(project, name, number, error.reason, as_of)
         pending.unlink()
         raise
@@ -219,119 +208,9 @@ def replay(project: Project, name: str, number: int) -> bool:
     search, served = perturbing.read(project, name, number)
     if served.made is None:
         raise ConflictError(f"{name}@{number} was made by es init", hint="replay one that es update made")
-    found = _told(project, name, served.made.parent, served.made.since, served.made.as_of)
+    found = telling.told(project, name, served.made.parent, served.made.since, served.made.as_of)
     same = all(np.array_equal(array, search.arrays[key]) for key, array in found.search.arrays.items())
     return same and found.build == served.made.build and found.search.digest == search.digest
-
-
-class _TooCostly(GateError):
-    """The copies surely earn too much less than the version itself."""
-
-    def __init__(self, reason: str, name: str) -> None:
-        super().__init__(f"{reason}: they decide no more", hint=f"steersman es resume {name} lets them again")
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class _Moved:
-    """A search after it was told what a log says; `build`: the digest of that."""
-
-    search: es.Search
-    samples: copies.Samples
-    account: es.Account
-    gain: es.Gain | None
-    build: str
-
-
-def _check(gain: es.Gain | None, version: str) -> None:
-    """Raise GateError if the samples that a step was made of say that it is worse."""
-    if gain is not None and gain.high < 0:
-        raise GateError(
-            f"{version}: the log says that the step is worse: {gain.value:.3g} [{gain.low:.3g}, {gain.high:.3g}] "
-            f"reward by {gain.pairs} pairs; nothing was published",
-            hint="gather more episodes, or start anew with less momentum",
-        )
-
-
-def _told(project: Project, name: str, number: int, since: int, as_of: int) -> _Moved:
-    """The search of a version after it was told what the log says until `as_of`."""
-    search, served = perturbing.read(project, name, number)
-    generations = {number: search.generation}
-    digests = {search.generation: search.digest}
-    for other, older in _older(project, name, number, search).items():
-        generations[other] = older.generation
-        digests[older.generation] = older.digest
-    built = flow.build(project, name, since=since, until=as_of, as_of=as_of)
-    rows = timeline.load(Path(built.directory))
-    who = copies.noise_of(project, name, since, as_of)
-    _check_made_again(project, name, [one for one in rows.decision_ids.tolist() if _copied(who, one, generations)])
-    played = copies.episodes(rows, who)
-    loss = guarding.cost(played, number, served.max_loss)
-    if loss:
-        raise _TooCostly(f"{name}@{number}: {loss}", name)
-    samples = copies.samples(played, generations, served.block_s)
-    fresh = sum(generation == search.generation for generation in samples.generation)
-    wanted = math.ceil(ENOUGH * len(served.keys)) or served.copies
-    if fresh < wanted:
-        of = f" of {len(served.keys)}" if served.keys else ""
-        raise ConflictError(
-            f"{name}@{number}: {fresh}{of} perturbed copies have a whole episode, at least {wanted} must",
-            hint=f"wait for more; {samples.open} episodes are not over, or were decided by two",
-        )
-    told = es.Told(
-        run=search.run,
-        keys=np.array(samples.key, dtype=np.uint64),
-        generation=np.array(samples.generation, dtype=np.int64),
-        reward=np.array(samples.reward, dtype=np.float64),
-        digests=digests,
-    )
-    moved, account = es.tell(search, told)
-    if not account.moved or np.array_equal(moved.mean.astype(np.float32), search.mean.astype(np.float32)):
-        raise ConflictError(
-            f"{name}@{number}: the returns of its copies move no parameter: nothing was learned",
-            hint="all that count are equal, or the step is too small to tell: wait for more",
-        )
-    gain = es.gain(search, moved, told) if "sigma" in search.arrays else None
-    return _Moved(moved, samples, account, gain, built.digest)
-
-
-def _copied(who: dict[str, tuple[int, int | None]], decision: str, versions: Container[int]) -> bool:
-    version, key = who.get(decision, (0, None))
-    return key is not None and version in versions
-
-
-def _check_made_again(project: Project, name: str, decisions: list[str]) -> None:
-    """Make some decisions of copies again, spread over the log: what a key did not decide says nothing about it.
-
-    Raises:
-        DataError: one comes out otherwise, as where signs were mixed up.
-    """
-    some = decisions[:: max(1, len(decisions) // MADE_AGAIN)][:MADE_AGAIN]
-    other = [one.decision for one in replay_all(project, some) if not one.identical]
-    if other:
-        raise DataError(
-            f"{name}: {len(other)} of {len(some)} decisions of copies come out otherwise when they are made again from "
-            f"their keys, {other[0]} for one",
-            hint="was the log written by another system?",
-        )
-
-
-def _since(project: Project, name: str, number: int, search: es.Search) -> int:
-    """When the oldest version was made of which samples are used."""
-    oldest = min([number, *_older(project, name, number, search)])
-    return perturbing.read(project, name, oldest)[1].at
-
-
-def _older(project: Project, name: str, number: int, search: es.Search) -> dict[int, es.Search]:
-    """Number -> search, of the versions before of which samples are still used."""
-    found: dict[int, es.Search] = {}
-    while len(found) < len(search.past):
-        made = perturbing.read(project, name, number)[1].made
-        if made is None:
-            break
-        number = made.parent
-        found[number] = perturbing.read(project, name, number)[0]
-    return found
 
 
 def _forget(project: Project, warehouse: Warehouse, name: str, number: int, keep: int, search: es.Search) -> None:
@@ -342,7 +221,7 @@ def _forget(project: Project, warehouse: Warehouse, name: str, number: int, keep
     """
     if not keep:
         return
-    needed = {*_older(project, name, number, search), *warehouse.pointed(name)}
+    needed = {*telling.older(project, name, number, search), *warehouse.pointed(name)}
     for old in perturbing.updated(project, name)[:-keep]:
         if old not in needed and old < number:
             warehouse.remove(name, old)
