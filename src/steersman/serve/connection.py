@@ -9,45 +9,26 @@ from http import HTTPStatus
 from typing import Protocol, cast
 
 import httptools
-from msgspec import Struct
+import msgspec
 
 from steersman.core.errors import Error, OverloadedError, TooLargeError
-from steersman.serve.coding import CODINGS, MOST_BYTES, accepts_gzip, gzipped, inflated
-from steersman.serve.metrics import Metrics, Which
-from steersman.serve.plane import error_body
+from steersman.serve.coding import CODINGS, accepts_gzip, inflated
+from steersman.serve.exchange import KEPT, Asked, HttpError, Slot
+from steersman.serve.heads import END, HEAD_BYTES, Heads
+from steersman.serve.metrics import Metrics
 from steersman.serve.settings import Settings
 
 PIPELINED = 64
+"""Requests of a connection that are taken in a turn of the loop, and at least those that may wait for answers."""
+
+HELD_BYTES, ALL_HELD_BYTES = 1 << 20, 32 << 20
+"""That wait in a connection, or in all of them, for their turn; then the kernel is not asked for more."""
+
+WHOLE_BYTES = 4096
+"""Bytes behind a head that is not known are cut at its end, unless they are so few that they hardly are requests."""
+
 LINGER_S = 2.0
 LINGER_BYTES = 16 << 20
-JSON = b"application/json"
-KEPT = frozenset(
-    (
-        b"accept",
-        b"accept-encoding",
-        b"authorization",
-        b"content-type",
-        b"inference-header-content-length",
-        b"ocp-apim-subscription-key",
-        b"x-amzn-sagemaker-target-model",
-        b"x-api-key",
-    )
-)
-"""Headers that some protocol reads."""
-
-
-class Asked(Struct, frozen=True):
-    """A whole request.
-
-    Attributes:
-        target: path and query as they came.
-        headers: those of KEPT, by their lower-case names.
-    """
-
-    method: bytes
-    target: bytes
-    headers: dict[bytes, bytes]
-    body: bytes
 
 
 class Owner(Protocol):
@@ -59,6 +40,8 @@ class Owner(Protocol):
     draining: bool
     clock: float
     metrics: Metrics
+    heads: Heads
+    held_bytes: int
 
     def handle(self, asked: Asked, slot: Slot) -> None:
         """Answer a request by the slot, now or later."""
@@ -84,56 +67,27 @@ class Owner(Protocol):
         """The connection is gone."""
         ...
 
+    def now(self) -> float:
+        """Seconds of the loop's clock, in this turn."""
+        ...
 
-class HttpError(Error):
-    """What only HTTP can get wrong; its status has no class in the tree."""
+    full: bool
 
-    def __init__(self, status: int, message: str, *, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.http_status = status
+    def took(self) -> None:
+        """A request was taken in this turn of the loop; `full`: no more shall be."""
+        ...
 
+    def line_up(self, connection: Connection) -> None:
+        """Let a connection go on in one of the next turns."""
+        ...
 
-class Slot:
-    """The place of an answer among those of its connection; its `answer` is the plane's Reply.
+    def shed(self, asked: Asked, slot: Slot) -> None:
+        """Refuse a request that waited too long."""
+        ...
 
-    Attributes:
-        kind: content type of the answer.
-        more: further header lines of it, each behind a line's end.
-        about, began: the model that was asked, and when, in seconds of a clock of its own; for the metrics.
-        asked: the request, if there is an access log.
-        gzip_from: bytes from which on an answer is compressed; 0: none is.
-    """
-
-    __slots__ = (
-        "_connection", "about", "allow", "asked", "bare", "began", "body", "close", "gzip_from", "kind", "more",
-        "status", "version",
-    )  # fmt: skip
-
-    def __init__(self, connection: Connection, version: str, close: bool, bare: bool) -> None:
-        self._connection = connection
-        self.version = version
-        self.close = close
-        self.bare = bare
-        self.allow = ""
-        self.kind = JSON
-        self.about: Which | None = None
-        self.began = 0.0
-        self.asked: Asked | None = None
-        self.more = b""
-        self.gzip_from = 0
-        self.status = 0
-        self.body = b""
-
-    def answer(self, status: int, body: bytes) -> None:
-        if self.gzip_from and self.gzip_from <= len(body) <= MOST_BYTES:
-            body = gzipped(body)
-            self.more += b"\r\ncontent-encoding: gzip\r\nvary: accept-encoding"
-        self.status = status
-        self.body = body
-        self._connection.answered()
-
-    def refuse(self, error: Error) -> None:
-        self.answer(error.http_status, error_body(error))
+    def refusals(self, count: int) -> bytes:
+        """The same for many requests at once; gives their answers."""
+        ...
 
 
 class Connection(asyncio.Protocol):
@@ -153,6 +107,12 @@ class Connection(asyncio.Protocol):
         self._write_paused = False
         self._read_paused = False
         self._dropped_bytes = 0
+        self._held: deque[tuple[float, bytes]] = deque()  # bytes that wait for their turn, and since when
+        self._held_bytes = 0
+        self._in_line = False  # for a turn in which to take what is held
+        self._ended = False  # no more comes behind what is held
+        self._taken = 0  # requests in this turn
+        self._stale = False  # what is taken waited too long
         self._start_message()
 
     def _start_message(self) -> None:
@@ -160,7 +120,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._head_bytes = 0
         self._unparsed_bytes = 0
-        self._body_bytes = 0
+        self._body_bytes = self._declared_bytes = 0
         self._parts: list[bytes] = []
         self._expects = b""
         self._owes_continue = False
@@ -180,6 +140,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._done = True
+        self._server.held_bytes -= self._held_bytes
+        self._held.clear()
+        self._held_bytes = 0
         self._server.lost(self)
 
     def pause_writing(self) -> None:
@@ -190,10 +153,18 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._write_paused = False
         self._since = self._server.clock
+        self._go_on_soon()
         self._regulate()
 
     def eof_received(self) -> bool:
         """The client sends no more; whatever it asked for is still answered."""
+        if self._held and not self._done:
+            self._ended = True
+            return True
+        return self._end_of_input()
+
+    def _end_of_input(self) -> bool:
+        """Whether answers are still to come."""
         if not self._slots or self._lingering:
             return False
         self._done = True
@@ -207,13 +178,104 @@ class Connection(asyncio.Protocol):
             if self._dropped_bytes > LINGER_BYTES:
                 self._transport.abort()
             return
-        limit = self._settings.max_head_bytes
-        if len(data) <= limit:
-            self._feed(data)
+        if self._held:
+            self._hold(data, self._server.now())
+            self._regulate()
             return
-        for start in range(0, len(data), limit):  # so that an endless header is seen before it is all in memory
-            if not self._feed(data[start : start + limit]):
+        self._taken = 0
+        self._take(data)
+        if self._held:
+            self._go_on_soon()
+
+    def _hold(self, data: bytes, since: float, first: bool = False) -> None:
+        """Keep bytes for a later turn."""
+        (self._held.appendleft if first else self._held.append)((since, data))
+        self._held_bytes += len(data)
+        self._server.held_bytes += len(data)
+
+    def _go_on_soon(self) -> None:
+        if self._held and not self._in_line and not self._write_paused and len(self._slots) <= PIPELINED // 2:
+            self._in_line = True
+            self._server.line_up(self)
+
+    def go_on(self) -> None:
+        """Take what was held, as far as its turn allows."""
+        self._in_line = False
+        self._taken = 0
+        while self._held and self._may_take():
+            since, data = self._held.popleft()
+            self._held_bytes -= len(data)
+            self._server.held_bytes -= len(data)
+            if not self._done:
+                self._take(data, since)
+        if self._ended and not self._held and not self._end_of_input():
+            self._transport.close()
+        self._go_on_soon()
+        self._regulate()
+
+    def _may_take(self) -> bool:
+        return self._taken < PIPELINED and len(self._slots) < PIPELINED and not self._server.full
+
+    def _take(self, data: bytes, since: float | None = None) -> None:
+        """Read bytes that came at a time, now unless said; what is behind PIPELINED requests is held for later turns.
+
+        A head whose bytes were read before is not parsed again; everything else is, by llhttp.
+        """
+        heads, size, at = self._server.heads, len(data), 0
+        late = since is not None and self._server.now() - since > self._settings.stale_s
+        while at < size and not self._done:
+            if self._receiving:
+                stop, text = self._stop_in(data, at), b""
+            elif late and not self._slots and (stop := self._refuse_known(data, at)) > at:
+                at = stop
+                continue
+            elif not self._may_take():
+                self._hold(data[at:], self._server.now() if since is None else since, first=True)
                 return
+            else:
+                end = data.find(END, at, at + HEAD_BYTES) + 4
+                text = data[at:end] if end > 3 else b""
+                head = heads.get(text)
+                if head is not None and (stop := end + head.body_bytes) <= size:
+                    at = stop
+                    self._stale = late and self._more(data, at)
+                    self._since = self._server.clock
+                    self._ask(Asked(head.method, head.target, head.headers, data[end:stop]), "1.1", close=False)
+                    continue
+                stop = end if text and size - at > WHOLE_BYTES else size
+            stop = min(stop, at + self._settings.max_head_bytes)  # an endless head is seen before it is all in memory
+            self._stale = late and self._more(data, stop)
+            if not self._feed(data[at:stop]):
+                return
+            if text:
+                heads.learn(text)
+            at = stop
+
+    def _more(self, data: bytes, at: int) -> bool:
+        """Whether anything came behind; of what waited too long the last request is served, for nobody is behind it."""
+        return at < len(data) or len(self._held) > 0
+
+    def _refuse_known(self, data: bytes, at: int) -> int:
+        """Refuse requests that waited too long, as long as their heads were read before; gives where they end."""
+        if self._settings.access_log or self._transport.is_closing():
+            return at
+        known, size, count = self._server.heads.get, len(data), 0
+        while (end := data.find(END, at, at + HEAD_BYTES) + 4) > 3 and (head := known(data[at:end])) is not None:
+            stop = end + head.body_bytes
+            if stop > size or not self._more(data, stop):
+                break
+            count, at = count + 1, stop
+        if count:
+            self._since = self._server.clock
+            self._transport.write(self._server.refusals(count))
+        return at
+
+    def _stop_in(self, data: bytes, at: int) -> int:
+        """Where in the bytes the head ends that is read, or else its message, if one can know."""
+        if not self._in_body:
+            end = data.find(END, at)
+            return len(data) if end < 0 else end + len(END)
+        return min(len(data), at + self._declared_bytes - self._body_bytes) if self._declared_bytes else len(data)
 
     def _feed(self, data: bytes) -> bool:
         """Whether to go on."""
@@ -279,14 +341,14 @@ class Connection(asyncio.Protocol):
             return
         self._in_body = True
         self._version = version = self._parser.get_http_version()
-        declared, self._body_bytes = self._body_bytes, 0
+        self._declared_bytes, self._body_bytes = self._body_bytes, 0
         if version not in ("1.1", "1.0"):
             self._refuse(HttpError(HTTPStatus.BAD_REQUEST, f"HTTP/{version} is not spoken here", hint="HTTP/1.1 is"))
         elif self._parser.should_upgrade():
             hint = "ask without Upgrade and CONNECT"
             self._refuse(HttpError(HTTPStatus.BAD_REQUEST, "the protocol can not be changed", hint=hint))
-        elif declared > self._settings.max_body_bytes:
-            self._refuse_body(declared)
+        elif self._declared_bytes > self._settings.max_body_bytes:
+            self._refuse_body(self._declared_bytes)
         elif self._coding and self._coding not in CODINGS:
             coding = self._coding.decode("latin-1")[:64]
             hint = "send it as it is, or gzip"
@@ -316,26 +378,31 @@ class Connection(asyncio.Protocol):
         if self._done:
             return
         self._receiving = self._in_body = self._owes_continue = False
-        close = not self._parser.should_keep_alive()
-        method = self._parser.get_method()
-        slot = Slot(self, self._version, close, method == b"HEAD")
-        self._slots.append(slot)
-        self._done = close
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
-        if self._coding and body:
+        asked = Asked(self._parser.get_method(), self._url, self._headers, body)
+        self._ask(asked, self._version, close=not self._parser.should_keep_alive(), coded=bool(self._coding and body))
+
+    def _ask(self, asked: Asked, version: str, close: bool, coded: bool = False) -> None:
+        slot = Slot(self.answered, version, close, asked.method == b"HEAD")
+        self._slots.append(slot)
+        self._done = close
+        self._taken += 1
+        self._server.took()
+        if self._stale:
+            self._server.shed(asked, slot)
+            return
+        if coded:
             try:
-                body = inflated(body, self._settings.max_body_bytes)
+                asked = msgspec.structs.replace(asked, body=inflated(asked.body, self._settings.max_body_bytes))
             except Error as error:
                 self._server.waiting += 1
                 self._server.count(error)
                 slot.refuse(error)
                 return
-        if accepted := self._headers.get(b"accept-encoding"):
+        if accepted := asked.headers.get(b"accept-encoding"):
             slot.gzip_from = self._settings.gzip_bytes if accepts_gzip(accepted) else 0
-        self._server.handle(Asked(method, self._url, self._headers, body), slot)
-        if len(self._slots) > PIPELINED:
-            self._regulate()
+        self._server.handle(asked, slot)
 
     # -- answers -----------------------------------------------------------------------------------------------
 
@@ -357,6 +424,8 @@ class Connection(asyncio.Protocol):
             self._end()
         else:
             self._continue_if_due()
+            if self._held:
+                self._go_on_soon()
             if self._read_paused:
                 self._regulate()
 
@@ -378,7 +447,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: Error) -> None:
         """Answer a request that is not read to its end; the connection ends with it."""
         self._done = self._unread = True
-        slot = Slot(self, "1.1", close=True, bare=False)
+        slot = Slot(self.answered, "1.1", close=True, bare=False)
         self._slots.append(slot)
         self._server.waiting += 1
         self._server.count(error)
@@ -394,7 +463,8 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _regulate(self) -> None:
-        pause = self._write_paused or len(self._slots) > PIPELINED
+        much = self._held_bytes > HELD_BYTES or (self._held and self._server.held_bytes > ALL_HELD_BYTES)
+        pause = self._write_paused or bool(much)
         if pause == self._read_paused or self._transport.is_closing():
             return
         self._read_paused = pause

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import time
 from collections.abc import Callable
@@ -16,7 +17,8 @@ import numpy as np
 from steersman.core.errors import ConflictError, DataError, Error, NotFoundError
 from steersman.serve import kserve, sagemaker, tfserving, values
 from steersman.serve.binary import Infer
-from steersman.serve.connection import Asked, HttpError, Owner, Slot
+from steersman.serve.connection import Owner
+from steersman.serve.exchange import Asked, HttpError, Slot
 from steersman.serve.metrics import REST, Metrics
 from steersman.serve.predicting import Models, Serving
 from steersman.serve.settings import Settings
@@ -36,6 +38,7 @@ class Path(NamedTuple):
     query: str
 
 
+@functools.lru_cache(values.ROUTES)
 def split(target: bytes) -> Path:
     """Path and query of a request target, which may be a whole URL."""
     text = target.decode("latin-1")

@@ -10,17 +10,23 @@ import socket
 import ssl
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
 
 from steersman.core.errors import ConfigError, Error, NotFoundError, OverloadedError
 from steersman.serve.board import Seat
-from steersman.serve.connection import Asked, Connection, Slot
+from steersman.serve.connection import Connection
+from steersman.serve.exchange import JSON, KEPT, Asked, Slot
+from steersman.serve.heads import Heads
 from steersman.serve.metrics import Metrics
 from steersman.serve.plane import Plane, error_body
 from steersman.serve.predicting import Model, Models
 from steersman.serve.routes import Routes
 from steersman.serve.settings import Settings
+
+TURN = 512
+"""Requests that are taken in a turn of the loop, of all connections."""
 
 
 def _no_model(name: str, number: int) -> Model:
@@ -51,6 +57,12 @@ class Server:
         self.clock = loop.time()
         self._plane = plane
         self._loop = loop
+        self.heads = Heads(KEPT, settings.max_head_bytes, settings.max_body_bytes)
+        self.held_bytes = 0
+        self.now = loop.time
+        self.full = self._turning = False
+        self._taken = 0
+        self._line: deque[Connection] = deque()
         self._heads: dict[tuple[int, str, bytes], bytes] = {}
         self._second = 0
         self._progress = asyncio.Event()
@@ -61,6 +73,9 @@ class Server:
         self.metrics = Metrics()
         self._overloaded = OverloadedError(f"{settings.max_waiting} requests wait already", hint="try again in a while")
         self._overloaded_body = error_body(self._overloaded)
+        behind = f"the request waited over {settings.stale_s:g} s for those before it on its connection"
+        self._behind = OverloadedError(behind, hint="send fewer at once, or on more connections")
+        self._behind_body = error_body(self._behind)
         self._routes = Routes(plane, models, settings, self, seat)
         self.fronts = self._routes.fronts
 
@@ -135,6 +150,40 @@ class Server:
                 error = Error(f"{type(error).__name__}: {error}", hint="this is a defect of the server")
             self.count(error)
             slot.refuse(error)
+
+    def took(self) -> None:
+        """A request was taken in this turn of the loop; `full`: no more shall be."""
+        self._taken += 1
+        self.full = self._taken >= TURN
+        if not self._turning:
+            self._turning = True
+            self._loop.call_soon(self._turn)
+
+    def line_up(self, connection: Connection) -> None:
+        """Let a connection go on in one of the next turns."""
+        self._line.append(connection)
+        if not self._turning:
+            self._turning = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._taken, self.full, self._turning = 0, False, False
+        while self._line and not self.full:
+            self._line.popleft().go_on()
+
+    def shed(self, asked: Asked, slot: Slot) -> None:
+        """Refuse a request that waited too long."""
+        self.waiting += 1
+        if self.settings.access_log:
+            slot.asked, slot.began = asked, time.perf_counter()
+        self.count(self._behind)
+        slot.answer(503, self._behind_body)
+
+    def refusals(self, count: int) -> bytes:
+        """The same for many requests at once; gives their answers."""
+        self._plane.counts.failed += count
+        head = self._heads.get((503, "", JSON)) or self._head(503, "", JSON)
+        return (b"%b%d\r\n\r\n%b" % (head, len(self._behind_body), self._behind_body)) * count
 
     def aside(self, work: Callable[[], None], done: Callable[[Exception | None], None]) -> None:
         """Do what may block on a thread; `done` is called on the loop's, with what was raised."""

@@ -13,7 +13,8 @@ from steersman.core.decision import Decision, One, Problem
 from steersman.core.errors import ConfigError, NotFoundError, OverloadedError, did_you_mean
 from steersman.serve import access, kserve, multislot, personalizer, sagemaker, tfserving
 from steersman.serve.board import Seat
-from steersman.serve.connection import Asked, HttpError, Owner, Slot
+from steersman.serve.connection import Owner
+from steersman.serve.exchange import Asked, HttpError, Slot
 from steersman.serve.fronts import Errors, Fronts, Path, called, count, refuse, split
 from steersman.serve.live import error_parts
 from steersman.serve.metrics import KIND, PATHS

@@ -22,6 +22,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         gzip_bytes: an answer of so many bytes or more is compressed for who accepts gzip.
         max_connections: open at once, in one worker.
         max_waiting: requests without an answer yet, in one worker; more are refused with 503.
+        stale_s: a request that waited so long for those before it, with others behind it on its connection, is refused
+            with 503.
         idle_s: a connection without a request is closed after this.
         request_s: a request must be complete, and an answer be read, within this.
         drain_s: after SIGTERM, until what is not answered is dropped.
@@ -52,6 +54,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     gzip_bytes: int = 8192
     max_connections: int = 4096
     max_waiting: int = 4096
+    stale_s: float = 0.25
     idle_s: float = 75.0
     request_s: float = 30.0
     drain_s: float = 20.0
