@@ -21,6 +21,7 @@ from steersman.core.errors import ConflictError, Error
 from steersman.core.version import Rollout, Version
 from steersman.flow import perturbing
 from steersman.flow.places import now_us, shadow_log
+from steersman.flow.recorded import Recorded
 from steersman.models.external import locations
 from steersman.models.graph import Graph
 from steersman.models.plain import Plain
@@ -72,13 +73,24 @@ def _serve(project: Project, settings: Settings, on_ready: Callable[[str, str], 
                 pen = log.Pen(project.log_directory, durability=project.log.durability, segment_bytes=segment_bytes)
                 record, flush = stack.enter_context(pen).append, pen.flush
             shadow = stack.enter_context(_shadow(project))
+            made, models = _plane(project, graphs, record, shadow, settings), _models(project, graphs, settings)
+            recorded = Recorded(project, made, models) if settings.keep_requests else None
+            if recorded:
+                recorded.recall()
+
+            def drained() -> None:
+                if flush:
+                    flush()
+                if recorded:
+                    recorded.keep()
+
             return workers.run(
-                _plane(project, graphs, record, shadow, settings),
+                made,
                 settings,
                 wanted=lambda: _deployed(project),
-                models=_models(project, graphs, settings),
+                models=models,
                 on_ready=ready,
-                on_drained=flush,
+                on_drained=drained,
                 sock=sock,
                 seat=seat,
             )

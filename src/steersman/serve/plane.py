@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -143,6 +143,14 @@ class Plane:
             at_once: try now what failed before.
         """
         self._versions.follow(wanted, at_once)
+
+    def recorded(self) -> dict[str, list[bytes]]:
+        """Of every policy some of the last bodies that were answered."""
+        return self._versions.recorded()
+
+    def recall(self, bodies: Mapping[str, Iterable[bytes]]) -> None:
+        """Warm up with bodies that were answered before this plane began; before it loads anything."""
+        self._versions.recall(bodies)
 
     @property
     def ready(self) -> bool:

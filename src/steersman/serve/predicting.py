@@ -156,7 +156,7 @@ class Models:
         self._serving: dict[str, dict[int, Serving]] = {}
         self._wanted: Mapping[str, Wanted] = {}
         self._failures: dict[tuple[str, int], _Failure] = {}
-        self._recorded: dict[str, warmup.Recorded] = {}
+        self.recorded = warmup.Kept()
         self._loading: tuple[str, int] | None = None
         self._following = threading.Lock()
         self._asked: dict[Serving, list[_Asking]] = {}
@@ -247,8 +247,8 @@ class Models:
             return
         self._loading = (name, number)
         try:
-            recorded = self._recorded.setdefault(name, deque(maxlen=warmup.RECORDED))
-            serving = _prepared(name, number, self._load(name, number), recorded)
+            recorded, first = self.recorded.of(name), name not in self._serving
+            serving = _prepared(name, number, self._load(name, number), recorded, first)
         except Exception as error:  # a graph library raises what it likes; none of it may stop the old version
             cause = _as_error(error)
             tries = failure.tries + 1 if failure else 1
@@ -272,7 +272,7 @@ class Models:
             if stay:
                 kept[name] = stay
         self._serving = kept
-        self._recorded = {name: recorded for name, recorded in self._recorded.items() if name in kept}
+        self.recorded.only(kept)
         return sum(map(len, kept.values())) < before
 
     @property
@@ -478,7 +478,7 @@ def _as_error(error: Exception) -> Error:
     return error if isinstance(error, Error) else Error(f"{type(error).__name__}: {error}")
 
 
-def _prepared(name: str, number: int, model: Model, recorded: warmup.Recorded) -> Serving:
+def _prepared(name: str, number: int, model: Model, recorded: warmup.Recorded, first: bool) -> Serving:
     """Warm a model up, and find out how long it takes and whether rows may be put together.
 
     It is probed with rows of made-up values, so a model that refuses these is served without putting rows together.
@@ -489,7 +489,7 @@ def _prepared(name: str, number: int, model: Model, recorded: warmup.Recorded) -
     for feeds in model.warm_up:
         model.signature.check(feeds)
         model.run(feeds)
-    warmup.try_on(model.signature, model.run, tuple(recorded))
+    warmup.try_on(model.signature, model.run, recorded, first)
     together = False
     run_s = 0.0
     with contextlib.suppress(DataError):

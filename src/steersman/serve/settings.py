@@ -42,6 +42,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         max_candidates, max_outcomes: of one decide request, and in one body.
         batch_rows: rows of several predict requests that are put together into one run.
         model_waiting: predict requests that wait for one heavy model; more are refused with 503.
+        keep_requests: the requests that are recorded for warm-ups are kept over a restart, in the project.
         explicit: plain models are served only after a call to load them, not because they are there.
     """
 
@@ -69,6 +70,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     personalizer_policy: str = ""
     apprentice: bool = False
     explicit: bool = False
+    keep_requests: bool = False
     keys: dict[str, Key] = {}
     tls_certificate: str = ""
     tls_key: str = ""

@@ -119,6 +119,15 @@ class Versions:
                 if loaded.live.perturbing:
                     loaded.live.perturbing.ended(decisions)
 
+    def recorded(self) -> dict[str, list[bytes]]:
+        """Of every policy the bodies that are kept."""
+        return {name: list(bodies) for name, bodies in self._recorded.items() if bodies}
+
+    def recall(self, bodies: Mapping[str, Iterable[bytes]]) -> None:
+        """Keep bodies that were answered before this server began; before anything is loaded."""
+        for name, some in bodies.items():
+            self._recorded[name] = deque(some, maxlen=RECORDED)
+
     def swap(self, name: str, number: int) -> None:
         """Load a version and let it decide all.
 
@@ -226,18 +235,27 @@ class Versions:
         return loaded
 
     def _try_recorded(self, loaded: Loaded, name: str) -> None:
-        """One odd request that only the old version can read keeps nobody back; if it is all of them, it does."""
+        """One odd request that only the old version can read keeps nobody back; if it is all of them, it does.
+
+        Where there is no old version these are requests of a server before this one: those that are refused are kept
+        no longer, whatever changed since then.
+        """
         bodies = tuple(self._recorded.get(name, ()))
-        refused = []
+        refused = {}
         for body in bodies:
             try:
                 _answer(loaded, body)
             except DataError as error:
-                refused.append(error)
-        if bodies and len(refused) == len(bodies):
+                refused[body] = error
+        if name not in self.routes:
+            if refused:
+                self.recall({name: [body for body in bodies if body not in refused]})
+            return
+        if bodies and refused.keys() >= set(bodies):
+            first = next(iter(refused.values())).message
             raise DataError(
-                f"{name}/{loaded.number} refuses all of the last {len(bodies)} requests: {refused[0].message}",
-                hint="the version before answered them; a server that is started anew does not know them",
+                f"{name}/{loaded.number} refuses all of the last {len(bodies)} requests: {first}",
+                hint="the version before answered them; a server that is started anew may not know them",
             )
 
     def _status(self, name: str) -> dict[str, object]:
