@@ -288,21 +288,6 @@ def probabilities_of(version: Version, scores: Array) -> list[float]:
     return over_candidates(version.explorer).probabilities(row, mask)[0].tolist()
 
 
-def propensity_of(decision: Decision, version: Version, scores: Array) -> float:
-    """Probability, or density, with which a version would have taken the action of a decision.
-
-    Args:
-        scores: of the version, for the decision's own candidates: [K] f32, draws of them [K, M], or of numbers [S].
-    """
-    if isinstance(decision.action, str):
-        places = [candidate.id for candidate in decision.candidates]
-        return probabilities_of(version, scores[: len(places)])[places.index(decision.action)]
-    box = version.encoder.numbers
-    if box is None:
-        raise DataError(f"{version.name}/{version.number} does not decide numbers", field="action")
-    return float(over_numbers(version.explorer).density(scores[None], np.array([decision.action]), box)[0])
-
-
 def answer_to(decision: Decision) -> Answer:
     """What the client is told of a decision."""
     return Answer(decision.id, decision.action, decision.propensity, decision.version, decision.problem)

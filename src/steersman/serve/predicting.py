@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from steersman.core.errors import DataError, Error, NotFoundError, OverloadedError, did_you_mean
+from steersman.core.errors import Error, NotFoundError, OverloadedError, did_you_mean
 from steersman.core.signature import Signature, checker
 from steersman.serve import warmup
 from steersman.serve.background import give_back
-from steersman.serve.probing import PROBES, Run, probe, same_rows
+from steersman.serve.probing import Run, probed
 
 Array = np.ndarray
 Answered = Callable[[list[Array] | Error], None]
@@ -481,8 +481,6 @@ def _as_error(error: Exception) -> Error:
 def _prepared(name: str, number: int, model: Model, recorded: warmup.Recorded, first: bool) -> Serving:
     """Warm a model up, and find out how long it takes and whether rows may be put together.
 
-    It is probed with rows of made-up values, so a model that refuses these is served without putting rows together.
-
     Raises:
         DataError: it can not answer what it must.
     """
@@ -490,16 +488,5 @@ def _prepared(name: str, number: int, model: Model, recorded: warmup.Recorded, f
         model.signature.check(feeds)
         model.run(feeds)
     warmup.try_on(model.signature, model.run, recorded, first)
-    together = False
-    run_s = 0.0
-    with contextlib.suppress(DataError):
-        feeds = probe(model.signature, max(PROBES))
-        together = model.signature.rows and same_rows(model.run, feeds)
-        took = []
-        one = {name: array[:1] for name, array in feeds.items()} if model.signature.rows else feeds
-        for _ in range(5):
-            began = time.thread_time()
-            model.run(one)
-            took.append(time.thread_time() - began)
-        run_s = min(took)
+    together, run_s = probed(model.signature, model.run)
     return Serving(name, number, model, checker(model.signature), together, run_s, recorded)

@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
 from steersman.core.decision import Decision, Outcome
-from steersman.core.errors import Error
+from steersman.core.errors import DataError, Error
+from steersman.core.policy import over_numbers
+from steersman.core.version import Version
 from steersman.serve.background import give_way
-from steersman.serve.decide import Request, propensity_of
+from steersman.serve.decide import Array, Request, probabilities_of
 from steersman.serve.live import MAX_TEXT
 from steersman.serve.versions import Loaded, decisions_of
 
@@ -139,3 +142,18 @@ class Shadow:
     def _failed(self, error: Exception, count: int) -> None:
         self.error = f"{type(error).__name__}: {error}"[:MAX_TEXT]
         self.counts.failed += count
+
+
+def propensity_of(decision: Decision, version: Version, scores: Array) -> float:
+    """Probability, or density, with which a version would have taken the action of a decision.
+
+    Args:
+        scores: of the version, for the decision's own candidates: [K] f32, draws of them [K, M], or of numbers [S].
+    """
+    if isinstance(decision.action, str):
+        places = [candidate.id for candidate in decision.candidates]
+        return probabilities_of(version, scores[: len(places)])[places.index(decision.action)]
+    box = version.encoder.numbers
+    if box is None:
+        raise DataError(f"{version.name}/{version.number} does not decide numbers", field="action")
+    return float(over_numbers(version.explorer).density(scores[None], np.array([decision.action]), box)[0])
