@@ -13,6 +13,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,15 @@ def log_cost_us(folder: Path, line: bytes, records: int = 20_000, together: int 
         return (time.process_time() - start) / records * 1e6
 
 
+@contextmanager
+def on_disk() -> Iterator[Path]:
+    """A folder on the disk of the repository: /tmp may be memory."""
+    cache = Path(__file__).parent.parent / ".cache"
+    cache.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="bench-decide-") as folder:
+        yield Path(folder)
+
+
 def measure(folder: Path, rounds: int, seconds: float, connections: int) -> dict[str, Any]:
     """The JSON line of this benchmark."""
     write_bodies(folder)
@@ -247,10 +258,8 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.serve:
         return serve_ours(asked.folder) if asked.serve == "ours" else serve_peer(asked.folder)
-    cache = Path(__file__).parent.parent / ".cache"  # on the disk of the repository: /tmp may be memory
-    cache.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="bench-decide-") as folder:
-        print(json.dumps(measure(Path(folder), asked.rounds, asked.seconds, asked.connections)))
+    with on_disk() as folder:
+        print(json.dumps(measure(folder, asked.rounds, asked.seconds, asked.connections)))
     return 0
 
 

@@ -1,8 +1,10 @@
-"""Predict requests per second, against FastAPI + onnxruntime written the usual way, and against other model servers.
+"""Requests per second, against FastAPI + onnxruntime written the usual way, and against other model servers.
 
 One net (32-128-128-16) for all, one worker each, 32 keep-alive connections, the load generator on the same machine,
 rounds in turn, medians. Every answer of every server is checked against onnxruntime first. The other servers live in
-environments of their own (benchmarks/peers.py) and are left out, with a message, where they can not be had.
+environments of their own (benchmarks/peers.py) and are left out, with a message, where they can not be had. Then what
+an open loop at twice the capacity leaves of the goodput (overload.py), what loading costs those who are served
+meanwhile (swap.py), and decides that are durable before the answer (bench_decide.py).
 """
 
 import argparse
@@ -30,14 +32,20 @@ import psutil
 import uvloop
 from onnx import TensorProto, helper, numpy_helper
 
+import bench_decide
 from load import Load, ask, grpc_requests, load, request, server
+from overload import goodput_at_2x
 from peers import device, environment
 from steersman.serve import tfserving_grpc, workers
 from steersman.serve.settings import Settings
 from swap import swap_p99_vs_steady
 
 SIZES, BODIES = (32, 128, 128, 16), 256
+MANY = 16
 GRPC = ("ours grpc", "grpcio")
+BINARY = {"ours binary": 1, "ours binary 16 rows": MANY}
+"""Name -> rows of a request."""
+
 PEERS = {
     "litserve": ("litserve", "litserve==0.2.19", "onnxruntime"),
     "mlserver": ("mlserver", "mlserver==1.7.1", "onnxruntime", "uvloop==0.21.0"),
@@ -46,14 +54,18 @@ PEERS = {
 """Name -> the module, and what pip installs. MLServer dies on a newer uvloop."""
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
+INFER = "/v2/models/mlp/infer"
 PATHS = {
     "ours": "/v1/models/mlp:predict",
-    "ours binary": "/v2/models/mlp/infer",
+    "ours 16 rows": "/v1/models/mlp:predict",
+    "ours infer": INFER,
+    "ours binary": INFER,
+    "ours binary 16 rows": INFER,
     "ours grpc": PREDICT,
     "grpcio": PREDICT,
     "fastapi": "/predict",
     "litserve": "/predict",
-    "mlserver": "/v2/models/mlp/infer",
+    "mlserver": INFER,
     "bentoml": "/predict",
 }
 
@@ -87,10 +99,29 @@ def rows() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(BODIES, SIZES[0])).round(5).astype(np.float32)
 
 
-def as_infer(row: np.ndarray, binary: bool) -> dict[str, Any]:
-    one: dict[str, Any] = {"name": "x", "shape": [1, SIZES[0]], "datatype": "FP32"}
-    one |= {"parameters": {"binary_data_size": row.nbytes}} if binary else {"data": [round(float(x), 5) for x in row]}
+def in_requests(count: int) -> np.ndarray:
+    """The rows, so many in each request."""
+    return rows().reshape(-1, count, SIZES[0])
+
+
+def as_lists(block: np.ndarray) -> list[list[float]]:
+    return [[round(float(x), 5) for x in row] for row in block]
+
+
+def as_infer(block: np.ndarray, binary: bool) -> dict[str, Any]:
+    one: dict[str, Any] = {"name": "x", "shape": list(block.shape), "datatype": "FP32"}
+    one |= (
+        {"parameters": {"binary_data_size": block.nbytes}}
+        if binary
+        else {"data": [x for row in as_lists(block) for x in row]}
+    )
     return {"inputs": [one], **({"outputs": [{"name": "y", "parameters": {"binary_data": True}}]} if binary else {})}
+
+
+def as_binary(block: np.ndarray) -> tuple[bytes, int]:
+    """A body with its numbers behind the JSON, and how much of it is that."""
+    text = json.dumps(as_infer(block, binary=True)).encode()
+    return text + block.tobytes(), len(text)
 
 
 def as_predict(row: np.ndarray) -> bytes:
@@ -107,25 +138,25 @@ def as_predict(row: np.ndarray) -> bytes:
 
 def write_bodies(folder: Path) -> None:
     """The same questions in the words of each server."""
-    instances, infers, binary = [], [], []
-    for row in rows():
-        instances.append(json.dumps({"instances": [[round(float(x), 5) for x in row]]}))
-        infers.append(json.dumps(as_infer(row, binary=False)))
-        text = json.dumps(as_infer(row, binary=True)).encode()
-        more = f"Inference-Header-Content-Length: {len(text)}\r\n"
-        body = text + row.tobytes()
-        binary.append(request(PATHS["ours binary"], body, "application/octet-stream", more))
-    for name in ("ours", "fastapi", "litserve", "bentoml"):
-        (folder / name).write_text("\n".join(instances))
-    (folder / "mlserver").write_text("\n".join(infers))
-    (folder / "ours binary.requests").write_bytes(msgspec.msgpack.encode(binary))
+    one, many = ([json.dumps({"instances": as_lists(block)}) for block in in_requests(count)] for count in (1, MANY))
+    infers = [json.dumps(as_infer(block, binary=False)) for block in in_requests(1)]
+    lines = {**dict.fromkeys(("ours", "fastapi", "litserve", "bentoml"), one), "ours 16 rows": many}
+    for name, bodies in {**lines, **dict.fromkeys(("mlserver", "ours infer"), infers)}.items():
+        (folder / name).write_text("\n".join(bodies))
+    for name, count in BINARY.items():
+        requests = []
+        for block in in_requests(count):
+            body, json_bytes = as_binary(block)
+            more = f"Inference-Header-Content-Length: {json_bytes}\r\n"
+            requests.append(request(INFER, body, "application/octet-stream", more))
+        (folder / f"{name}.requests").write_bytes(msgspec.msgpack.encode(requests))
     calls = grpc_requests(PREDICT, [as_predict(row) for row in rows()])
     for name in GRPC:
         (folder / f"{name}.grpc").write_bytes(msgspec.msgpack.encode(calls))
 
 
 def bodies_of(folder: Path, name: str) -> Path:
-    kinds = {"ours binary": ".requests", **dict.fromkeys(GRPC, ".grpc")}
+    kinds = {**dict.fromkeys(BINARY, ".requests"), **dict.fromkeys(GRPC, ".grpc")}
     return folder / f"{name}{kinds.get(name, '')}"
 
 
@@ -247,35 +278,34 @@ def unanswered(name: str, folder: Path) -> SystemExit:
 # -- the measurements ---------------------------------------------------------------------------------------------
 
 
-def predictions(name: str, port: int, line: bytes) -> list[list[float]]:
+def predictions(name: str, port: int, line: bytes) -> np.ndarray:
     answer = ask(port, PATHS[name], line)
-    return [answer["outputs"][0]["data"]] if name == "mlserver" else answer["predictions"]
+    return np.array(answer["outputs"][0]["data"] if PATHS[name] == INFER else answer["predictions"])
 
 
 def check(name: str, port: int, folder: Path) -> None:
     """Every answer must be onnxruntime's."""
     session = onnxruntime.InferenceSession(str(folder / "mlp.onnx"), providers=["CPUExecutionProvider"])
     [expected] = session.run(None, {"x": rows()})
-    if name in GRPC or name == "ours binary":
-        for row, y in zip(rows(), expected, strict=True):
-            found = predict_grpc(port, row) if name in GRPC else infer_binary(port, row)
-            np.testing.assert_allclose(found, y, atol=1e-6)
-        return
-    for line, y in zip((folder / name).read_bytes().splitlines(), expected, strict=True):
-        np.testing.assert_allclose(predictions(name, port, line), [y], atol=1e-6)
+    if name in GRPC:
+        found = [predict_grpc(port, row) for row in rows()]
+    elif name in BINARY:
+        found = [infer_binary(port, block) for block in in_requests(BINARY[name])]
+    else:
+        found = [predictions(name, port, line) for line in (folder / name).read_bytes().splitlines()]
+    np.testing.assert_allclose(np.concatenate([one.ravel() for one in found]), expected.ravel(), atol=1e-6)
 
 
-def predict_grpc(port: int, row: np.ndarray) -> list[float]:
+def predict_grpc(port: int, row: np.ndarray) -> np.ndarray:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         answer = channel.unary_unary(PREDICT)(as_predict(row), timeout=10)
-    return list(tfserving_grpc.PredictResponse.FromString(answer).outputs["y"].float_val)
+    return np.array(tfserving_grpc.PredictResponse.FromString(answer).outputs["y"].float_val)
 
 
-def infer_binary(port: int, row: np.ndarray) -> np.ndarray:
-    text = json.dumps(as_infer(row, binary=True)).encode()
-    headers = {"Inference-Header-Content-Length": str(len(text)), "Content-Type": "application/octet-stream"}
-    url = f"http://127.0.0.1:{port}{PATHS['ours binary']}"
-    with urllib.request.urlopen(urllib.request.Request(url, text + row.tobytes(), headers)) as answer:
+def infer_binary(port: int, block: np.ndarray) -> np.ndarray:
+    body, json_bytes = as_binary(block)
+    headers = {"Inference-Header-Content-Length": str(json_bytes), "Content-Type": "application/octet-stream"}
+    with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}{INFER}", body, headers)) as answer:
         length = int(answer.headers["Inference-Header-Content-Length"])
         return np.frombuffer(answer.read()[length:], dtype=np.float32)
 
@@ -292,7 +322,10 @@ def measure(folder: Path, rounds: int, seconds: float, connections: int, peers: 
         port, grpc_port, pid = stack.enter_context(ours(folder))
         ready_s = time.perf_counter() - began
         figures: dict[str, float] = {"ready_s": ready_s, "rss_mb": psutil.Process(pid).memory_info().rss / 1e6}
-        running = {"ours": (port, pid), "ours binary": (port, pid), "ours grpc": (grpc_port, pid)}
+        running = dict.fromkeys(
+            ("ours", "ours infer", "ours binary", "ours 16 rows", "ours binary 16 rows"), (port, pid)
+        )
+        running["ours grpc"] = grpc_port, pid
         for name in ("fastapi", "grpcio"):
             command = (sys.executable, __file__, "--serve", name, "--folder", str(folder))
             running[name] = stack.enter_context(server(*command))
@@ -308,12 +341,21 @@ def measure(folder: Path, rounds: int, seconds: float, connections: int, peers: 
                     seen.setdefault(name, []).append(result)
         mine = running["ours"]
         busy = functools.partial(load, mine, PATHS["ours"], folder / "ours", connections, seconds)
+        figures |= goodput_at_2x(mine, PATHS["ours"], folder / "ours", seen["ours"][0].per_s, rounds, seconds)
         figures["swap_p99_vs_steady"], figures["swaps"] = swap_p99_vs_steady(folder / "models", mine[0], busy, rounds)
-    return report(seen, figures, list(peers))
+    with bench_decide.on_disk() as place:
+        decide = bench_decide.measure(place, rounds, seconds, connections)
+    return report(seen, figures, list(peers), decide)
 
 
-def report(seen: dict[str, list[Load]], figures: dict[str, float], peers: list[str]) -> dict[str, Any]:
-    """Ratios of medians."""
+def report(
+    seen: dict[str, list[Load]], figures: dict[str, float], peers: list[str], decide: dict[str, Any]
+) -> dict[str, Any]:
+    """Ratios of medians.
+
+    Args:
+        decide: the JSON line of bench_decide.
+    """
 
     def median(name: str, field: str) -> float:
         return statistics.median(getattr(result, field) for result in seen[name])
@@ -322,15 +364,23 @@ def report(seen: dict[str, list[Load]], figures: dict[str, float], peers: list[s
         "predict_vs_fastapi": median("ours", "per_s") / median("fastapi", "per_s"),
         "p99_vs_fastapi": median("ours", "p99_ms") / median("fastapi", "p99_ms"),
         "binary_vs_json": median("ours binary", "per_s") / median("ours", "per_s"),
+        "binary_vs_json_cpu": median("ours", "cpu_us") / median("ours binary", "cpu_us"),
+        "binary_vs_infer_json": median("ours binary", "per_s") / median("ours infer", "per_s"),
+        "binary_vs_json_16_rows": median("ours binary 16 rows", "per_s") / median("ours 16 rows", "per_s"),
         "grpc_vs_grpcio": median("ours grpc", "per_s") / median("grpcio", "per_s"),
         "grpc_cpu_vs_grpcio": median("ours grpc", "cpu_us") / median("grpcio", "cpu_us"),
         "cpu_vs_fastapi": median("ours", "cpu_us") / median("fastapi", "cpu_us"),
+        **{name: figures.pop(name) for name in ("goodput_at_2x", "goodput_cpu_at_2x")},
+        **decide["ratios"],
     }
     if peers:
         ratios["predict_vs_best_peer"] = median("ours", "per_s") / max(median(name, "per_s") for name in peers)
     for name in seen:
         for field in Load._fields[: 3 if name in peers else -1]:  # a peer's work is done by processes of its own
             figures[f"{name.replace(' ', '_')}_{field}"] = median(name, field)
+    for name in ("idle_decide_p50_ms", "log_cpu_us_per_record"):
+        figures[name] = decide["figures"][name]
+    figures |= {f"decide_{name}": decide["figures"][name] for name in ("ours_per_s", "ours_p99_ms", "peer_per_s")}
     return {
         "bench": "serve",
         "ratios": {name: round(value, 3) for name, value in ratios.items()},
