@@ -125,10 +125,12 @@ def test_aims_are_the_gradients_of_their_losses():
     scale = value.detach().abs().mean()
     loss = -2.5 * value.mean() / scale + (action - taken).square().mean()
     for found, want in zip(
-        actor_critic.near_the_log(2.5)(value, action, rows), torch.autograd.grad(loss, (value, action)), strict=True
+        actor_critic.near_the_log(2.5)(value, action, rows, 1.0),
+        torch.autograd.grad(loss, (value, action)),
+        strict=True,
     ):
         torch.testing.assert_close(found, want)
-    by_value, by_action = actor_critic.worth(value, action, rows)
+    by_value, by_action = actor_critic.worth(value, action, rows, 1.0)
     assert by_action is None
     torch.testing.assert_close(by_value, torch.autograd.grad(-value.mean(), value)[0])
 

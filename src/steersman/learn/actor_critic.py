@@ -127,11 +127,12 @@ def deterministic(learners: Learners, rows: NumberRows) -> tuple[Tensor, Tensor]
     return loss, value
 
 
-Aim = Callable[[Tensor, Tensor, NumberRows], tuple[Tensor, Tensor | None]]
-"""(worth of the actor's actions [B], these actions [B, D], rows) -> gradients of the actor's loss by both; None: 0."""
+Aim = Callable[[Tensor, Tensor, NumberRows, float], tuple[Tensor, Tensor | None]]
+"""(worth of the actor's actions [B], these actions [B, D], rows, share of the minibatch that these are) -> gradients of
+the actor's loss by both; None: 0."""
 
 
-def worth(value: Tensor, action: Tensor, rows: NumberRows) -> tuple[Tensor, None]:
+def worth(value: Tensor, action: Tensor, rows: NumberRows, share: float) -> tuple[Tensor, None]:
     """Of minus the mean of what the critic thinks. Source: Silver et al. 2014, eq. 9."""
     return value.new_full(value.shape, -1.0 / len(value)), None
 
@@ -143,8 +144,8 @@ def near_the_log(alpha: float) -> Aim:
     Source: Fujimoto and Gu 2021, arXiv:2106.06860, eq. 3 and 5.
     """
 
-    def gradients(value: Tensor, action: Tensor, rows: NumberRows) -> tuple[Tensor, Tensor]:
-        scale = value.abs().mean().clamp(min=1e-8)
+    def gradients(value: Tensor, action: Tensor, rows: NumberRows, share: float) -> tuple[Tensor, Tensor]:
+        scale = nets.mean(value.abs(), share).clamp(min=1e-8)
         by_value = (-alpha / len(value) / scale).expand_as(value)
         return by_value, (action - rows.action) * (2.0 / action.numel())
 
@@ -159,7 +160,7 @@ def delayed(config: TD3, aim: Aim) -> Update:
 
     def update(learners: Learners, rows: NumberRows) -> tuple[Tensor, Tensor]:
         action = nets.point(learners.actor.slow.raw(rows.next_context))
-        action = nets.jitter(action, config.noise, config.noise_limit, learners.source)
+        action = nets.jitter(action, config.noise, config.noise_limit, learners.noise)
         then = lower(learners.critics.slow, rows.next_context, action)
         loss, value = teach(learners.critics, rows, then)
         if learners.critics.done % config.delay == 0:
@@ -174,7 +175,7 @@ def _climb(learners: Learners, rows: NumberRows, aim: Aim) -> None:
     actor = learners.actor.net.passed(rows.context)
     action = nets.point(actor.out)
     critic = learners.critics.net.first(nets.beside(rows.context, action))
-    by_value, by_action = aim(critic.value[0], action, rows)
+    by_value, by_action = aim(critic.value[0], action, rows, learners.actor.share)
     through = critic.inputs(by_value[None])[:, rows.context.shape[1] :]
     actor.teach(nets.led_back(actor.out, action, through if by_action is None else through + by_action))
     learners.actor.descend()

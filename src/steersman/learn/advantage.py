@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from steersman.learn import nets
 from steersman.learn.nets import Tensor
 
-Weigh = Callable[[Tensor], Tensor]
-"""Advantages of the actions taken [B] -> their weights [B], at least 0, without a gradient."""
+Weigh = Callable[[Tensor, float], Tensor]
+"""(advantages of the actions taken [B], share of the minibatch that they are, if several processes have it) -> their
+weights [B], at least 0, without a gradient."""
 
 TINY = 1e-6
 """Advantages that spread less than this, in units of the training, count as equal."""
@@ -48,16 +50,16 @@ def exponential(temperature: float, largest: float) -> Weigh:
     Source: Peng et al. 2019, arXiv:1910.00177, eq. 10; Nair et al. 2020, arXiv:2006.09359, eq. 13.
     """
 
-    def weigh(advantage: Tensor) -> Tensor:
+    def weigh(advantage: Tensor, share: float = 1.0) -> Tensor:
         given = advantage.detach()
-        spread = given.std(correction=0)
+        spread = nets.spread(given, share)
         power = given / (temperature * spread.clamp(min=TINY)) * (spread > TINY)
         return power.exp().clamp(max=largest)
 
     return weigh
 
 
-def binary(advantage: Tensor) -> Tensor:
+def binary(advantage: Tensor, share: float = 1.0) -> Tensor:
     """1 where the action is better than what the policy would do, else 0.
 
     Source: Wang et al. 2020, arXiv:2006.15134, eq. 3.

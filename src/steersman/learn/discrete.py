@@ -149,7 +149,7 @@ def weighted(weigh: Weigh) -> Objective:
         with no_grad():
             worth = critic.net(rows.context, rows.candidates)  # [B, K]
             advantage = _at(worth, rows.action) - _expected(log.exp(), worth)
-        actor.step(-(weigh(advantage) * _at(log, rows.action)).mean())
+        actor.step(-(weigh(advantage, actor.share) * _at(log, rows.action)).mean())
         return loss, value
 
     return Objective(update, {"critic": nets.Twins})
@@ -172,7 +172,7 @@ def implicit(share: float, weigh: Weigh) -> Objective:
         own = context.net(rows.context)[0]
         context.step(expectile(own, worth, share))
         loss, value = _fit_critic(critic, rows, rows.reward + rows.discount * ahead)
-        weight = weigh(worth - own.detach())
+        weight = weigh(worth - own.detach(), actor.share)
         actor.step((weight * surprise(actor.net, rows)).mean())
         return loss, value
 

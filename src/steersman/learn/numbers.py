@@ -38,12 +38,12 @@ class Learners:
     Attributes:
         students: `actor`, of points or of densities; `critics` of contexts and actions; `values` of contexts alone;
             `log_temperature`, what a unit of entropy is worth. Only those that the variation uses are there.
-        source: of random numbers.
+        noise: what the steps draw.
         device: where the nets are.
     """
 
     students: Mapping[str, Student[Any]]
-    source: nets.Generator
+    noise: nets.Noise
     device: Any
 
     @property
@@ -68,7 +68,7 @@ class Learners:
 
     def draw(self, raw: Tensor) -> nets.Drawn:
         """An action of each of the densities that outputs [B, 2 D] of the actor are."""
-        uniforms = nets.rand(len(raw), raw.shape[1] // 2, generator=self.source).to(self.device)
+        uniforms = self.noise.uniform(len(raw), raw.shape[1] // 2).to(self.device)
         return nets.Density(raw).draw(uniforms)
 
 
@@ -131,8 +131,8 @@ class Trainer:
         for name, net in made.items():
             net.start(source)
             students[name] = Student(net.to(device), rates.get(name, rate), polyak)
-        self.learners = Learners(students, source, device)
         self.state = nets.State(source, **students)
+        self.learners = Learners(students, self.state.noise, device)
 
     def update(self, rows: NumberRows) -> tuple[Tensor, Tensor | None]:
         """One training step: its loss, and the values of the actions taken, if any."""
@@ -161,9 +161,6 @@ def learn_numbers(
     run: Run = HERE,
 ) -> Policy:
     """The trainer of the family.
-
-    Of several processes each draws noise and uniforms of its own, and takes its own rows' mean |value| for that of the
-    minibatch.
 
     Returns:
         a policy that does what the actor says, a point or a density; whoever serves it gives it its explorer:

@@ -27,7 +27,7 @@ def implicit(share: float, weigh: Weigh) -> Update:
         learners.values.descend()
         then = learners.values.net.passed(rows.next_context).value[0]
         loss, value = teach(learners.critics, rows, then)
-        _imitate(learners, rows, weigh(advantage))
+        _imitate(learners, rows, weigh(advantage, learners.actor.share))
         return loss, value
 
     return update
@@ -49,7 +49,7 @@ def weighted(weigh: Weigh, samples: int) -> Update:
         context = rows.context.repeat(samples + 1, 1)
         tried = lower(learners.critics.net, context, nets.stacked(rows.action, learners.draw(raw).action))
         taken, own = tried[: len(rows.action)], tried[len(rows.action) :].unflatten(0, (samples, -1))
-        _imitate(learners, rows, weigh(taken - own.mean(dim=0)))
+        _imitate(learners, rows, weigh(taken - own.mean(dim=0), learners.actor.share))
         return loss, value
 
     return update

@@ -14,11 +14,12 @@ from steersman.learn.nets.numbers import (
     number_rows,
     scaling,
 )
-from steersman.learn.nets.processes import device_of, joined, wait
+from steersman.learn.nets.processes import device_of, joined, mean, spread, wait
+from steersman.learn.nets.random import Draws, Generator, Noise, generator, places, rand, shuffled
 from steersman.learn.nets.scorer import PAIRS, TorchScorer, scorer_of
 from steersman.learn.nets.shape import WIDEST, Shape, actor_shape, shape_for
 from steersman.learn.nets.slates import Slate, Worth, and_none, best_slate, slate_of, slate_shape, slate_value
-from steersman.learn.nets.student import Draws, Generator, State, Student, generator, places, rand, shuffled
+from steersman.learn.nets.student import State, Student
 from steersman.learn.nets.training import (
     REPORT,
     Array,
@@ -55,6 +56,7 @@ __all__ = [
     "ListRows",
     "Minibatch",
     "Net",
+    "Noise",
     "NumberRows",
     "Scalar",
     "Shape",
@@ -87,6 +89,7 @@ __all__ = [
     "list_gatherer",
     "list_log_chances",
     "looking",
+    "mean",
     "new_net",
     "no_grad",
     "number_gatherer",
@@ -104,6 +107,7 @@ __all__ = [
     "slate_of",
     "slate_shape",
     "slate_value",
+    "spread",
     "squared",
     "stacked",
     "train",

@@ -15,6 +15,7 @@ import torch
 from steersman.core.batch import Batch
 from steersman.core.decision import Numbers
 from steersman.learn.nets.modules import Tensor
+from steersman.learn.nets.random import Noise
 from steersman.learn.nets.training import rows_of
 from steersman.learn.returns import Returns
 
@@ -75,7 +76,7 @@ def scaling(box: Numbers) -> Callable[[Array], Array]:
     return lambda action: np.clip((action - middle) / half, np.float32(-1), np.float32(1))
 
 
-def jitter(action: Tensor, scale: float, limit: float, source: torch.Generator) -> Tensor:
+def jitter(action: Tensor, scale: float, limit: float, source: Noise) -> Tensor:
     """The actions with normal noise, each cut to `limit` and then to the bounds."""
-    noise = torch.randn(action.shape, generator=source).to(action.device).mul_(scale).clamp_(-limit, limit)
+    noise = source.normal(*action.shape).to(action.device).mul_(scale).clamp_(-limit, limit)
     return (action + noise).clamp_(-1.0, 1.0)

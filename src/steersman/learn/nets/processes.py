@@ -66,6 +66,24 @@ def added(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def mean(values: Tensor, share: float) -> Tensor:
+    """Of a minibatch, over all rows that the group has of it.
+
+    Args:
+        values: [B] of the rows of this process.
+        share: of the minibatch, that they are.
+    """
+    own = values.mean()
+    return added(own * share) if together() else own
+
+
+def spread(values: Tensor, share: float) -> Tensor:
+    """Their standard deviation, from the mean of all of them; arguments as of `mean`."""
+    if not together():
+        return values.std(correction=0)
+    return mean((values - mean(values, share)).square(), share).sqrt()
+
+
 def largest(tensor: Tensor) -> Tensor:
     """The largest over the group, in place."""
     if together():

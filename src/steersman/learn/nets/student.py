@@ -1,13 +1,9 @@
-"""What changes from step to step of a training: Students, nets that learn by Adam. And where its random numbers come
-from."""
+"""What changes from step to step of a training: Students, nets that learn by Adam; their state, as arrays."""
 
 from __future__ import annotations
 
 import copy
-import functools
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -17,12 +13,10 @@ from torch import nn
 from steersman.core.errors import DataError
 from steersman.learn.nets import processes
 from steersman.learn.nets.modules import Tensor
-from steersman.learn.run import rank, world
+from steersman.learn.nets.random import Noise, Part, seed_of
 
 Array = np.ndarray
 M = TypeVar("M", bound=nn.Module)
-Generator = torch.Generator
-rand = torch.rand
 no_grad = torch.no_grad
 
 
@@ -124,21 +118,16 @@ def _flatten(net: nn.Module) -> tuple[Tensor, Tensor]:
     return weights, gradient
 
 
-def shuffled(rows: int, source: torch.Generator) -> Array:
-    """[rows] places in [0, rows), each once, in random order."""
-    return torch.randperm(rows, generator=source).numpy()
-
-
 class State:
     """All of a training that changes from step to step: its students.
 
-    The random numbers are no part of it: the source begins anew every REPORT steps, by the seed, the process and the
-    steps done. So a learner may draw from it as it likes in its steps, and nothing else may outlive one.
+    The random numbers are no part of it: the source begins anew every REPORT steps, by the seed and the steps done. So
+    a learner may draw from `noise` as it likes in its steps, and nothing else may outlive one.
     """
 
     def __init__(self, source: torch.Generator, **students: Student[Any]) -> None:
         """Of a training's generator and, by name, everything that learns."""
-        self.source = source
+        self.noise = Noise(source)
         self.students = students
         self.seed = source.initial_seed()
 
@@ -162,67 +151,10 @@ class State:
 
     def begin(self, done: int) -> None:
         """The random numbers of the next steps."""
-        self.source.manual_seed(_seed(self.seed, done, f"process {rank()}"))
+        self.noise.source.manual_seed(seed_of(self.seed, done, "process 0"))  # the same numbers in every process
 
-    def split(self, share: float) -> None:
-        """Of the next minibatch this process has such a share."""
+    def split(self, part: Part) -> None:
+        """Of the next minibatch this process has such a part."""
+        self.noise.part = part
         for student in self.students.values():
-            student.share = share
-
-
-# random numbers
-
-
-def generator(seed: int) -> torch.Generator:
-    """The source of every random number of one training: nobody else draws from it, so the seed decides."""
-    return torch.Generator().manual_seed(seed)
-
-
-def places(rows: int, size: int, source: torch.Generator) -> Array:
-    """[size] places in [0, rows), drawn with replacement."""
-    return torch.randint(rows, (size,), generator=source).numpy()
-
-
-def _seed(seed: int, done: int, what: str) -> int:
-    """Seeds of different streams that have nothing to do with each other."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {done} {what}".encode()).digest()[:7])
-
-
-@dataclass(frozen=True, eq=False)
-class Draws:
-    """Places of minibatches, drawn with replacement; every process draws the same ones and keeps those of its units.
-
-    So what is learned does not depend on how many processes there are, but for rounding.
-
-    Attributes:
-        unit: [M] i64, whose row each place is.
-        size: places of a minibatch.
-    """
-
-    unit: Array
-    size: int
-
-    def block(self, seed: int, done: int, steps: int) -> Iterator[tuple[Array, float]]:
-        """The next `steps` minibatches after `done` steps: places, and which share of the minibatch they are."""
-        source = generator(_seed(seed, done, "places"))
-        drawn = torch.randint(len(self.unit), (steps, self.size), generator=source).numpy()
-        if world() == 1:
-            yield from ((places, 1.0) for places in drawn)
-            return
-        for places in drawn:
-            mine = places[self._own[places]]
-            # A process without a place takes one for nothing: it must make as many steps as the others.
-            yield (mine, len(mine) / self.size) if len(mine) else (self._any, 0.0)
-
-    @functools.cached_property
-    def _own(self) -> Array:
-        """[M] bool: the units of a process."""
-        return self.unit % world() == rank()
-
-    @functools.cached_property
-    def _any(self) -> Array:
-        """[1] a place of this process."""
-        own = np.flatnonzero(self._own)[:1]
-        if not len(own):
-            raise DataError(f"process {rank()} of {world()} has no unit to learn from", hint="use fewer processes")
-        return own
+            student.share = part.share

@@ -21,8 +21,9 @@ from steersman.learn import Look, Progress
 from steersman.learn.nets import processes
 from steersman.learn.nets.kinds import NETS
 from steersman.learn.nets.modules import Net, Tensor
+from steersman.learn.nets.random import Draws
 from steersman.learn.nets.shape import Shape
-from steersman.learn.nets.student import Draws, State
+from steersman.learn.nets.student import State
 from steersman.learn.returns import Returns
 from steersman.learn.run import HERE, Run
 
@@ -209,11 +210,11 @@ def train(
         for start in range(first, steps, REPORT):
             state.begin(start)
             done = min(start + REPORT, steps)
-            for places, share in draws.block(state.seed, start, done - start):
-                state.split(share)
+            for places, part in draws.block(state.seed, start, done - start):
+                state.split(part)
                 with precision:
                     loss, value = update(places)
-            figures = watch(done, loss.detach(), None if value is None else value.detach(), share)
+            figures = watch(done, loss.detach(), None if value is None else value.detach(), part.share)
             if progress is not None:
                 progress(done, steps, figures | {"steps/s": (done - first) / (time.perf_counter() - begun)})
             if run.keep is not None and done < steps and done - kept >= run.every:
