@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def commands(parser: argparse.ArgumentParser, *words: str) -> dict[str, argparse
 
 
 COMMANDS = commands(cli.parser())
+LEAVES = [name for name, parser in COMMANDS.items() if name and not parser._subparsers]
 
 
 def wrong(text: str) -> list[str]:
@@ -60,5 +62,17 @@ def test_a_wrong_option_would_be_seen() -> None:
 
 def test_the_docs_tell_every_command() -> None:
     docs = "\n".join(path.read_text() for path in TEXTS if path.suffix == ".md")
-    leaves = [name for name, parser in COMMANDS.items() if name and not parser._subparsers]
-    assert [name for name in leaves if f"steersman {name}" not in docs] == []
+    assert [name for name in LEAVES if f"steersman {name}" not in docs] == []
+
+
+NEED_NO_PROJECT = ("demo", "init", "key", "log schema", "es run")
+
+
+@pytest.mark.parametrize("name", [name for name in LEAVES if name not in NEED_NO_PROJECT])
+def test_every_command_tells_an_error_as_one_json_object(name: str, tmp_path: Path, capsys) -> None:
+    given = {"--trials": "1", "--name": "offer", "names": "offer", "name": "offer@1", "decision": "d1"}
+    needed = [action for action in COMMANDS[name]._actions if action.required]
+    words = [part for one in needed for part in (*one.option_strings, given[(*one.option_strings, one.dest)[0]])]
+    assert cli.main([*name.split(), *words, "--project", str(tmp_path), "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert (err, json.loads(out)["error"]) == ("", f"{tmp_path}/steersman.toml is not there")

@@ -128,16 +128,9 @@ def evaluated(
     evidence = case.evidence([batch.reward, *metrics.values()])
     found = told(evidence, tuple(metrics), names, headline, settings, seed)
     weighed = sequences is None and (not isinstance(target, Aims) or target.dense)
-    evaluation = Evaluation(
-        baseline=found.baseline,
-        headline=found.headline,
-        lift=found.lift,
-        lift_floor=found.lift_floor,
-        estimates=found.estimates,
-        ratios=found.ratios,
-        metrics=found.metrics,
+    evaluation = found.evaluation(
+        absent,
         distribution=distribution(evidence[0], settings.level),
-        refused=(*found.refused, *absent),
         support=_support(case, evidence[0], found.terms, logged_weights, still_open),
         bets=Bets.of(batch.reward, weight, settings.reward_range) if weighed else None,
         diagnostics=None

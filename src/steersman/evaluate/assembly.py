@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from steersman.core.errors import SupportError
-from steersman.core.report import Estimate, Verdict
+from steersman.core.report import Distribution, Estimate, Verdict
+from steersman.evaluate.diagnostics import Diagnostics
 from steersman.evaluate.estimators import ESTIMATORS, logged
-from steersman.evaluate.evaluation import Floor, Paired, Settings
+from steersman.evaluate.evaluation import Bets, Evaluation, Floor, Paired, Settings, Support
 from steersman.evaluate.evidence import Evidence
 from steersman.evaluate.intervals import Influence, Terms
 from steersman.evaluate.printed import Printer
@@ -38,6 +39,35 @@ class Told:
     ratios: tuple[Estimate, ...]
     metrics: tuple[Paired, ...]
     refused: tuple[Verdict, ...]
+
+    def evaluation(
+        self,
+        absent: Sequence[Verdict],
+        *,
+        distribution: Distribution,
+        support: Support,
+        bets: Bets | None,
+        diagnostics: Diagnostics | None = None,
+    ) -> Evaluation:
+        """The whole of it.
+
+        Args:
+            absent: metrics that the log does not have.
+        """
+        return Evaluation(
+            baseline=self.baseline,
+            headline=self.headline,
+            lift=self.lift,
+            lift_floor=self.lift_floor,
+            estimates=self.estimates,
+            ratios=self.ratios,
+            metrics=self.metrics,
+            distribution=distribution,
+            refused=(*self.refused, *absent),
+            support=support,
+            bets=bets,
+            diagnostics=diagnostics,
+        )
 
 
 def told(

@@ -56,16 +56,9 @@ def evaluate_lists(batch: Batch, target: Lists, settings: Settings, seed: int) -
     metrics, absent = metrics_of(batch.metric_names, list(np.moveaxis(slots.metrics, 2, 0)), slots.reward)
     evidence = log.evidence([slots.reward, *metrics.values()], names, settings.folds, seed)
     found = told(evidence, tuple(metrics), names, headline, settings, seed)
-    evaluation = Evaluation(
-        baseline=found.baseline,
-        headline=found.headline,
-        lift=found.lift,
-        lift_floor=found.lift_floor,
-        estimates=found.estimates,
-        ratios=found.ratios,
-        metrics=found.metrics,
+    evaluation = found.evaluation(
+        absent,
         distribution=distribution(evidence[0], settings.level),
-        refused=(*found.refused, *absent),
         support=_support(log, found.terms[headline].largest_share),
         bets=Bets.of(batch.reward, log.weight.prod(axis=1), settings.reward_range),
     )

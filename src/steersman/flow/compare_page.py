@@ -8,7 +8,7 @@ from html import escape
 from steersman import charts
 from steersman.core.report import OTHERS, ActionShare
 from steersman.flow.comparing import Compared, Comparison, lines, ratio_of
-from steersman.flow.page import CLASSES, figure, frame, table
+from steersman.flow.page import figure, frame, status, table
 
 
 def page(found: Comparison) -> str:
@@ -69,7 +69,7 @@ def _refused(found: Comparison) -> str:
         return ""
     rows = [
         (
-            f'<span class="{CLASSES[one.status]}">{one.status}</span>',
+            status(one),
             escape(one.gate),
             escape(one.reason),
             escape(one.next),

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 
-from steersman.core.report import Estimate
+from steersman.core.report import Estimate, Verdict
 
-CLASSES = {"pass": "pass", "fail": "fail", "not identified": "unknown"}
-"""Status of a verdict -> class of its text."""
+_CLASSES = {"pass": "pass", "fail": "fail", "not identified": "unknown"}
 
 
 def frame(title: str, body: str) -> str:
@@ -49,6 +48,11 @@ def interval(one: Estimate) -> str:
     '0.142 [0.131, 0.153]'
     """
     return f"{one.value:.4g} [{one.low:.4g}, {one.high:.4g}]{f' at least {one.level:.4g}' if one.at_least else ''}"
+
+
+def status(one: Verdict) -> str:
+    """The status of a verdict, in its colour."""
+    return f'<span class="{_CLASSES[one.status]}">{one.status}</span>'
 
 
 def day(at: int) -> str:

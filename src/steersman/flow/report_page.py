@@ -7,7 +7,7 @@ from html import escape
 
 from steersman import charts
 from steersman.core.report import Report
-from steersman.flow.page import CLASSES, day, figure, frame, interval, table
+from steersman.flow.page import day, figure, frame, interval, status, table
 
 CURVES = ("loss", "q")
 """Figures of the learner that are drawn."""
@@ -60,7 +60,7 @@ def gates(report: Report) -> str:
         return "<h2>Gates</h2><p>None was asked.</p>"
     rows = [
         (
-            f'<span class="{CLASSES[one.status]}">{one.status}</span>',
+            status(one),
             escape(one.gate),
             _limit(one.value),
             _limit(one.limit),
