@@ -31,7 +31,8 @@ ACTION = {
     "required": ["id"],
 }
 X = {"type": "number"}
-EXAMPLE = {"type": "object", "properties": {"x": X}, "required": ["x"], "additionalProperties": False}
+FEATURE = {"type": ["number", "boolean"]}
+EXAMPLE = {"type": "object", "properties": {"x": FEATURE}, "required": ["x"], "additionalProperties": False}
 TENSOR = {
     "type": "object",
     "properties": {
