@@ -53,6 +53,12 @@ def come(url: str, prefix: str, units: int, worth: dict[int, float], complain: d
     return met
 
 
+def who_decides(client: Client) -> set[int]:
+    """Versions that answer twenty units."""
+    asked = [client.post("/v1/decide/side", {"unit": f"w{number}", "context": {"x": 1.0}}) for number in range(20)]
+    return {answer["version"] for _, answer in asked}
+
+
 def follows(url: str, candidate: int | None) -> None:
     deadline = time.monotonic() + 20
     while True:
@@ -82,7 +88,7 @@ def test_the_log_of_a_canary_says_what_becomes_of_it(
         assert main(["es", "update", "side", *at]) == 0
         assert "waiting  side@5: no unit has decided yet" in capsys.readouterr().out
         met = come(url, "v", 200, {5: worth}, {5: complains})
-        assert met.keys() == {4, 5} and min(met.values()) > 60
+        assert met.keys() == {4, 5} and min(met.values()) > (15 if complains else 60)
         if complains:  # who watches the guardrails asks the log about the canary, too
             follows(url, None)
         else:
@@ -91,8 +97,7 @@ def test_the_log_of_a_canary_says_what_becomes_of_it(
             assert code == (0 if verdict == "promoted" else GateError.exit_code)
             follows(url, None)
         assert flow.champion(made, "side") == (5 if verdict == "promoted" else 4)
-        after = come(url, "w", 20, {}, {})
-        assert set(after) == {5 if verdict == "promoted" else 4}
+        until(lambda: who_decides(client) == {5 if verdict == "promoted" else 4}, "the other one still decides")
     assert Warehouse(made.warehouse_url).rollouts("side")[-1].state == ("done" if verdict == "promoted" else verdict)
 
 

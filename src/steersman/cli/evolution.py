@@ -187,7 +187,7 @@ def _watch(options: argparse.Namespace) -> int:
         why[name] = now
 
     every = project.serve.watch_s if options.every is None else options.every
-    guarding.watch(project, names, every, ended.wait, tell, lambda name: canary.look(project, name))
+    guarding.watch(project, names, every, ended.wait, tell, lambda name: canary.ask(project, name))
     return GateError.exit_code if options.once and any(why.values()) else 0
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from typing import Literal
 
 import numpy as np
@@ -18,7 +17,7 @@ from steersman.evaluate.guardrails import beside, broken
 from steersman.flow import building, copies, guarding, perturbing, places, sampling
 from steersman.models.warehouse import CHAMPION, Warehouse
 
-LOCK = "update.lock"
+LOCK = "canary.lock"
 LEVEL = 0.95
 """Of the bounds on what the candidate earns beside the champion, both together, in all looks."""
 
@@ -55,23 +54,26 @@ def running(project: Project, name: str) -> Rollout | None:
     return now if made is not None and made.parent == now.baseline else None
 
 
-@contextmanager
-def updating(project: Project, name: str) -> Iterator[None]:
-    """Meanwhile nobody else updates the search of a policy or judges its canary.
+def ask(project: Project, name: str, patience_s: float = 0.0) -> Judged | None:
+    """Judge the canary of a policy; None: none runs.
 
+    Args:
+        patience_s: how long to wait for another who judges it.
     Raises:
-        ConflictError: somebody does.
+        ConflictError: another one still does.
     """
-    with alone(sampling.place(project, name) / LOCK, f"es update of {name}"):
-        yield
-
-
-def look(project: Project, name: str) -> Judged | None:
-    """Judge the canary of a policy that runs; None: none does, or an update is at work, which will."""
-    with contextlib.suppress(ConflictError), updating(project, name):
+    deadline = time.monotonic() + patience_s
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(alone(sampling.place(project, name) / LOCK, f"judgement of {name}'s canary"))
+                break
+            except ConflictError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
         rollout = running(project, name)
         return judge(project, name, rollout) if rollout else None
-    return None
 
 
 def judge(project: Project, name: str, rollout: Rollout) -> Judged:

@@ -13,6 +13,7 @@ from msgspec import Struct
 from steersman.config import Project
 from steersman.core.errors import ConfigError, ConflictError, Error, GateError
 from steersman.core.version import Parents, Version
+from steersman.engine.disk import alone
 from steersman.flow import canary as canaries
 from steersman.flow import perturbing, places, sampling, telling
 from steersman.flow.places import code_version, now_us
@@ -23,7 +24,9 @@ from steersman.models.warehouse import CHAMPION, Draft, Warehouse
 
 Array = np.ndarray
 
-PENDING = "pending.json"
+PENDING, LOCK = "pending.json", "update.lock"
+JUDGED_S = 60.0
+"""How long an update waits for who judges a canary meanwhile."""
 
 
 class Pending(Struct, frozen=True):
@@ -141,16 +144,15 @@ def update(project: Project, name: str) -> Updated | canaries.Judged:
     """
     warehouse = Warehouse(project.warehouse_url)
     warehouse.resolve(name, CHAMPION)  # what is not there has no lock
-    with canaries.updating(project, name):
+    with alone(sampling.place(project, name) / LOCK, f"es update of {name}"):
         return _update(project, name, warehouse)
 
 
 def _update(project: Project, name: str, warehouse: Warehouse) -> Updated | canaries.Judged:
+    if judged := canaries.ask(project, name, JUDGED_S):
+        return judged
     number = warehouse.resolve(name, CHAMPION)
     search, served = perturbing.read(project, name, number)
-    rollout = canaries.running(project, name)
-    if rollout is not None:
-        return canaries.judge(project, name, rollout)
     if was := sampling.stopped(project, name):
         raise GateError(
             f"{name}: its copies were stopped: {was.reason}; nothing was published",
