@@ -91,3 +91,17 @@ def test_what_a_killed_build_left_is_swept_and_what_a_living_one_makes_is_not(ma
     flow.build(made, "greeting", as_of=N * S)
     assert not dead.exists()
     assert alive.exists()
+
+
+def test_an_import_that_does_not_fit_says_so_and_can_be_run_again(made, tmp_path):
+    some = tmp_path / "some.jsonl"
+    some.write_text("".join((tmp_path / "log.jsonl").read_text().splitlines(keepends=True)[:200]))
+    words = ("log", "import", str(some), "--name", "greeting", "--json")
+    done = steersman(*words, project=made, largest_file=1 << 20)  # a segment begins with more than that
+    told = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (12, "")
+    assert told["error"].endswith("can not be written: File too large")
+    assert told["hint"].endswith("run it again: what is in the log already counts once")
+    assert not list((made.log_directory / "segments").glob("*"))
+    done = steersman(*words, project=made, largest_file=resource.RLIM_INFINITY)
+    assert (done.returncode, json.loads(done.stdout)["decisions"]) == (0, 100)

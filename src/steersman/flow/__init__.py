@@ -211,9 +211,16 @@ def promote(project: Project, name: str, version: str = CHALLENGER, alias: str =
     """Move an alias to a version; running servers swap to the champion by themselves."""
     project.policy(name)
     warehouse = Warehouse(project.warehouse_url)
-    number = warehouse.resolve(name, version)
+    number = _resolved(warehouse, name, version)
     warehouse.set_alias(name, alias, number, now_us())
     return number
+
+
+def _resolved(warehouse: Warehouse, name: str, version: str) -> int:
+    if version == CHALLENGER and CHALLENGER not in warehouse.aliases(name) and warehouse.numbers(name):
+        hint = f"steersman publish {name} stores one; or name a version, as {name}@1"
+        raise NotFoundError(f"{name} has no challenger", hint=hint)
+    return warehouse.resolve(name, version)
 
 
 def rollback(project: Project, name: str, alias: str = CHAMPION) -> int:
@@ -236,7 +243,7 @@ def roll_out(project: Project, name: str, version: str = "", share: float = 0.0)
     now = warehouse.deployed(name)
     if not version and isinstance(now, Rollout):
         return warehouse.roll_out(name, now.candidate, share, now_us())
-    return warehouse.roll_out(name, warehouse.resolve(name, version or CHALLENGER), share, now_us())
+    return warehouse.roll_out(name, _resolved(warehouse, name, version or CHALLENGER), share, now_us())
 
 
 def back_out(project: Project, name: str) -> Rollout:
