@@ -37,6 +37,13 @@ def test_the_server_loads_no_training_library(tmp_path: Path) -> None:
         assert f"/{library}/" not in mapped, library
 
 
+def test_what_builds_graphs_is_loaded_when_one_is_built() -> None:
+    script = "import sys; from steersman import cli, flow; print('onnx.helper' in sys.modules); "
+    script += "from steersman.models.building import onnx; onnx.helper; print('onnx.helper' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["False", "True"]
+
+
 def test_training_without_torch_names_the_install(tmp_path: Path) -> None:
     made = project(tmp_path, TOML.replace("wait_s = 0", "wait_s = 0\ndefault_outcome = { clicks = 1.0 }"))
     with serving(made) as url:

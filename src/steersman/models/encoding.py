@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from steersman.core.errors import DataError
 from steersman.core.features import (
@@ -25,6 +24,7 @@ from steersman.core.features import (
     Transform,
     placed,
 )
+from steersman.models.building import onnx
 from steersman.models.graph import CANDIDATE_IDS
 
 ENCODER = "encoder/"
@@ -44,17 +44,17 @@ class Part:
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
-        self.nodes: list[NodeProto] = []
-        self.constants: list[TensorProto] = []
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         name = f"{ENCODER}{len(self.nodes)}_{kind}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        self.nodes.append(onnx.helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
     def constant(self, value: Any, dtype: type) -> str:
         name = f"{ENCODER}constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.array(value, dtype=dtype), name))
+        self.constants.append(onnx.numpy_helper.from_array(np.array(value, dtype=dtype), name))
         return name
 
     def pick(self, tensor: str, columns: Sequence[int], of: int) -> str:
@@ -64,7 +64,7 @@ class Part:
         return self.op("Gather", tensor, self.constant(columns, np.int64), axis=-1)
 
     def to_f32(self, tensor: str) -> str:
-        return self.op("Cast", tensor, to=TensorProto.FLOAT)
+        return self.op("Cast", tensor, to=onnx.TensorProto.FLOAT)
 
 
 class _Group:
@@ -230,11 +230,11 @@ def _quantile(group: _Group, numbers: str, transforms: Sequence[Quantile]) -> st
     part = group.part
     alone = part.op("Unsqueeze", numbers, part.constant([-1], np.int64))
     passed = part.op("GreaterOrEqual", alone, part.constant(starts[:, 1:, 0], np.float64))
-    block = group.sum(part.op("Cast", passed, to=TensorProto.INT64), len(every))
+    block = group.sum(part.op("Cast", passed, to=onnx.TensorProto.INT64), len(every))
     row = part.op("Add", block, part.constant(np.arange(len(every)) * blocks, np.int64))
     inner = part.op("Gather", part.constant(starts[:, :, 1:].reshape(-1, size - 1), np.float64), row, axis=0)
     passed = part.op("GreaterOrEqual", alone, inner)
-    step = group.sum(part.op("Cast", passed, to=TensorProto.INT64), len(every))
+    step = group.sum(part.op("Cast", passed, to=onnx.TensorProto.INT64), len(every))
     segment = part.op("Add", part.op("Mul", row, part.constant(size, np.int64)), step)
     start, length, below = (
         part.op("Gather", part.constant(table.ravel(), np.float64), segment)
@@ -296,7 +296,7 @@ def _categories(group: _Group, texts: str, fields: Sequence[Placed[Any]]) -> Non
     column = _looked_up(part, field_and_number, column_of, default=-1)
     unseen = part.constant(starts[1:] - 2, np.int64)
     column = part.op("Where", part.op("Less", column, part.constant(0, np.int64)), unseen, column)
-    one = numpy_helper.from_array(np.ones(1, dtype=np.float32))
+    one = onnx.numpy_helper.from_array(np.ones(1, dtype=np.float32))
     ones = part.op("ConstantOfShape", part.op("Shape", column), value=one)
     columns = [at for field in fields for at in range(field.at, field.missing_at + 1)]
     group.add(_scattered(group, column, ones, int(starts[-1])), columns)

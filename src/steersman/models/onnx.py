@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
-import onnx
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError, ParityError
 from steersman.core.features import Encoder, Kind, Raw, Transform, reads
 from steersman.core.policy import Scorer
+from steersman.models.building import onnx
 from steersman.models.encoding import ENCODER, Part, encode
 from steersman.models.graph import (
     CANDIDATE_IDS,
@@ -45,7 +44,7 @@ _EXACT = frozenset(
 """Matrix products, and what IEEE 754 rounds the same way in every lane of a processor; exp and its kind are not."""
 
 OLDEST_OPSET = 15
-_DTYPES: dict[Kind, int] = {"number": TensorProto.DOUBLE, "text": TensorProto.STRING, "list": TensorProto.INT64}
+_DTYPES: dict[Kind, str] = {"number": "DOUBLE", "text": "STRING", "list": "INT64"}
 SCORER = "scorer/"
 
 
@@ -81,7 +80,7 @@ def compose(encoder: Encoder, scorer: bytes | None) -> bytes:
     draws = [size.dim_value for size in model.graph.output[0].type.tensor_type.shape.dim[2:]]
     names = {"context": ENCODED_CONTEXT, "candidates": ENCODED_CANDIDATES, model.graph.output[0].name: SCORES}
     _rename(model.graph, names)
-    graph = helper.make_graph(
+    graph = onnx.helper.make_graph(
         nodes=[*part.nodes, *model.graph.node],
         name="policy",
         inputs=_graph_inputs(encoder),
@@ -106,7 +105,7 @@ def encoded_scorer(data: bytes) -> EncodedScorer:
             f"the graph has no tensor {ENCODED_CONTEXT} or {ENCODED_CANDIDATES} that leads to {SCORES}",
             hint="only a composed graph has a scorer to take out",
         )
-    graph = helper.make_graph(
+    graph = onnx.helper.make_graph(
         nodes=[node for node in model.graph.node if not node.name.startswith(ENCODER)],
         name="scorer",
         inputs=between,
@@ -176,7 +175,7 @@ def check_parity(graph: Graph, scorer: Scorer, rows: Rows, batch: Batch, limit: 
     return worst
 
 
-def _graph_inputs(encoder: Encoder) -> list[ValueInfoProto]:
+def _graph_inputs(encoder: Encoder) -> list[onnx.ValueInfoProto]:
     inputs = []
     groups: tuple[tuple[tuple[Transform, ...], list[str | int], tuple[str, ...], str], ...] = (
         (encoder.context, ["N"], CONTEXT_INPUTS, "L"),
@@ -187,42 +186,45 @@ def _graph_inputs(encoder: Encoder) -> list[ValueInfoProto]:
         for name, kind in zip(names, _DTYPES, strict=True):
             if counts[kind]:
                 last = [counts[kind], longest] if kind == "list" else [counts[kind]]
-                inputs.append(helper.make_tensor_value_info(name, _DTYPES[kind], [*rows, *last]))
-    return [*inputs, helper.make_tensor_value_info(CANDIDATE_IDS, TensorProto.STRING, ["N", "K"])]
+                dtype = onnx.TensorProto.DataType.Value(_DTYPES[kind])
+                inputs.append(onnx.helper.make_tensor_value_info(name, dtype, [*rows, *last]))
+    return [*inputs, onnx.helper.make_tensor_value_info(CANDIDATE_IDS, onnx.TensorProto.STRING, ["N", "K"])]
 
 
-def _zero() -> ModelProto:
+def _zero() -> onnx.ModelProto:
     """The scorer of a policy that learned nothing: reads of the candidates only how many they are."""
     nodes = [
-        helper.make_node("Shape", ["candidates"], ["shape"], start=0, end=2),
-        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        onnx.helper.make_node("Shape", ["candidates"], ["shape"], start=0, end=2),
+        onnx.helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
     ]
-    graph = helper.make_graph(nodes, "zero", [_float("candidates", ["N", "K", "A"])], [_float("zeros", ["N", "K"])])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    graph = onnx.helper.make_graph(
+        nodes, "zero", [_float("candidates", ["N", "K", "A"])], [_float("zeros", ["N", "K"])]
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
 
 
-def _load(data: bytes) -> ModelProto:
+def _load(data: bytes) -> onnx.ModelProto:
     try:
         return onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's own errors have no common class
         raise DataError(f"{len(data)} bytes are not an ONNX model: {error}") from None
 
 
-def _float(name: str, shape: list[str | int]) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+def _float(name: str, shape: list[str | int]) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
 
-def _inputs(graph: GraphProto) -> list[ValueInfoProto]:
+def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     """The inputs of a graph without those that an old exporter lists for its weights."""
     weights = {tensor.name for tensor in graph.initializer}
     return [value for value in graph.input if value.name not in weights]
 
 
-def _check_scorer(model: ModelProto, encoder: Encoder) -> None:
+def _check_scorer(model: onnx.ModelProto, encoder: Encoder) -> None:
     opset = _opset(model)
     if opset < OLDEST_OPSET:
         raise DataError(f"the scorer has opset {opset}, must be {OLDEST_OPSET} or newer", hint="export it again")
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise DataError("the scorer keeps weights outside of its file", hint="export it as one file")
     widths = {"context": [encoder.context_width], "candidates": [-1, encoder.candidate_width]}
     inputs = _inputs(model.graph)
@@ -238,21 +240,21 @@ def _check_scorer(model: ModelProto, encoder: Encoder) -> None:
     _check_tensor(model.graph.output[0], [-1, -1, -1] if draws else [-1, -1])
 
 
-def _opset(model: ModelProto) -> int:
+def _opset(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-def _check_tensor(value: ValueInfoProto, want: list[int]) -> None:
+def _check_tensor(value: onnx.ValueInfoProto, want: list[int]) -> None:
     """Raise DataError unless it is float32 of that shape; -1 and unnamed sizes are any."""
     tensor = value.type.tensor_type
     sizes = [size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim]
     fits = all(-1 in (have, size) or have == size for have, size in zip(sizes, want, strict=False))
-    if tensor.elem_type != TensorProto.FLOAT or len(sizes) != len(want) or not fits:
-        kind = helper.tensor_dtype_to_string(tensor.elem_type)
+    if tensor.elem_type != onnx.TensorProto.FLOAT or len(sizes) != len(want) or not fits:
+        kind = onnx.helper.tensor_dtype_to_string(tensor.elem_type)
         raise DataError(f"the scorer's {value.name} is {kind}{sizes}, must be TensorProto.FLOAT{want} (-1: any)")
 
 
-def _rename(graph: GraphProto, names: dict[str, str]) -> None:
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
     """Give every tensor and node of the scorer a name that no tensor of the encoder has."""
 
     def rename(name: str) -> str:
@@ -272,7 +274,7 @@ def _rename(graph: GraphProto, names: dict[str, str]) -> None:
         inner.ClearField("value_info")
 
 
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """The graph and every graph inside its nodes."""
     yield graph
     for node in graph.node:
@@ -281,19 +283,19 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
                 yield from _graphs(inner)
 
 
-def _finish(graph: GraphProto, scorer: ModelProto) -> bytes:
+def _finish(graph: onnx.GraphProto, scorer: onnx.ModelProto) -> bytes:
     """A checked model with the opsets and functions of the scorer."""
     opsets = {entry.domain: entry.version for entry in scorer.opset_import}
     opsets.setdefault("ai.onnx.ml", 3)
-    model = helper.make_model(
+    model = onnx.helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())],
+        opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())],
         ir_version=max(scorer.ir_version, 8),
         functions=list(scorer.functions),
         producer_name="steersman",
     )
     operations = {node.op_type for node in graph.node if not node.name.startswith(ENCODER)}  # Part keeps its own exact
-    helper.set_model_props(model, {ROWWISE: "yes" if operations <= _EXACT and not scorer.functions else "no"})
+    onnx.helper.set_model_props(model, {ROWWISE: "yes" if operations <= _EXACT and not scorer.functions else "no"})
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

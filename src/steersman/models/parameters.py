@@ -6,15 +6,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from steersman.core.errors import DataError
+from steersman.models.building import onnx
 from steersman.models.onnx import SCORER
 
 Array = np.ndarray
-
-_REAL = (TensorProto.FLOAT, TensorProto.DOUBLE)
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ def parameters_of(data: bytes) -> Parameters:
     tensors = sorted(_parameters(onnx.load_model_from_string(data)), key=lambda tensor: tensor.name)
     if not tensors:
         raise DataError("the version has no parameters", hint="train a policy with a net, and publish it")
-    arrays = [numpy_helper.to_array(tensor) for tensor in tensors]
+    arrays = [onnx.numpy_helper.to_array(tensor) for tensor in tensors]
     return Parameters(
         names=tuple(tensor.name for tensor in tensors),
         shapes=tuple(array.shape for array in arrays),
@@ -63,11 +60,11 @@ def opened(data: bytes, flat: Array) -> bytes:
         raise DataError(f"parameters of the shape {flat.shape} for a graph with {sum(sizes)}", field="flat")
     inputs = {value.name for value in model.graph.input}
     for tensor, part in zip(tensors, np.split(flat, np.cumsum(sizes)[:-1]), strict=True):
-        kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         name, shape = tensor.name, tuple(tensor.dims)
-        tensor.CopyFrom(numpy_helper.from_array(part.reshape(shape).astype(kind), name))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(part.reshape(shape).astype(kind), name))
         if name not in inputs:
-            model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, shape))
+            model.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, shape))
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
 
@@ -97,14 +94,16 @@ def crowd_of(data: bytes) -> bytes:
         nodes += made
     kept = [tensor for tensor in graph.initializer if tensor.name not in tensors]
     kept += [
-        numpy_helper.from_array(np.array([int(axis) for axis in text.split()]), name) for text, name in axes.items()
+        onnx.numpy_helper.from_array(np.array([int(axis) for axis in text.split()]), name)
+        for text, name in axes.items()
     ]
     given = [
-        helper.make_tensor_value_info(name, tensor.data_type, ["N", *tensor.dims]) for name, tensor in tensors.items()
+        onnx.helper.make_tensor_value_info(name, tensor.data_type, ["N", *tensor.dims])
+        for name, tensor in tensors.items()
     ]
     inputs = [value for value in graph.input if value.name not in tensors] + given
-    crowd = helper.make_graph(nodes, "crowd", inputs, list(graph.output), initializer=kept)
-    made_model = helper.make_model(crowd, opset_imports=model.opset_import, ir_version=model.ir_version)
+    crowd = onnx.helper.make_graph(nodes, "crowd", inputs, list(graph.output), initializer=kept)
+    made_model = onnx.helper.make_model(crowd, opset_imports=model.opset_import, ir_version=model.ir_version)
     try:
         onnx.checker.check_model(made_model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
@@ -113,7 +112,7 @@ def crowd_of(data: bytes) -> bytes:
 
 
 def _by_row(
-    node: onnx.NodeProto, own: list[int], tensor: TensorProto, rank: int, axes: dict[str, str]
+    node: onnx.NodeProto, own: list[int], tensor: onnx.TensorProto, rank: int, axes: dict[str, str]
 ) -> list[onnx.NodeProto]:
     """The nodes for one with a parameter [N, ...] and an operand of a rank; none: there are none."""
     result, name = node.output[0], tensor.name
@@ -122,13 +121,13 @@ def _by_row(
         return axes.setdefault(" ".join(map(str, of)), f"{SCORER}crowd_axes_{len(axes)}")
 
     def op(kind: str, value: str, of: range, to: str) -> onnx.NodeProto:
-        return helper.make_node(kind, [value, constant(of)], [to])
+        return onnx.helper.make_node(kind, [value, constant(of)], [to])
 
     if node.op_type == "MatMul" and own == [1] and len(tensor.dims) == 2 and rank == 2:  # [N, 1, F] by [N, F, H]
         row, product = f"{result}/row", f"{result}/product"
         return [
             op("Unsqueeze", node.input[0], range(1, 2), row),
-            helper.make_node("MatMul", [row, name], [product]),
+            onnx.helper.make_node("MatMul", [row, name], [product]),
             op("Squeeze", product, range(1, 2), result),
         ]
     spare = rank - 1 - len(tensor.dims)  # axes between that of N and those of the parameter
@@ -145,9 +144,11 @@ def _by_row(
     return [*([op("Unsqueeze", name, range(1, 1 + spare), given)] if spare else []), changed]
 
 
-def _parameters(model: onnx.ModelProto) -> list[TensorProto]:
+def _parameters(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     return [
         tensor
         for tensor in model.graph.initializer
-        if tensor.name.startswith(SCORER) and tensor.data_type in _REAL and len(tensor.dims)
+        if tensor.name.startswith(SCORER)
+        and tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+        and len(tensor.dims)
     ]
