@@ -7,6 +7,7 @@ squared, leads back to where it is not.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -17,9 +18,6 @@ from steersman.learn.nets.modules import Tensor
 
 LEAST = 1e-6
 """Of the mass at either end of a density no draw comes from, and so none that float32 could not tell from the end."""
-
-ENDS = torch.tensor([[[-REACH]], [[REACH]]])
-"""[2, 1, 1], of z."""
 
 
 def point(raw: Tensor) -> Tensor:
@@ -44,7 +42,7 @@ class Density:
         self._raw = raw
         self.centre, self.log_scale = centre.clamp(-REACH, REACH), log_scale.clamp(*LOG_SCALES)
         self.scale = self.log_scale.exp()
-        self.ends = (ENDS.to(raw.device) - self.centre) / self.scale  # [2, B, D], in scales
+        self.ends = (_reach(raw.device) - self.centre) / self.scale  # [2, B, D], in scales
         self.below, top = torch.special.ndtr(self.ends)  # mass of the normal law below -REACH, and below REACH
         self.mass = top - self.below
 
@@ -124,6 +122,12 @@ class Taken:
         by_standard, by_mass = by_log * self._standard, by_log / density.mass
         by_log_scale = by_standard * self._standard - by_log
         return density.outputs(by_standard / density.scale, by_log_scale, torch.stack((by_mass, -by_mass)))
+
+
+@functools.cache
+def _reach(device: torch.device) -> Tensor:
+    """[2, 1, 1] the ends of z."""
+    return torch.tensor([[[-REACH]], [[REACH]]], device=device)
 
 
 def _height(standard: Tensor) -> Tensor:

@@ -17,7 +17,11 @@ _above = torch.ops.aten.threshold_backward.grad_input
 
 
 class Layers(nn.Sequential):
-    """Linear layers with ReLU between them, which can be passed by hand."""
+    """Linear layers with ReLU between them, which can be passed by hand.
+
+    Attributes:
+        pairs: weight [O, I] and bias [O] of each layer.
+    """
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(*layers)
