@@ -32,6 +32,9 @@ from steersman.serve.board import Seat
 from steersman.serve.settings import Settings
 from steersman.serve.shadow import Shadow
 
+LOOK_ENDS_S = 10.0
+"""How long a look at the guardrails is waited for when the server ends."""
+
 
 def serve(project: Project, *, on_ready: Callable[[str, str], None] | None = None, **changed: Any) -> int:
     """Serve the champions until SIGTERM, drain, and return the exit code.
@@ -55,11 +58,15 @@ def _watched(project: Project) -> Iterator[None]:
         yield
         return
     command = [sys.executable, "-m", "steersman", "es", "watch", "--until-stdin-ends", "--project", str(project.root)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         yield
     finally:
-        process.communicate()
+        try:
+            process.communicate(timeout=LOOK_ENDS_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _serve(project: Project, settings: Settings, on_ready: Callable[[str, str], None] | None) -> int:
