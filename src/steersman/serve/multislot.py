@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from steersman.core.decision import MAX_ID, Problem, check_id
-from steersman.core.errors import DataError, TooLargeError
+from steersman.core.errors import DataError, Error, TooLargeError
 from steersman.serve.personalizer import Action, decoded, finite, merged, metric_of
 
 MAX_SLOTS = 50
@@ -96,7 +96,9 @@ class Filling(Struct, frozen=True):
         later = self.kept[1:]
         if action in later:
             place = later.index(action)
-            other = next(iter(self._instead(place + 1)))
+            other = self._instead(place + 1)
+            if other is None:
+                raise Error(f"{action!r} was kept for another slot", hint="this is a defect of the server")
             later = (*later[:place], other, *later[place + 1 :])
         return msgspec.structs.replace(self, taken=(*self.taken, action), kept=later) if later else None
 
@@ -111,13 +113,16 @@ class Filling(Struct, frozen=True):
         slot = self.slots[len(self.taken)]
         place = {id: i for i, id in enumerate(self.kept)}
         gone = {*self.taken, *slot.excluded, self.kept[0]}
-        others = [id for id in self.actions if id not in gone and (id not in place or self._instead(place[id]))]
+        others = [
+            id for id in self.actions if id not in gone and (id not in place or self._instead(place[id]) is not None)
+        ]
         return [self.kept[0], *others]
 
-    def _instead(self, place: int) -> list[str]:
-        """Actions that the slot after `place` others could take instead of the one kept for it, first come first."""
-        gone = {*self.taken, *self.kept[1:], *self.slots[len(self.taken) + place].excluded}
-        return [id for id in self.actions if id not in gone]
+    def _instead(self, place: int) -> str | None:
+        """An action that the slot after `place` others could take instead of the one kept for it."""
+        gone = {*self.taken, *self.kept[1:]}
+        excluded = self.slots[len(self.taken) + place].excluded
+        return next((id for id in self.actions if id not in gone and id not in excluded), None)
 
 
 def read_rank(body: bytes, new_id: str, problem: Problem, limit: int) -> Filling:
