@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import plain_models as plain
@@ -67,6 +69,35 @@ def test_who_sends_much_at_once_gets_every_answer_in_order(tmp_path: Path) -> No
         assert answers(client, 5000) == [200] * 5000
         sending.join()
         assert server.server.held_bytes == 0
+
+
+def test_however_the_bytes_are_cut_every_request_has_its_answer(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    with running(tmp_path, stale_s=60) as server:
+        for _ in range(20):
+            data, expected = b"", []
+            for i in range(300):
+                body = json.dumps({"instances": [float(i)]}).encode() + b" " * int(random.integers(3))
+                kind = random.integers(6)
+                if kind == 0:  # the head of another request, in a body
+                    body = asked(1) + b"\r\n\r\n"
+                if kind == 1:
+                    data += b"GET /v1/live HTTP/1.1\r\nHost: x\r\n\r\n"
+                elif kind == 2:
+                    head = f"POST {PREDICT} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+                    data += head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+                else:
+                    more = b"X-Number: %d\r\n" % i if kind == 3 else b""  # never the same head twice
+                    data += f"POST {PREDICT} HTTP/1.1\r\n".encode() + more
+                    data += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+                expected.append(None if kind == 0 else {"live": True} if kind == 1 else {"predictions": [i / 2 + 2]})
+            with Client(server.port) as client:
+                cuts = np.sort(random.integers(len(data), size=int(random.integers(1, 60)))).tolist()
+                for start, end in itertools.pairwise([0, *cuts, len(data)]):
+                    client.sock.sendall(data[start:end])
+                for one in expected:
+                    status, _, body_ = client.receive()
+                    assert (status, body_ if one else None) == (200 if one else 400, one)
 
 
 def test_who_sends_much_at_once_does_not_keep_others_waiting(tmp_path: Path) -> None:
