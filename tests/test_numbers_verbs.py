@@ -117,7 +117,9 @@ def test_training_numbers_is_refused_with_the_reason(dose: Project, capsys) -> N
     assert "the actions of this batch are numbers" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("learner", "explorer"), [("td3", Gaussian(0.1, 0.2)), ("sac", None)])
+@pytest.mark.parametrize(
+    ("learner", "explorer"), [("td3", Gaussian(0.1, 0.2)), ("sac", None), ("planned", Gaussian(0.1, 0.2))]
+)
 def test_numbers_are_trained_exported_judged_published_served_and_replayed(
     tmp_path: Path, learner: str, explorer: NumbersExplorer | None
 ) -> None:

@@ -32,6 +32,18 @@ QUICK: dict[str, dict[str, object]] = {
     "awac": NETS | {"temperature": 0.3},
     "crr": NETS,
     "bc": {name: value for name, value in NETS.items() if name != "polyak"},
+    "planned": {
+        "hidden": [32],
+        "steps": 250,
+        "batch_size": 64,
+        "learning_rate": 1e-2,
+        "members": 2,
+        "plans": 200,
+        "horizon": 2,
+        "population": 60,
+        "elites": 6,
+        "rounds": 5,
+    },
 }
 """Settings that learn the world below within a second or two."""
 

@@ -66,6 +66,7 @@ LEARNERS: dict[str, str] = {
     "awac": "steersman.learn.policies:AWAC",
     "crr": "steersman.learn.policies:CRR",
     "bc": "steersman.learn.policies:BC",
+    "planned": "steersman.learn.planned:Planned",
     "slate-q": "steersman.learn.slateq:SlateQ",
     "plackett-luce": "steersman.learn.plackett_luce:PlackettLuce",
     "linear": "steersman.learn.bandit:Linear",

@@ -7,6 +7,7 @@ much they agree, and where it says nothing they do not.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,6 +128,22 @@ def fit_dynamics(batch: Batch, config: Model, seed: int, progress: Progress | No
         DataError: the actions are ranked lists, or nothing that could be predicted changes.
         TrainingError: the training diverges.
     """
+    source = nets.generator(seed)
+    model, student, update = begun(batch, config, source, run)
+    state, draws = nets.State(source, model=student), nets.Draws(batch.unit[run.within(batch)], config.batch_size)
+    nets.train(update, state, draws, config.steps, nets.Watch(1.0, math.inf, ""), progress, run)
+    student.net.cpu()
+    return model
+
+
+def begun(
+    batch: Batch, config: Model, source: nets.Generator, run: Run = HERE
+) -> tuple[Dynamics, Student[Ensemble], Callable[[Array], tuple[Tensor, None]]]:
+    """A model that has learned nothing yet: itself, who learns, and one step of that, on places in the run's rows [B].
+
+    Raises:
+        DataError: as `fit_dynamics`.
+    """
     if batch.ranked:
         raise DataError("a model of the world is not for ranked lists yet", field="actions")
     rows = run.within(batch)
@@ -140,7 +157,7 @@ def fit_dynamics(batch: Batch, config: Model, seed: int, progress: Progress | No
     if not (spread > 0).any():
         raise DataError("neither the rewards nor the contexts of the log ever change: there is nothing to predict")
     middle, scale = _moments(context, np.ones_like(context, dtype=bool))
-    moves, device, source = spread > 0, nets.device_of(run), nets.generator(seed)
+    moves, device = spread > 0, nets.device_of(run)
     own = batch.action if batch.numbers else None
     width = context.shape[1] + (batch.candidates.shape[2] if own is None else own.shape[1])
     ensemble = Ensemble(width, int(moves.sum()), config.hidden, config.members)
@@ -152,8 +169,8 @@ def fit_dynamics(batch: Batch, config: Model, seed: int, progress: Progress | No
     standard = ((target - offset) / np.where(moves, spread, 1.0))[:, moves]
     ended, over = batch.terminated[rows], batch.over[rows] | seen
     who, unit = np.unique(batch.unit[rows], return_inverse=True)
-    evenly = np.full(len(who), 1.0 / len(who))
-    weight = np.random.default_rng(seed).multinomial(len(who), evenly, config.members).astype(np.float32)
+    evenly, rng = np.full(len(who), 1.0 / len(who)), np.random.default_rng(source.initial_seed())
+    weight = rng.multinomial(len(who), evenly, config.members).astype(np.float32)
     taken = batch.candidates[rows, batch.action[rows]] if own is None else own[rows]
 
     def update(places: Array) -> tuple[Tensor, None]:
@@ -166,10 +183,7 @@ def fit_dynamics(batch: Batch, config: Model, seed: int, progress: Progress | No
         student.step(loss)
         return loss, None
 
-    state, draws = nets.State(source, model=student), nets.Draws(batch.unit[rows], config.batch_size)
-    nets.train(update, state, draws, config.steps, nets.Watch(1.0, math.inf, ""), progress, run)
-    student.net.cpu()
-    return model
+    return model, student, update
 
 
 class Importance(Struct, frozen=True):

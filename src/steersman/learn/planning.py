@@ -67,21 +67,22 @@ def plan_numbers(  # noqa: PLR0913  (all but four by keyword)
 
 
 def best_candidates(
-    step: Step, context: Array, candidates: Array, *, horizon: int, discount: float = 1.0
+    step: Step, context: Array, candidates: Array, mask: Array | None = None, *, horizon: int, discount: float = 1.0
 ) -> tuple[Array, Array]:
     """The first of the best sequence of candidates, found by looking at all of them.
 
     Args:
         context: [N, F].
-        candidates: [K, A], the same at every step.
+        candidates: [K, A], or [N, K, A] of each context, the same at every step.
+        mask: [N, K] bool, which of them there are, at every step; None: all.
         discount: as in `plan_numbers`.
     Returns:
-        [N] i64 places, and [N, K] what the best sequence is worth that begins with each.
+        [N] i64 places, and [N, K] what the best sequence is worth that begins with each; -inf where there is none.
     Raises:
         DataError: there are too many sequences.
     """
     _check(horizon, discount)
-    n, k = len(context), len(candidates)
+    n, k = len(context), candidates.shape[-2]
     if n * k**horizon > MAX_PATHS:
         raise DataError(
             f"{k} candidates in {horizon} steps from {n} contexts: {n * k**horizon:,} sequences are too many",
@@ -89,10 +90,14 @@ def best_candidates(
             field="horizon",
         )
     here, weight, total = context, np.ones(n), np.zeros(n)
+    there = np.ones((n, k), dtype=bool) if mask is None else mask
+    of = np.where(there[:, :, None], candidates, 0.0)  # what stands in padding leads nowhere
     for _ in range(horizon):
         times = np.repeat(np.arange(len(here)), k)
-        here, reward, carry = step(here[times], np.tile(candidates, (len(here), 1)))
+        origin = np.arange(len(here)) // (len(here) // n) if n else np.arange(0)
+        here, reward, carry = step(here[times], of[origin].reshape(len(times), -1))
         total, weight = total[times] + weight[times] * reward, weight[times] * discount * carry
+        total[~there[origin].ravel()] = -np.inf
     worth = total.reshape(n, k, -1).max(axis=2)
     return worth.argmax(axis=1), worth
 

@@ -125,7 +125,12 @@ def returns_of(batch: Batch, config: ValueSettings, run: Run = HERE) -> Returns:
     Raises:
         DataError: none teaches anything.
     """
-    returns = n_step(batch, config.discount, config.n_step, run.rows)
+    return known_returns(batch, config.discount, config.n_step, run)
+
+
+def known_returns(batch: Batch, discount: float, steps: int, run: Run = HERE) -> Returns:
+    """The same, of so many steps."""
+    returns = n_step(batch, discount, steps, run.rows)
     if not len(returns.row):
         raise DataError(
             f"none of the {len(run.of(batch.next))} rows was terminated or has a next row: what came after them is "
