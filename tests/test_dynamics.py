@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from steersman.core.errors import DataError
 from steersman.core.features import Continuous, Encoder
 from steersman.learn import Run
 from steersman.learn.dynamics import Dynamics, Model, fit_dynamics, importance
+from steersman.learn.planned import Planned, fit
 from steersman.learn.planning import best_candidates, plan_numbers
 from steersman.worlds import simulators, tabular
 from steersman.worlds.rankings import ranking
@@ -245,17 +247,32 @@ def upright(decisions: int, seed: int) -> Batch:
     )  # fmt: skip
 
 
+def balanced(act: Callable[[np.ndarray], np.ndarray], seed: int, episodes: int) -> float:
+    """Mean return of episodes of CartPole that end after 200 steps."""
+    world, total, going = simulators.cartpole(episodes), np.zeros(episodes), np.ones(episodes, dtype=bool)
+    seen = world.start(seed)
+    while going.any():
+        moved = world.step(act(seen.context))
+        total += moved.reward * going
+        going &= ~moved.over
+        seen = moved.seen
+    return float(total.mean())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_plans_in_a_model_of_random_decisions_balance_the_pole(seed):
     """200 is the most; ReAgent's planner has to reach 100, in one episode, from 200,000 decisions."""
     found = fit_dynamics(upright(10_000, seed), Model((64, 64), 1500, 256, 3e-3, 1e-5, members=3), seed)
-    world, total, going = simulators.cartpole(5), np.zeros(5), np.ones(5, dtype=bool)
-    seen, candidates = world.start(100 + seed), np.eye(2, dtype=np.float32)
-    while going.any():
-        action, _ = best_candidates(found.step, seen.context, candidates, horizon=10)
-        moved = world.step(action)
-        total += moved.reward * going
-        going &= ~moved.over
-        seen = moved.seen
-    assert total.mean() >= 150
+    candidates = np.eye(2, dtype=np.float32)
+    assert balanced(lambda seen: best_candidates(found.step, seen, candidates, horizon=10)[0], 100 + seed, 5) >= 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_net_that_learned_such_plans_balances_it_too(seed):
+    """ReAgent's bar for its planner; evenly random decisions hold it for 24 steps."""
+    config = Planned((64, 64), 1500, 256, 3e-3, 1e-5, members=3, plans=3000, horizon=10, discount=1.0)
+    scorer = fit(upright(10_000, seed), config, seed).scorer
+    candidates = np.broadcast_to(np.eye(2, dtype=np.float32), (20, 2, 2))
+    assert balanced(lambda seen: scorer(seen, candidates).argmax(axis=1), 100 + seed, 20) >= 100
