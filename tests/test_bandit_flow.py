@@ -18,7 +18,7 @@ from steersman.flow.judging import encoded_by
 from steersman.models import onnx
 from steersman.models.graph import Graph
 from steersman.models.warehouse import Warehouse
-from steersman.serve import decide
+from steersman.serve import asking, decide
 
 LEARNER = "validation = 0.2\nsettings = { steps = 400, hidden = [16], learning_rate = 0.01, batch_size = 128 }"
 LINEAR = TOML.replace(LEARNER, 'learner = "linear"\nvalidation = 0.1')
@@ -148,7 +148,7 @@ def test_thompson_is_served_with_exact_propensities_and_made_again_bit_for_bit(t
     random = np.random.default_rng(0)
     offered = [("early", "late", "never"), ("early", "late"), ("never",), ("late", "never")]
     requests = [
-        decide.Request(
+        asking.Request(
             f"r{i}", f"u{i}", {"hour": float(random.integers(24))},
             tuple(Candidate(id=name) for name in offered[i % 4]), None,
         )

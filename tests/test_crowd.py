@@ -20,7 +20,8 @@ from steersman.learn.nets.shape import Shape
 from steersman.models import parameters
 from steersman.models.graph import Crowd, Graph
 from steersman.models.onnx import compose
-from steersman.serve.decide import Request, reader, same_bits
+from steersman.serve.asking import Request, reader
+from steersman.serve.decide import same_bits
 from steersman.serve.perturbed import Perturbing, checked, decide_by_copies
 
 NAMED = Encoder(context=(Continuous("x", 0.0, 1.0), Continuous("y", 0.0, 1.0)), actions=("a", "b", "c"))

@@ -17,16 +17,8 @@ from steersman.core.features import Raw
 from steersman.core.policy import EpsilonGreedy, Softmax, Uniform, draw
 from steersman.models.graph import Graph
 from steersman.models.onnx import compose
-from steersman.serve.decide import (
-    Request,
-    decide,
-    encode,
-    read_outcomes,
-    reader,
-    replay,
-    same_alone,
-    score_rows,
-)
+from steersman.serve.asking import Request, read_outcomes, reader
+from steersman.serve.decide import decide, encode, replay, same_alone, score_rows
 
 read_shop = reader(SHOP)
 read_light = reader(LIGHT)

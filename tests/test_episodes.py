@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from steersman.core.errors import DataError
-from steersman.serve.decide import Request
+from steersman.serve.asking import Request
 from steersman.serve.episodes import Episodes
 from steersman.timeline.episodes import BY_TIME, BY_TIME_AND_STEP, NO_END, TERMINATED, Rows, cut
 
@@ -82,7 +82,7 @@ def test_two_processes_with_one_config_draw_ten_thousand_keys_and_none_twice(tmp
     script = """
 import sys
 from pathlib import Path
-from steersman.serve.decide import Request
+from steersman.serve.asking import Request
 from steersman.serve.episodes import Episodes
 table = Episodes(Path(sys.argv[1]), mirrored=True)
 sys.stdin.read(1)
@@ -109,7 +109,7 @@ def test_a_process_that_is_killed_takes_no_key_with_it_and_no_lock(tmp_path: Pat
     script = """
 import sys
 from pathlib import Path
-from steersman.serve.decide import Request
+from steersman.serve.asking import Request
 from steersman.serve.episodes import Episodes
 table = Episodes(Path(sys.argv[1]), mirrored=True)
 for unit in range(10**9):

@@ -35,7 +35,7 @@ from steersman.core.policy import Softmax
 from steersman.core.version import Parents, Version
 from steersman.models.graph import CANDIDATE_INPUTS, CHUNK, CONTEXT_INPUTS, Graph, open_session
 from steersman.models.onnx import compose
-from steersman.serve import decide
+from steersman.serve import asking, decide
 
 SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 5e-324, -5e-324, 1e308, -1e308, 1e-5, 1 - 1e-5, 0.5, 2.0**53)
 """Numbers at which a transform may turn."""
@@ -392,7 +392,7 @@ def test_requests_with_lists_are_decided_and_replayed_bit_for_bit():
         parents=Parents("", "", ""),
         made_at=0,
     )
-    read = decide.reader(PROBLEM)
+    read = asking.reader(PROBLEM)
     bodies = [
         b'{"unit": "u", "context": {"age": 33.5, "device": "tv", "seen": ["a", 3, "3", 2.5], "spent": -7},'
         b' "candidates": [{"id": "p", "features": {"ctr": 0.02, "tags": []}}, {"id": "q"}]}',

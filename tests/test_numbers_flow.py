@@ -21,14 +21,14 @@ from steersman.core.policy import Policy
 from steersman.core.version import Parents, Version
 from steersman.models.graph import Graph
 from steersman.models.warehouse import Warehouse
-from steersman.serve import decide
+from steersman.serve import asking, decide
 
 
 def served(made: Project, count: int) -> list[Decision]:
     """Decisions of the champion, durable in the log."""
     version, data = Warehouse(made.warehouse_url).read("dose", 1)
     problem, graph = made.policy("dose").problem, Graph(data)
-    read = decide.reader(problem)
+    read = asking.reader(problem)
     together = decide.same_alone(version.encoder, (), graph.scores) and graph.rowwise
     assert together
     ids = iter(range(count))
@@ -56,7 +56,7 @@ def test_the_uniform_policy_of_a_problem_of_numbers_decides_and_is_replayed_bit_
 
 
 def test_a_request_for_numbers_has_no_candidates(tmp_path):
-    read = decide.reader(product.project(tmp_path, TOML).policy("dose").problem)
+    read = asking.reader(product.project(tmp_path, TOML).policy("dose").problem)
     with pytest.raises(DataError, match="there are no candidates"):
         read(b'{"unit": "u", "candidates": [{"id": "a"}]}', lambda: "d")
 
@@ -91,7 +91,7 @@ def version(explorer: NumbersExplorer, box: Numbers = WORLD.box) -> Version:
 
 def decided(by: Version, scores: np.ndarray, ids: list[str]) -> list[Decision]:
     problem = Problem(name="dose", actions=WORLD.box, reward="gain", wait_s=0)
-    requests = [decide.Request(id, "u", {}, ()) for id in ids]
+    requests = [asking.Request(id, "u", {}, ()) for id in ids]
     return decide.decide(problem, by, requests, scores, np.ones((len(ids), 0), dtype=bool), 7)
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from steersman.core.errors import DataError
-from steersman.serve.decide import Request
+from steersman.serve.asking import Request
 
 CAPACITY = 1 << 16
 """Episodes that run at a time; of more, those that have waited longest for a decision lose their key."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from steersman.core.decision import Problem
 from steersman.core.errors import Error
 from steersman.core.version import Version
-from steersman.serve.decide import MAX_CANDIDATES, MAX_OUTCOMES, Score
+from steersman.serve.asking import MAX_CANDIDATES, MAX_OUTCOMES
+from steersman.serve.decide import Score
 from steersman.serve.perturbed import Perturbing
 
 MAX_TEXT = 500

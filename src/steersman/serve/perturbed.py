@@ -12,7 +12,8 @@ import numpy as np
 from steersman.core.decision import Decision, Problem, uniform_draw
 from steersman.core.features import Encoder, Raw
 from steersman.core.version import Version
-from steersman.serve.decide import Encoded, Request, Score, decide, encode, same_bits, score_alone, score_rows
+from steersman.serve.asking import Request
+from steersman.serve.decide import Encoded, Score, decide, encode, same_bits, score_alone, score_rows
 
 Array = np.ndarray
 Crowd = Callable[[Sequence[int], Raw, Raw, Array], Array]

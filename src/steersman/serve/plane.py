@@ -13,7 +13,8 @@ import msgspec
 from steersman.core.decision import MAX_ID, Decision, Problem
 from steersman.core.errors import ConflictError, Error, NotFoundError, OverloadedError, did_you_mean
 from steersman.core.version import Version
-from steersman.serve.decide import Array, Request, answer_to, probabilities_of, read_outcomes
+from steersman.serve.asking import Request, read_outcomes
+from steersman.serve.decide import Array, answer_to, probabilities_of
 from steersman.serve.live import MAX_TEXT, Counts, Limits, Live, error_parts
 from steersman.serve.shadow import Shadow
 from steersman.serve.versions import Loaded, Route, Versions, Wanted, decisions_of

@@ -14,8 +14,9 @@ from steersman.core.decision import Decision, Outcome
 from steersman.core.errors import DataError, Error
 from steersman.core.policy import over_numbers
 from steersman.core.version import Version
+from steersman.serve.asking import Request
 from steersman.serve.background import give_way
-from steersman.serve.decide import Array, Request, probabilities_of
+from steersman.serve.decide import Array, probabilities_of
 from steersman.serve.live import MAX_TEXT
 from steersman.serve.versions import Loaded, decisions_of
 

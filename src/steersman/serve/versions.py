@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from steersman.core.decision import Decision
 from steersman.core.errors import ConfigError, DataError, Error
 from steersman.core.version import Rollout
+from steersman.serve.asking import Request, reader
 from steersman.serve.background import give_back
-from steersman.serve.decide import Array, Request, reader, same_alone
+from steersman.serve.decide import Array, same_alone
 from steersman.serve.live import Counts, Live, error_parts
 from steersman.serve.perturbed import Perturbing, checked, decide_by_copies
 
