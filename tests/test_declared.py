@@ -38,7 +38,9 @@ def test_labels_and_latest_are_followed_and_a_broken_file_keeps_the_old_ones(tmp
             return client.post(f"/v1/models/half/labels/{label}:predict", {"instances": [0]})[1].get("predictions")
 
         def write(model: str) -> None:
-            (tmp_path / config.FILE).write_text(TOML + model)
+            aside = tmp_path / "aside.toml"  # whole or not at all: the server may look at any time
+            aside.write_text(TOML + model)
+            aside.replace(tmp_path / config.FILE)
 
         assert (versions(), labelled("stable"), labelled("old")) == (["3"], [3.0], None)
         write("\n[model.half]\nlatest = 2\nlabels = { stable = 2, old = 2 }\n")
