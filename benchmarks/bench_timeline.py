@@ -387,15 +387,6 @@ def compare(rows: int, folder: Path, rounds: dict[str, int]) -> dict[str, list[R
     return runs
 
 
-def as_snappy(log: Path, out: Path) -> None:
-    """The decisions of a log again, compressed as most writers of Parquet do unasked; the log itself is zstd."""
-    (out / "decisions").mkdir(parents=True)
-    with duckdb.connect() as connection:
-        for path in log_of(log).decisions:
-            aside = out / "decisions" / Path(path).name
-            connection.execute(f"COPY (FROM '{path}') TO '{aside}' (FORMAT parquet, COMPRESSION snappy)")
-
-
 def told(runs: list[Run], name: str) -> float:
     """The median of what some processes measured themselves."""
     return statistics.median(run.told[name] for run in runs)
@@ -416,11 +407,7 @@ def measure(folder: Path, rows: int, *, spark: bool) -> dict[str, object]:
     small = compare(rows // 10, folder / "small", {"ours": 3, "polars": 3, **once})
     shutil.rmtree(folder / "small")
     large = compare(rows, folder / "large", {"ours": 2, "polars": 2, **once})
-    log, plain = folder / "large" / "log", folder / "large" / "snappy"
-    memory = [measured("parquet", log, folder) for _ in range(3)]
-    as_snappy(log, plain)
-    snappy = [measured("parquet", plain, folder) for _ in range(3)]
-    shutil.rmtree(plain)
+    memory = [measured("parquet", folder / "large" / "log", folder) for _ in range(3)]
     encode = measured("encode", folder / "large" / "log", folder / "large" / "ours")
     mapped = measured("mapped", folder / "large" / "log", folder / "large" / "ours")
     wall = {
@@ -439,7 +426,6 @@ def measure(folder: Path, rows: int, *, spark: bool) -> dict[str, object]:
         "others_cores": round(max(run.others for by in (small, large) for runs in by.values() for run in runs), 2),
         "minibatch_rows_per_s": round(told(memory, "rows_s")),
         "minibatch_rows_per_s_with_read": round(told(memory, "rows_s_with_read")),
-        "minibatch_rows_per_s_with_read_snappy": round(told(snappy, "rows_s_with_read")),
         "minibatch_read_s": round(told(memory, "read_s"), 2),
         "minibatch_mapped_rows_per_s": round(mapped.told["rows_s"]),
         "minibatch_mapped_cold_rows_per_s": round(mapped.told["rows_s_cold"]),

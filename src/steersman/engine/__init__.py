@@ -18,6 +18,9 @@ ENGINES: dict[str, str] = {"duckdb": "steersman.engine.duckdb:DuckDB", "spark": 
 
 _SPARK_MASTER = re.compile(r"spark://.+|local(-cluster)?(\[.*\])?|yarn|k8s://.+")
 
+CODEC = "snappy"
+"""How Parquet is compressed: what most tools write unasked, and read in half the time of zstd; see docs/engine.md."""
+
 
 class Engine(Protocol):
     """Tables out of Parquet files and SQL over them. Threads may share one that is not distributed; they take turns.

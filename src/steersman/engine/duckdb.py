@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 
 from steersman.core.errors import ConfigError, DataError, DiskError, Error, NotFoundError
-from steersman.engine import identifier, literal, shard_paths
+from steersman.engine import CODEC, identifier, literal, shard_paths
 from steersman.engine.disk import appearing, replacing
 from steersman.engine.stream import Columns as Streamed
 from steersman.engine.stream import StreamError, batches
@@ -102,7 +102,7 @@ class DuckDB:
     def copy(self, sql: str, path: Path) -> int:
         """See `Engine.copy`."""
         with replacing(path) as aside:
-            result = self._run(f"COPY ({sql}\n) TO {literal(str(aside))} (FORMAT parquet, COMPRESSION zstd)")
+            result = self._run(f"COPY ({sql}\n) TO {literal(str(aside))} (FORMAT parquet, COMPRESSION {CODEC})")
         return int(result["Count"][0])
 
     def shards(self, sql: str, directory: Path, n: int, by: str) -> list[Path]:

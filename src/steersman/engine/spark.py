@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steersman.core.errors import ConfigError, ConflictError, DataError, Error, MissingExtra, NotFoundError
-from steersman.engine import identifier, shard_paths
+from steersman.engine import CODEC, identifier, shard_paths
 from steersman.engine.disk import appearing, make_directory, replacing
 from steersman.engine.stream import Columns as Streamed
 
@@ -279,7 +279,7 @@ def _configuration(settings: _Settings, directory: Path) -> dict[str, str]:
         "spark.sql.ansi.enabled": "true",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.warehouse.dir": str(directory / "warehouse"),
-        "spark.sql.parquet.compression.codec": "zstd",
+        "spark.sql.parquet.compression.codec": CODEC,
     }
     if _on_this_machine(settings.master):
         values |= {"spark.driver.bindAddress": _LOOPBACK, "spark.driver.host": _LOOPBACK}
