@@ -19,6 +19,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import spark_here
 from steersman import engine
 from steersman.core.errors import ConfigError, DataError
 from steersman.core.features import BoxCox, Category, Constant, Encoder, Enumerated, Ids, Quantile, Raw, boxcox_of
@@ -387,11 +388,12 @@ def test_features_of_candidates_are_profiled_one_row_a_candidate(opened, tmp_pat
     assert brand.counts == (("x", 120_000), ("y", 60_000))
 
 
+@spark_here.needed
 @pytest.mark.slow
 def test_spark_says_the_same_to_the_last_bit(opened, tmp_path):
     files = rows(tmp_path / "0.parquet", mixed(120_000))
     plain = fit(source(opened, files))
-    spark = engine.open("spark")
+    spark = spark_here.opened(tmp_path)  # that of other tests, if there is one
     try:
         assert fit(source(spark, files)) == plain
     finally:
