@@ -53,6 +53,9 @@ PROBLEM = Problem(
     context=dict.fromkeys((name.removeprefix("context.") for name in peers.FEATURES), "number"),
 )  # fmt: skip
 
+LIMIT = "2GB"
+"""The engine's memory limit of one build of the large log."""
+
 
 @dataclass(frozen=True)
 class Log:
@@ -158,12 +161,12 @@ def outcomes_sql(rows: int, day: int) -> str:
 # -- ours ---------------------------------------------------------------------------------------------------------
 
 
-def steersman(log: Log, out: Path, encoder: Path | None) -> Callable[[], None]:
-    """The build, fitted where no encoder is given, and written."""
+def steersman(log: Log, out: Path, encoder: Path | None, memory_limit: str = "") -> Callable[[], None]:
+    """The build, fitted where no encoder is given, and written; beyond the limit the engine spills to disk."""
     fitted = msgspec.json.decode(encoder.read_bytes(), type=Encoder) if encoder else None
 
     def run() -> None:
-        engine = engines.open("duckdb", threads=CORES)
+        engine = engines.open("duckdb", threads=CORES, memory_limit=memory_limit)
         with tempfile.TemporaryDirectory(dir=out.parent) as into:  # what is large is moved from here, not copied
             built = timeline.build(
                 engine, PROBLEM, log, since=START, until=FAR, as_of=FAR, encoder=fitted, into=Path(into)
@@ -345,6 +348,8 @@ def work(kind: str, log: Log, out: Path, encoder: Path | None) -> dict[str, floa
         return {"wall": wall, "rows_s": rows / wall}
     if kind in peers.PEERS:
         run = peers.PEERS[kind](log.decisions, log.outcomes, out, round(WAIT_S * S))
+    elif kind == "limited":
+        run = steersman(log, out, None, LIMIT)
     else:
         run = steersman(log, out, encoder if kind == "ours" else None)
     begun = time.perf_counter()
@@ -407,6 +412,10 @@ def measure(folder: Path, rows: int, *, spark: bool) -> dict[str, object]:
     small = compare(rows // 10, folder / "small", {"ours": 3, "polars": 3, **once})
     shutil.rmtree(folder / "small")
     large = compare(rows, folder / "large", {"ours": 2, "polars": 2, **once})
+    limited = measured("limited", folder / "large" / "log", folder / "large" / "limited")
+    if timeline.encoder_of(folder / "large" / "limited") != timeline.encoder_of(folder / "large" / "ours"):
+        raise SystemExit(f"under a memory limit of {LIMIT} the types of fields came out otherwise")
+    shutil.rmtree(folder / "large" / "limited")
     memory = [measured("parquet", folder / "large" / "log", folder) for _ in range(3)]
     encode = measured("encode", folder / "large" / "log", folder / "large" / "ours")
     mapped = measured("mapped", folder / "large" / "log", folder / "large" / "ours")
@@ -430,6 +439,8 @@ def measure(folder: Path, rows: int, *, spark: bool) -> dict[str, object]:
         "minibatch_mapped_rows_per_s": round(mapped.told["rows_s"]),
         "minibatch_mapped_cold_rows_per_s": round(mapped.told["rows_s_cold"]),
         "minibatch_mapped_private_mb": round(mapped.private_mb),
+        "limited_10m_s": round(limited.wall, 2),
+        "limited_10m_peak_mb": round(limited.peak_mb),
         "peak_mb_10m": round(middle(large["ours"], "peak_mb")),
         "rows_per_s_10m": round(rows / wall["ours_10m"]),
         "load_and_encode_s_10m": round(encode.wall, 2),
