@@ -21,8 +21,8 @@ class Estimate(Struct, frozen=True, kw_only=True):
         value: in units of the metric, per episode (per decision if an episode is one decision).
         low, high: the interval.
         level: its nominal coverage, e.g. 0.95.
-        at_least: the interval is a bound: it covers in `level` of the cases or more, for it counts the worst that the
-            log can not exclude, or holds at every number of decisions. Others cover in `level` of the cases.
+        at_least: the interval is a bound: it covers in `level` of the cases or more, for it counts the worst that was
+            logged where the log tells nothing, or holds at every number of decisions. Others cover in `level` of them.
         n: number of clusters (units) that it rests on.
         ess: effective sample size, in clusters, in [0, n].
     """
