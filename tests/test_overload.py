@@ -130,6 +130,19 @@ def test_what_waited_too_long_is_refused_but_for_the_last_and_the_server_recover
         assert (server.server.waiting, server.server.held_bytes) == (0, 0)
 
 
+def test_a_head_that_waited_too_long_is_refused_without_a_body(tmp_path: Path) -> None:
+    asks, end = b"HEAD /v1/live HTTP/1.1\r\nHost: x\r\n\r\n", b'{"live":true}'
+    with running(tmp_path, stale_s=1e-9) as server, Client(server.port) as client:
+        for _ in range(3):
+            sending = send(client, asks * 1000 + asks.replace(b"HEAD", b"GET"))
+            found = b""
+            while not found.endswith(end):
+                found += client.sock.recv(1 << 16)
+            sending.join()
+            assert found.count(b"HTTP/1.1 503") > 500
+            assert found.count(b"{") == 1
+
+
 def test_who_asks_one_at_a_time_is_never_refused_for_being_late(tmp_path: Path) -> None:
     with running(tmp_path, stale_s=1e-9) as server:
         clients = [Client(server.port) for _ in range(40)]

@@ -82,7 +82,7 @@ class _Probe:
 def read(text: bytes, kept: Collection[bytes]) -> Head | None:
     """The head that bytes are, to the last; None: they are none, or one of a request that is not plain.
 
-    Plain is a request in HTTP/1.1 that keeps its connection, whose body has a length.
+    Plain is a request in HTTP/1.1 that keeps its connection, whose body has a length, and whose answer has a body.
     """
     probe = _Probe()
     parser = httptools.HttpRequestParser(probe)
@@ -96,8 +96,9 @@ def read(text: bytes, kept: Collection[bytes]) -> Head | None:
     if early or (probe.begun, probe.complete) != (1, 1) or _NEVER & probe.headers.keys() or not length.isdigit():
         return None
     body_bytes = int(length) if len(length) < 19 else 1 << 62
-    plain = parser.get_http_version() == "1.1" and parser.should_keep_alive()
+    method = parser.get_method()
+    plain = parser.get_http_version() == "1.1" and parser.should_keep_alive() and method != b"HEAD"
     if not plain or probe.over != (body_bytes == 0):
         return None
     headers = {name: value for name, value in probe.headers.items() if name in kept}
-    return Head(parser.get_method(), probe.url, headers, body_bytes)
+    return Head(method, probe.url, headers, body_bytes)
