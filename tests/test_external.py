@@ -130,6 +130,11 @@ def test_a_file_that_is_too_short_and_values_of_inner_graphs_are_refused() -> No
     )  # fmt: skip
     with pytest.raises(DataError, match="inner graph"):
         locations(helper.make_model(graph).SerializeToString())
+    default = helper.make_attribute("w", inner.initializer[0])
+    opset = helper.make_opsetid("", 18)
+    function = helper.make_function("own", "f", ["x"], ["y"], [], [opset], attribute_protos=[default])
+    with pytest.raises(DataError, match="inner graph"):
+        locations(helper.make_model(helper.make_graph([], "g", [], []), functions=[function]).SerializeToString())
 
 
 def test_models_without_files_have_no_places() -> None:

@@ -12,13 +12,13 @@ _MODEL = -1
 _INTO: dict[int, dict[int, int]] = {
     _MODEL: {7: _GRAPH, 25: _FUNCTION},
     _GRAPH: {1: _NODE, 5: _TENSOR, 15: _SPARSE},
-    _FUNCTION: {7: _NODE},
+    _FUNCTION: {7: _NODE, 11: _ATTRIBUTE},
     _NODE: {5: _ATTRIBUTE},
     _ATTRIBUTE: {5: _TENSOR, 6: _GRAPH, 10: _TENSOR, 11: _GRAPH, 22: _SPARSE, 23: _SPARSE},
     _SPARSE: {1: _TENSOR, 2: _TENSOR},
     _TENSOR: {13: _ENTRY},
 }
-"""Message -> field -> message, of onnx.proto; what is not here can hold no tensor."""
+"""Message -> field -> message, of onnx.proto; what is not here can hold no tensor that is run."""
 
 _LOCATION = b"location"
 _MOST_DEEP = 64
