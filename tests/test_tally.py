@@ -12,9 +12,11 @@ import pytest
 
 import plain_models as plain
 from product import TOML, project, serving
-from steersman import flow
+from served import Running, plane_of
+from steersman import flow, log
 from steersman.serve.board import HALF, Board
 from steersman.serve.metrics import Metrics, State, summed, text
+from steersman.serve.settings import Settings
 from test_access import read_metrics
 
 PREDICT = 'model_name="half",version="1",API="Predict",entrypoint="REST"'
@@ -118,6 +120,20 @@ def test_what_a_version_counted_stays_when_it_goes_and_goes_on_when_it_comes_aga
     again.rows = 1
     assert dict(metrics.state({}, {}, [again]).served)["half", 1, "rows"] == 6
     assert dict(metrics.state({}, {}, [again]).served)["half", 1, "rows"] == 6
+
+
+def test_one_worker_tells_of_a_version_that_went_before_anybody_asked(tmp_path: Path) -> None:
+    versions = {"half": {1: plain.half()}}
+    models = plain.models_of(versions)
+    with log.Pen(tmp_path) as pen:
+        server = Running(plane_of(pen), Settings(port=0, quiet_s=0.02), models=models)
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as http:
+            assert http.post("/v1/models/half:predict", json={"instances": [1, 2]}).status_code == 200
+            time.sleep(2.2)
+            versions["half"] = {2: plain.half(2.0)}
+            models.follow()
+            assert read_metrics(http.get("/metrics").text)[ROWS] == 2
+        server.stop()
 
 
 def test_sums_of_states_and_statuses_of_one_code_are_one_line() -> None:

@@ -18,7 +18,8 @@ class Tally:
     """What the workers of a server counted together.
 
     A worker leaves its counts every second, and before it tells anybody of them: so whoever is asked next knows them
-    too, and no count ever goes down. Of one that is killed the last second is lost.
+    too, and no count ever goes down. Of one that is killed the last second is lost, and of a version that goes its rows
+    and runs in that.
 
     Args:
         seat: where this worker leaves its counts; None: it is the only one.
@@ -34,9 +35,10 @@ class Tally:
             self._before = msgspec.structs.replace(_read(seat.before), gauges={})
 
     def leave(self) -> None:
-        """Leave the counts of this worker for the others."""
+        """Leave the counts of this worker for the others; and take those of each version, before it goes."""
+        own = self._own(0)
         if self._seat:
-            self._seat.leave(_to_json(self._own(0)))
+            self._seat.leave(_to_json(own))
 
     def text(self) -> bytes:
         """The counts of all workers, for a request that is being answered."""
