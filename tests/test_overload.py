@@ -19,7 +19,7 @@ import pytest
 import plain_models as plain
 from served import Client, Running, plane_of
 from steersman import log
-from steersman.serve.connection import PIPELINED
+from steersman.serve.connection import PIPELINED, Connection
 from steersman.serve.settings import Settings
 
 PREDICT = "/v1/models/half:predict"
@@ -160,6 +160,25 @@ def test_whoever_ends_its_side_behind_many_requests_gets_the_answers_first(tmp_p
         client.sock.shutdown(socket.SHUT_WR)
         assert answers(client, 1000) == [200] * 1000
         assert client.closed()
+
+
+def test_who_has_something_waiting_is_not_read_from_while_all_hold_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[bool] = []
+
+    def received(connection: Connection, data: bytes) -> None:
+        came.append(bool(connection._held))
+        take(connection, data)
+
+    take = Connection.data_received
+    monkeypatch.setattr(Connection, "data_received", received)
+    monkeypatch.setattr("steersman.serve.connection.ALL_HELD_BYTES", 0)
+    with running(tmp_path, stale_s=60) as server, Client(server.port) as client:
+        sending = send(client, asked(20_000))
+        assert answers(client, 20_000) == [200] * 20_000
+        sending.join()
+    assert len(came) > 5 and not any(came)
 
 
 def test_a_client_that_leaves_takes_what_it_sent_along(tmp_path: Path) -> None:

@@ -180,12 +180,12 @@ class Connection(asyncio.Protocol):
             return
         if self._held:
             self._hold(data, self._server.now())
-            self._regulate()
-            return
-        self._taken = 0
-        self._take(data)
+        else:
+            self._taken = 0
+            self._take(data)
         if self._held:
             self._go_on_soon()
+            self._regulate()
 
     def _hold(self, data: bytes, since: float, first: bool = False) -> None:
         """Keep bytes for a later turn."""
