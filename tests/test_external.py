@@ -7,10 +7,12 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -75,6 +77,25 @@ def test_files_may_lie_in_folders_below_and_models_without_numbers_have_theirs(t
         (tmp_path / folder / "model.onnx").write_bytes(at("./w.bin"))
         (tmp_path / folder / "w.bin").write_bytes(weight.tobytes())
         np.testing.assert_array_equal(shelf.load(folder.split("/")[0], 1).run({"x": X})[0], X + 3)
+
+
+def test_models_with_other_files_that_are_published_at_once_get_numbers_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shelf, other = Shelf("memory://at-once"), Shelf("memory://at-once")
+    numbers: list[int] = []
+    pipe = MemoryFileSystem.pipe_file
+
+    def overtaken(filesystem: MemoryFileSystem, path: str, data: bytes, **more: Any) -> None:
+        pipe(filesystem, path, data, **more)
+        monkeypatch.undo()
+        numbers.append(other.publish("m", at("b.bin"), {"b.bin": np.full(4, 2.0, np.float32).tobytes()}))
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", overtaken)
+    numbers.append(shelf.publish("m", at("a.bin"), {"a.bin": np.full(4, 1.0, np.float32).tobytes()}))
+    assert numbers == [1, 2]
+    for number, weight in ((1, 2), (2, 1)):
+        np.testing.assert_array_equal(shelf.load("m", number).run({"x": X})[0], X + np.float32(weight))
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,9 @@ class Disk:
 class Objects:
     """Object storage: no rename and no locks.
 
-    The first file of a directory is created only if it is not there, which gives the directory to one writer;
-    the last file is the sign that the others are whole. Two who replace the same file at once: the last one wins.
+    A file of a directory is created only if it is not there, which gives the directory to one writer, who may find some
+    that another left behind; the last file is the sign that the others are whole. Two who replace the same file at
+    once: the last one wins.
     """
 
     def __init__(self, filesystem: Any, root: str) -> None:
@@ -180,15 +181,13 @@ class Objects:
         return self.read(f"{directory}/{path}")
 
     def place(self, path: str, files: Mapping[str, bytes]) -> bool:
-        (first, claim), *rest = files.items()
-        try:
-            self._filesystem.pipe_file(self._at(f"{path}/{first}"), claim, mode="create")
-        except OSError:  # not every driver says FileExistsError
-            if self.exists(f"{path}/{first}"):
-                return False
-            raise
-        for name, data in rest:
-            self._filesystem.pipe_file(self._at(f"{path}/{name}"), data)
+        for name, data in files.items():
+            try:
+                self._filesystem.pipe_file(self._at(f"{path}/{name}"), data, mode="create")
+            except OSError:  # not every driver says FileExistsError
+                if self.exists(f"{path}/{name}"):
+                    return False
+                raise
         return True
 
     def remove(self, path: str, first: str) -> None:
