@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -103,10 +104,10 @@ def now() -> int:
     return time.time_ns() // 1000
 
 
-def plane_of(pen: log.Pen, **options: object) -> Plane:
+def plane_of(pen: log.Pen, **options: Any) -> Plane:
     """A plane over a real log."""
     new_id: Callable[[], str] = lambda: time_ordered_id(now(), os.urandom(8))  # noqa: E731
-    return Plane(load, pen.append, now=now, new_id=new_id, durability="commit", **options)  # type: ignore[arg-type]
+    return Plane(load, pen.append, now=now, new_id=new_id, durability="commit", **options)
 
 
 def logged(directory: Path) -> tuple[list[Decision], list[Outcome]]:

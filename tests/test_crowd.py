@@ -111,8 +111,9 @@ def test_decisions_of_a_micro_batch_are_those_of_each_request_alone(monkeypatch:
 
 def test_a_crowd_that_gives_other_bits_is_not_asked() -> None:
     perturbing = crowded(*opened(LIGHT_ENCODER, {"kind": "actions", "hidden": (8,)}))
-    assert checked(perturbing, LIGHT_ENCODER, ("off", "on"), True).crowd is perturbing.crowd
+    crowd = perturbing.crowd
+    assert crowd is not None and checked(perturbing, LIGHT_ENCODER, ("off", "on"), True).crowd is crowd
     assert checked(perturbing, LIGHT_ENCODER, ("off", "on"), False).crowd is None
-    off = replace(perturbing, crowd=lambda keys, *rows: np.float32(1 + 1e-7) * perturbing.crowd(keys, *rows))  # type: ignore[misc]
+    off = replace(perturbing, crowd=lambda keys, *rows: np.float32(1 + 1e-7) * crowd(keys, *rows))
     assert checked(off, LIGHT_ENCODER, ("off", "on"), True).crowd is None
     assert checked(replace(perturbing, crowd=None), LIGHT_ENCODER, (), True).crowd is None

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -226,13 +226,13 @@ def test_the_next_version_is_tried_on_what_the_last_one_answered(monkeypatch: py
     number = 1
     refuses: set[float] = set()
 
-    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         ran.append(feeds["x"].tolist())
         if refuses & set(ran[-1]):
             raise DataError("not for me")
         return half.run(feeds)
 
-    models = Models(lambda *_: Model(half.signature, run), lambda: {"m": Wanted((number,))})  # type: ignore[arg-type]
+    models = Models(lambda *_: Model(half.signature, run), lambda: {"m": Wanted((number,))})
     models.follow()
     loop = Loop(models)
     for i in range(warmup.EVERY * (warmup.RECORDED + 10)):
@@ -277,16 +277,16 @@ def test_a_policy_that_refuses_all_that_the_last_one_answered_does_not_decide(tu
     turns.end()
     assert bodies[-1] == ask_open(unit="u99")
     plane.follow(lambda: {"open": 2})
-    assert plane.status()["policies"]["open"]["version"] == 2  # type: ignore[index]
+    assert plane.status()["policies"]["open"]["version"] == 2
     bodies.clear()
     bodies.append(ask_open("a", candidates=[{"id": "a", "features": {"price": "text"}}]))
     plane.follow(lambda: {"open": 3})
-    found = plane.status()["policies"]["open"]  # type: ignore[index]
+    found = plane.status()["policies"]["open"]
     assert (found["version"], found["error"]["version"]) == (2, 3)
     assert "refuses all of the last 1 requests" in found["error"]["error"]
     bodies.append(ask_open())
     plane.follow(lambda: {"open": 3}, at_once=True)
-    assert plane.status()["policies"]["open"]["version"] == 3  # type: ignore[index]
+    assert plane.status()["policies"]["open"]["version"] == 3
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -298,9 +299,9 @@ def test_a_closed_pen_writes_no_more_and_may_be_closed_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("wrong", [{"durability": "sometimes"}, {"segment_bytes": 10}, {"segment_bytes": 1 << 40}])
-def test_settings_are_checked(tmp_path: Path, wrong: dict[str, object]) -> None:
+def test_settings_are_checked(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        log.Pen(tmp_path, **wrong)  # type: ignore[arg-type]
+        log.Pen(tmp_path, **wrong)
 
 
 def test_a_directory_that_can_not_be_written_is_said_at_once(tmp_path: Path) -> None:

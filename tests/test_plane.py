@@ -154,7 +154,7 @@ def test_a_graph_that_is_not_known_to_be_rowwise_is_run_row_by_row(turns: Turns)
         plane.decide("open", ask(), Answers().reply)
     turns.end()
     assert shapes == [(1, 2)] * 5
-    assert plane.status()["policies"]["open"]["together"] is False  # type: ignore[index]
+    assert plane.status()["policies"]["open"]["together"] is False
 
 
 def test_a_run_holds_no_more_rows_and_padding_than_it_may(turns: Turns) -> None:
@@ -231,13 +231,13 @@ def test_when_the_log_fails_there_is_a_503_and_no_acknowledgement(turns: Turns, 
         function(*arguments)
     assert [status for status, _ in answers] == [503, 503]
     assert all(set(body) == {"error", "hint", "field"} and body["hint"] for _, body in answers)
-    assert plane.status()["log"]["error"]  # type: ignore[index]
+    assert plane.status()["log"]["error"]
     assert (plane.counts.decisions, plane.counts.outcomes, plane.counts.failed) == (0, 0, 2)
     failing = False
     plane.decide("open", ask(id="mine"), answers.reply)
     turns.end()
     assert answers[-1][0] == 200
-    assert plane.status()["log"]["error"] == ""  # type: ignore[index]
+    assert plane.status()["log"]["error"] == ""
 
 
 # -- ids of the client --------------------------------------------------------------------------------------------
@@ -303,16 +303,16 @@ def test_requests_that_began_on_the_old_version_end_on_it(plane: Plane, turns: T
 def test_a_load_that_fails_leaves_the_old_version_and_says_why(plane: Plane, turns: Turns) -> None:
     plane.follow(lambda: {"shop": 99, "light": 2})
     status = plane.status()["policies"]
-    assert (status["shop"]["version"], status["shop"]["wanted"]) == (1, 99)  # type: ignore[index]
-    assert "shop/99 is not there" in status["shop"]["error"]["error"]  # type: ignore[index]
-    assert (status["light"]["version"], status["light"]["error"]) == (2, None)  # type: ignore[index]
+    assert (status["shop"]["version"], status["shop"]["wanted"]) == (1, 99)
+    assert "shop/99 is not there" in status["shop"]["error"]["error"]
+    assert (status["light"]["version"], status["light"]["error"]) == (2, None)
     answers = Answers()
     plane.decide("shop", ask(), answers.reply)
     turns.end()
     assert answers[0][1]["version"] == 1
     assert plane.ready
     plane.follow(lambda: {"shop": 3})
-    assert plane.status()["policies"]["shop"]["error"] is None  # type: ignore[index]
+    assert plane.status()["policies"]["shop"]["error"] is None
 
 
 def test_what_fails_is_tried_again_ever_later_and_at_once_when_asked(turns: Turns) -> None:
@@ -341,7 +341,7 @@ def test_a_store_that_is_away_does_not_stop_what_serves(plane: Plane) -> None:
         raise OSError("no route to host")
 
     plane.follow(away)
-    assert "no route to host" in plane.status()["error"]["error"]  # type: ignore[index]
+    assert "no route to host" in plane.status()["error"]["error"]
     assert plane.ready
     plane.follow(lambda: {})
     assert plane.status()["error"] is None

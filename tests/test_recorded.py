@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -86,7 +87,7 @@ def test_of_a_policys_first_version_only_what_it_answers_is_kept(turns) -> None:
     bad = ask_open("a", candidates=[{"id": "a", "features": {"price": "text"}}])
     plane.recall({"open": [bad, ask_open(unit="u1"), b"{", ask_open(unit="u2")]})
     plane.follow(lambda: {"open": 1})
-    assert plane.status()["policies"]["open"]["version"] == 1  # type: ignore[index]
+    assert plane.status()["policies"]["open"]["version"] == 1
     assert plane.recorded() == {"open": [ask_open(unit="u1"), ask_open(unit="u2")]}
 
 
@@ -123,7 +124,7 @@ def test_damaged_files_cost_the_warm_up_alone(tmp_path: Path, capsys: pytest.Cap
     fine = {"x": ["<f4", [1], np.float32([2]).tobytes(), []]}
     (tmp_path / "recorded" / "m.predict").write_bytes(msgspec.msgpack.encode([*wrong, fine]))
     plane = plane_with(scorer_of([]), lambda records, done: done(None), turns_of_none())
-    models = Models(lambda *_: Model(None, None), dict)  # type: ignore[arg-type]
+    models = plain.models_of({})
     Recorded(made, plane, models).recall()
     assert plane.recorded() == {}
     assert [one["x"].tolist() for one in models.recorded.of("m")] == [[2.0]]
@@ -138,13 +139,13 @@ def test_a_model_that_refuses_all_that_was_kept_still_serves_first() -> None:
     half = Plain(plain.half())
     ran: list[float] = []
 
-    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         ran.append(float(feeds["x"][0]))
         if feeds["x"][0] == 7:
             raise DataError("not for me")
         return half.run(feeds)
 
-    models = Models(lambda *_: Model(half.signature, run), lambda: {"m": Wanted((1,))})  # type: ignore[arg-type]
+    models = Models(lambda *_: Model(half.signature, run), lambda: {"m": Wanted((1,))})
     kept = models.recorded.of("m")
     kept.extend([{"x": np.float32([7])}, {"y": np.float32([1])}, {"x": np.float32([7, 1])}])
     models.follow()

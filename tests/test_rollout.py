@@ -128,11 +128,11 @@ def test_a_candidate_that_does_not_load_gets_no_traffic_and_status_says_why(pen:
     plane.follow(lambda: {"shop": two(0.9, candidate=99)})
     assert plane.ready
     assert {answer["version"] for answer in decided(plane, turns, ["a", "b", "c", "d"]).values()} == {1}
-    status = plane.status()["policies"]["shop"]  # type: ignore[index]
+    status = plane.status()["policies"]["shop"]
     assert (status["version"], status["error"], status["rollout"]["loaded"]) == (1, None, False)
     assert "shop/99 is not there" in status["rollout"]["error"]["error"]
     plane.follow(lambda: {"shop": two(0.9)})
-    status = plane.status()["policies"]["shop"]  # type: ignore[index]
+    status = plane.status()["policies"]["shop"]
     assert (status["rollout"]["loaded"], status["rollout"]["error"]) == (True, None)
 
 
@@ -236,8 +236,8 @@ def test_a_challenger_that_breaks_in_the_shadow_breaks_nothing(
     assert {answer["version"] for answer in decided(plane, turns, ["a", "b", "c"]).values()} == {1}
     dark.close()
     status = plane.status()["shadow"]
-    assert (status["failed"], status["scored"]) == (3, 0)  # type: ignore[index]
-    assert "out of luck" in status["error"]  # type: ignore[index]
+    assert (status["failed"], status["scored"]) == (3, 0)
+    assert "out of luck" in status["error"]
     assert logged(tmp_path / "shadow") == ([], [])
 
 

@@ -7,6 +7,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 
@@ -163,7 +164,7 @@ class Plane:
         """Whether no policy was ever wanted or served here."""
         return not self._versions.names
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> dict[str, Any]:
         """Versions, loading errors, the log and counts, ready for JSON."""
         return {
             "ready": self.ready,
