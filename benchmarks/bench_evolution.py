@@ -36,12 +36,12 @@ from steersman.models.graph import Graph
 from steersman.models.warehouse import Warehouse
 from steersman.serve import plane
 from steersman.serve.perturbed import Perturbing
-from steersman.worlds import poles
 
 Array = np.ndarray
 
 EVOTORCH = ("torch==2.13.0", "evotorch==0.6.1", "cma==4.5.0", "cmaes==0.13.1", "gymnasium==1.4.0")
 POPULATION = 256
+CARTPOLE = evolving.WORLDS["cartpole"]
 SIZES = {"1e3": (1000, 20), "1e5": (100_000, 5), "1e6": (1_000_000, 2)}
 """Name -> parameters, rounds of ours and steps of theirs in a round."""
 
@@ -82,7 +82,7 @@ def population_s() -> tuple[float, float]:
 def searched(path: Path) -> None:
     """Write a population of every generation of a search in CartPole, from the first update until it is solved."""
     file, rows = path.with_suffix(".search"), []
-    while evolving.evolve_cartpole(es.Settings(), seed=1, batches=1, path=file).evaluations:
+    while evolving.evolve(CARTPOLE, es.Settings(), seed=1, batches=1, path=file).evaluations:
         search = es.load(file)
         rows.append(search.perturbed(es.ask(search, evolving.POPULATION)))
     np.save(path, np.concatenate(rows))
@@ -90,11 +90,11 @@ def searched(path: Path) -> None:
 
 def cartpole_s(path: Path) -> tuple[float, int]:
     """CPU seconds of an episode for each row of a file, in populations as they were; and steps in all."""
-    rows, rng, steps = np.load(path), np.random.default_rng(0), 0
+    rows, rng, steps, net = np.load(path), np.random.default_rng(0), 0, evolving.net(CARTPOLE)
     begun = time.process_time()
     for start in range(0, len(rows), evolving.POPULATION):
         population = rows[start : start + evolving.POPULATION]
-        steps += int(evolving.play(population, poles.starts(len(population), rng)).sum())
+        steps += int(CARTPOLE.play(net.members(population), CARTPOLE.starts(len(population), rng)).sum())
     return time.process_time() - begun, steps
 
 
@@ -183,7 +183,7 @@ def measure(peer: Peer | None, folder: Path) -> dict[str, dict[str, float]]:
         "cartpole_steps_per_s": 1 / mine["cartpole_step"],
         "tell_peak_mb_1e6": peak_mb(1_000_000),
         "evals_to_solve_median": statistics.median(
-            evolving.evolve_cartpole(es.Settings(), seed=seed).evaluations for seed in range(10)
+            evolving.evolve(CARTPOLE, es.Settings(), seed=seed).evaluations for seed in range(10)
         ),
     }
     ratios = {

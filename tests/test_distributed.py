@@ -17,7 +17,6 @@ from steersman.cli import main
 from steersman.core.errors import MissingExtra, NotFoundError
 from steersman.flow import distributed, evolving
 from steersman.learn import evolution as es
-from steersman.worlds import poles
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +33,17 @@ def address() -> Iterator[str]:
     assert held.returncode == 0
 
 
+@pytest.mark.parametrize("world, rounds", [("cartpole", 6), ("Acrobot-v1", 1), ("Pendulum-v1", 2)])
 def test_a_search_on_two_machines_is_that_of_one_process_to_the_bit(
-    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    address: str, world: str, rounds: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = ["es", "run", "--seed", "3", "--rounds", "6", "--common", "pair"]
+    run = ["es", "run", "--world", world, "--seed", "3", "--rounds", str(rounds), "--common", "pair"]
     assert main([*run, "--search", str(tmp_path / "alone"), "--json"]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert main([*run, "--search", str(tmp_path / "spread"), "--ray", address]) == 0
     assert "ray     2 cores, evaluated on 2 machines" in capsys.readouterr().out
     assert (tmp_path / "alone").read_bytes() == (tmp_path / "spread").read_bytes()
-    assert alone["evaluations"] == 6 * evolving.POPULATION
+    assert alone["evaluations"] == rounds * evolving.POPULATION
     assert main(["es", "run", "cartpole", "--ray", address]) == 2  # a live policy is evaluated by its product
 
 
@@ -60,15 +60,17 @@ def test_without_ray_it_names_the_install(monkeypatch: pytest.MonkeyPatch) -> No
         pass
 
 
-def test_a_return_does_not_depend_on_the_rows_beside_it() -> None:
+@pytest.mark.parametrize("name", ["cartpole", "CartPole-v1", "MountainCarContinuous-v0", "Pendulum-v1"])
+def test_a_return_does_not_depend_on_the_rows_beside_it(name: str) -> None:
     """What makes any cut of a batch give the same bits."""
-    rng = np.random.default_rng(0)
-    search = es.begin(es.Settings(), rng.normal(size=evolving.NET.size), bytes(16))
-    keys, state = es.ask(search, 30, rng.bytes), poles.starts(37, rng)
-    whole = evolving.evaluate(search, keys, state)
-    for cuts in ([1], [5, 6, 29], [30], [31], range(1, 37)):
-        parts = np.split(np.arange(37), cuts)
-        found = [evolving.evaluate(search, keys[part[part < 30]], state[part]) for part in parts]
+    rng, world, total, perturbed = np.random.default_rng(0), evolving.find(name), 11, 8
+    game = evolving.Game(world, evolving.net(world))
+    search = es.begin(es.Settings(), rng.normal(size=game.net.size), bytes(16))
+    keys, begun = es.ask(search, perturbed, rng.bytes), world.starts(total, rng)
+    whole = evolving.evaluate(game, search, keys, begun)
+    for cuts in ([1], [3, 4, 7], [8], [9], range(1, total)):
+        parts = np.split(np.arange(total), cuts)
+        found = [evolving.evaluate(game, search, keys[part[part < perturbed]], begun[part]) for part in parts]
         assert np.array_equal(np.concatenate(found), whole)
     assert len(np.unique(whole)) > 5
 

@@ -20,6 +20,7 @@ from steersman.learn.evolution import stored
 from steersman.learn.evolution.population import Net
 from steersman.worlds import poles
 
+CARTPOLE, NET = evolving.WORLDS["cartpole"], evolving.net(evolving.WORLDS["cartpole"])
 EVOKIT = es.Settings(es.OpenES(step=es.Adam(rate=0.05)), sigma=0.5)
 """What EvoKit's demo is configured with, and a population of 10."""
 
@@ -91,63 +92,67 @@ def test_a_population_answers_as_its_nets_do() -> None:
 
 def test_episodes_are_those_of_gymnasium() -> None:
     rng = np.random.default_rng(3)
-    rows = rng.normal(size=(24, evolving.NET.size)).astype(np.float32)
+    rows = rng.normal(size=(24, NET.size)).astype(np.float32)
     begin = poles.starts(24, rng)
-    returns = evolving.play(rows, begin)
+    returns = CARTPOLE.play(NET.members(rows), begin)
     assert returns.tolist() == [in_gymnasium(row, start) for row, start in zip(rows, begin, strict=True)]
     assert len(np.unique(returns)) > 5
 
 
 def test_cartpole_is_solved_and_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
     settings, made = es.Settings(), []
-    whole = evolving.evolve_cartpole(settings, seed=0, path=tmp_path / "whole", tell=made.append)
+    whole = evolving.evolve(CARTPOLE, settings, seed=0, path=tmp_path / "whole", tell=made.append)
     assert whole.solved and whole.evaluations <= 16 * 40
     assert [one.evaluations for one in made] == [16 * (i + 1) for i in range(whole.batches)]
     for _ in range(whole.batches):  # a process that ends after every batch
-        evolving.evolve_cartpole(settings, seed=0, batches=1, path=tmp_path / "parts")
+        evolving.evolve(CARTPOLE, settings, seed=0, batches=1, path=tmp_path / "parts")
     assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
     best = stored.load(tmp_path / "whole").mean.astype(np.float32)
     starts = poles.starts(5, np.random.default_rng(99))
     assert np.mean([in_gymnasium(best, start) for start in starts]) > 400
     with pytest.raises(ConfigError, match="other settings"):
-        evolving.evolve_cartpole(EVOKIT, path=tmp_path / "whole")
+        evolving.evolve(CARTPOLE, EVOKIT, path=tmp_path / "whole")
 
 
 def test_a_pair_that_meets_the_same_chance_differs_by_less(tmp_path: Path) -> None:
     """Common random numbers: where the noise is small, a start helps or harms both of a pair."""
     spread: dict[evolving.Common, list[float]] = {}
     for batches in (6, 9, 12):
-        evolving.evolve_cartpole(es.Settings(), seed=0, batches=batches, path=tmp_path / f"{batches}")
+        evolving.evolve(CARTPOLE, es.Settings(), seed=0, batches=batches, path=tmp_path / f"{batches}")
         learned = stored.load(tmp_path / f"{batches}")
         search = es.begin(es.Settings(sigma=0.01), learned.mean, learned.run)
         rows = search.perturbed(es.ask(search, 32, np.random.default_rng(1).bytes))
         common: evolving.Common
         for common in ("none", "pair", "generation"):
             rng = np.random.default_rng(2)
-            returns = np.stack([evolving.play(rows, evolving.starts(common, 32, rng)) for _ in range(40)])
+            returns = np.stack(
+                [CARTPOLE.play(NET.members(rows), evolving.starts(CARTPOLE, common, 32, rng)) for _ in range(40)]
+            )
             spread.setdefault(common, []).append(float(np.var(returns[:, ::2] - returns[:, 1::2], axis=0).mean()))
     for common in ("pair", "generation"):
         assert all(less < 0.75 * own for less, own in zip(spread[common], spread["none"], strict=True))
 
 
 def test_who_begins_alike_is_an_option_and_a_seed_repeats_it(tmp_path: Path) -> None:
-    own, pairs, all_ = (evolving.starts(name, 6, np.random.default_rng(0)) for name in ("none", "pair", "generation"))
+    own, pairs, all_ = (
+        evolving.starts(CARTPOLE, name, 6, np.random.default_rng(0)) for name in ("none", "pair", "generation")
+    )
     assert np.array_equal(pairs[::2], pairs[1::2]) and len(np.unique(pairs, axis=0)) == 3
     assert len(np.unique(own, axis=0)) == 6 and len(np.unique(all_, axis=0)) == 1
     bodies = []
     for name in ("pair", "pair", "generation", "none"):
         path = tmp_path / f"{len(bodies)}"
-        evolving.evolve_cartpole(es.Settings(), seed=4, batches=2, common=name, path=path)
+        evolving.evolve(CARTPOLE, es.Settings(), seed=4, batches=2, common=name, path=path)
         bodies.append(path.read_bytes())
     assert bodies[0] == bodies[1] and len(set(bodies)) == 3
     with pytest.raises(ConfigError, match="no mirrored pairs"):
-        evolving.evolve_cartpole(es.Settings(es.CMA()), batches=1, common="pair")
+        evolving.evolve(CARTPOLE, es.Settings(es.CMA()), batches=1, common="pair")
 
 
 def test_a_run_without_a_seed_draws_everything_afresh(tmp_path: Path) -> None:
     runs = []
     for name in ("a", "b"):
-        evolving.evolve_cartpole(es.Settings(), batches=1, path=tmp_path / name)
+        evolving.evolve(CARTPOLE, es.Settings(), batches=1, path=tmp_path / name)
         runs.append(stored.load(tmp_path / name))
     assert runs[0].run != runs[1].run and not np.array_equal(runs[0].mean, runs[1].mean)
 
@@ -168,7 +173,7 @@ def test_es_run_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def evaluations(settings: es.Settings, population: int, batches: int) -> list[float]:
     found = [
-        evolving.evolve_cartpole(settings, population=population, batches=batches, seed=seed) for seed in range(10)
+        evolving.evolve(CARTPOLE, settings, population=population, batches=batches, seed=seed) for seed in range(10)
     ]
     return sorted(one.evaluations if one.solved else float("inf") for one in found)
 
@@ -193,11 +198,12 @@ def reusing(max_age: int, seed: int) -> float:
     """Fresh evaluations until CartPole is solved, where each batch has the samples of so many versions before, too."""
     solver = es.PGPE(step=es.ClipUp(rate=0.15), sigma_rate=0.0)
     settings, rng = es.Settings(solver, sigma=0.3, max_age=max_age), np.random.default_rng([seed, 7])
-    search, past, digests = es.begin(settings, np.zeros(evolving.NET.size), rng.bytes(16)), [], {}
+    search, past, digests = es.begin(settings, np.zeros(NET.size), rng.bytes(16)), [], {}
     for batch in range(200):
         keys = es.ask(search, 16, rng.bytes)
-        clean = np.broadcast_to(search.mean.astype(np.float32), (20, evolving.NET.size))
-        returns = evolving.play(np.concatenate([search.perturbed(keys), clean]), poles.starts(36, rng))
+        clean = np.broadcast_to(search.mean.astype(np.float32), (20, NET.size))
+        members = NET.members(np.concatenate([search.perturbed(keys), clean]))
+        returns = CARTPOLE.play(members, poles.starts(36, rng))
         if returns[16:].mean() >= poles.SOLVED:
             return 16.0 * batch
         digests[search.generation] = search.digest

@@ -19,14 +19,13 @@ from steersman.cli.show import plain, show
 from steersman.core.errors import ConfigError, GateError
 from steersman.flow import canary, distributed, evolving, guarding, online, sampling
 from steersman.learn import evolution as es
-from steersman.worlds import poles
 
 SOLVERS: dict[str, type[es.Solver]] = {
     "snes": es.SNES, "pgpe": es.PGPE, "openai": es.OpenES, "sep-cma": es.SepCMA, "cma": es.CMA, "ars": es.ARS
 }  # fmt: skip
 STEPS: dict[str, type[es.SGD] | type[es.Adam] | type[es.ClipUp]] = {"sgd": es.SGD, "adam": es.Adam, "clipup": es.ClipUp}
 
-ALONE = ("solver", "step", "rate", "noise", "sigma", "population", "common", "search", "ray")
+ALONE = ("world", "hidden", "solver", "step", "rate", "noise", "sigma", "population", "common", "search", "ray")
 """Options of a run without a server: a version has a search that `es init` made."""
 
 
@@ -82,7 +81,13 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
     again.add_argument("name", metavar="NAME@NUMBER")
     run = action("run", _run, "Evolve a policy in a world: without a server, or NAME through a real one.")
     run.add_argument("name", nargs="?", help="a problem of the world, with a champion that es init made")
-    run.add_argument("--world", choices=["cartpole"], default="cartpole")
+    run.add_argument(
+        "--world", metavar="ID", default="cartpole",
+        help="cartpole, or an environment of Gymnasium, e.g. Pendulum-v1; PACKAGE:ID of one that a package registers",
+    )  # fmt: skip
+    run.add_argument(
+        "--hidden", type=numbers.count, nargs="*", default=[*evolving.HIDDEN], metavar="UNITS", help="of the net"
+    )
     run.add_argument("--episodes", type=numbers.count, default=64, help="with NAME: played in each round")
     run.add_argument(
         "--population", type=numbers.count, default=evolving.POPULATION, help="perturbed policies in a batch"
@@ -256,12 +261,16 @@ def _run(options: argparse.Namespace) -> None:
             counts = f"{made.generation:>10}  {made.evaluations:>11,}"
             sys.stdout.write(f"{counts}  {made.mean:>11.1f}  {made.best:>6.0f}  {made.clean:>13.1f}\n")
 
+    world, hidden = evolving.find(options.world), tuple(options.hidden)
+    shapes = evolving.net(world, hidden).shapes
+    settings = es.Settings(_solver(options), noise=options.noise, sigma=options.sigma, shapes=shapes)
     if not options.json:
         sys.stdout.write("generation  evaluations  mean return    best  without noise\n")
-    settings = es.Settings(_solver(options), noise=options.noise, sigma=options.sigma, shapes=evolving.NET.shapes)
     with contextlib.nullcontext(None) if options.ray is None else distributed.cluster(options.ray) as ray:
-        found = evolving.evolve_cartpole(
+        found = evolving.evolve(
+            world,
             settings,
+            hidden=hidden,
             population=options.population,
             batches=options.rounds,
             common=options.common,
@@ -271,10 +280,11 @@ def _run(options: argparse.Namespace) -> None:
             by=evolving.evaluate if ray is None else ray,
         )
     won = f"solved after {found.evaluations:,} evaluations" if found.solved else "not solved"
+    goal = "no return counts as solved here" if world.solved is None else f"solved is {world.solved:g}"
     show(
         options,
         found,
-        f"{won}: without noise {found.clean:.1f} of {poles.STEPS}, the mean of {evolving.EPISODES} episodes",
+        f"{won}: without noise {found.clean:.1f}, the mean of {evolving.EPISODES} episodes; {goal}",
         *([f"search  {options.search}"] if options.search else []),
         *([f"ray     {ray.cores} cores, evaluated on {len(ray.machines)} machines"] if ray else []),
     )

@@ -119,8 +119,8 @@ class DiskError(Error):
     http_status = 507
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint for a word we do not know: the closest known one, or all of them.
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A hint for a word we do not know: the closest known one, or else `otherwise`, or all of them.
 
     >>> did_you_mean("dicount", ["discount", "reward"])
     'did you mean discount?'
@@ -129,4 +129,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word[:200], names, n=1)  # its time grows with the square of the length
     if close:
         return f"did you mean {close[0]}?"
+    if otherwise:
+        return otherwise
     return f"known: {', '.join(names)}" if names else "none is known here"

@@ -1,8 +1,8 @@
 """Evaluations of perturbed policies on a Ray cluster: keys go out, returns come back, and the bits stay the same.
 
-A worker gets the search and some keys, and makes the perturbed parameters itself. Ray ships our function by its name,
-and the search pickled, between processes that one user started; nothing that was read from a file or from a client is
-unpickled. Whoever may write to a Ray cluster may run code on it: keep its ports closed to others.
+A worker gets the world, the search and some keys, and makes the perturbed parameters itself. Ray ships our function by
+its name, world and search pickled, between processes that one user started; nothing that was read from a file or from a
+client is unpickled. Whoever may write to a Ray cluster may run code on it: keep its ports closed to others.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Cluster:
         self.cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.machines: set[str] = set()
 
-    def __call__(self, search: es.Search, keys: Array, state: Array) -> Array:
+    def __call__(self, game: evolving.Game, search: es.Search, keys: Array, begun: Array) -> Array:
         """See `evolving.Evaluate`.
 
         Raises:
             ConflictError: a worker failed more often than Ray tries again, or the cluster is gone.
         """
-        there = self._ray.put(search)
-        parts = np.array_split(np.arange(len(state)), min(self.cores, len(state)))
-        asked = [self._returns.remote(there, keys[part[part < len(keys)]], state[part]) for part in parts]
+        there = self._ray.put((game, search))
+        parts = np.array_split(np.arange(len(begun)), min(self.cores, len(begun)))
+        asked = [self._returns.remote(there, keys[part[part < len(keys)]], begun[part]) for part in parts]
         try:
             found = self._ray.get(asked)
         except self._ray.exceptions.RayError as error:
@@ -103,7 +103,7 @@ def _check_answers(address: str) -> None:
         raise NotFoundError(f"no Ray cluster at {address}: {error}", hint=hint) from None
 
 
-def _returns(search: es.Search, keys: Array, state: Array) -> tuple[str, Array]:
+def _returns(there: tuple[evolving.Game, es.Search], keys: Array, begun: Array) -> tuple[str, Array]:
     """On a worker: the machine, and the returns."""
     ray = importlib.import_module("ray")
-    return ray.get_runtime_context().get_node_id(), evolving.evaluate(search, keys, state)
+    return ray.get_runtime_context().get_node_id(), evolving.evaluate(*there, keys, begun)

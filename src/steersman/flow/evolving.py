@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -14,11 +15,18 @@ from msgspec import Struct
 from steersman.core.errors import ConfigError, NotFoundError
 from steersman.learn import evolution as es
 from steersman.learn.evolution.population import Net
-from steersman.worlds import poles
+from steersman.worlds.episodes import World
+from steersman.worlds.poles import Poles
+from steersman.worlds.registered import registered
 
 Array = np.ndarray
 
-NET = Net((4, 20, 2))
+WORLDS: dict[str, World] = {"cartpole": Poles()}
+"""Those of our own; every other name is asked of Gymnasium's registry."""
+
+HIDDEN = (20,)
+"""Units of the layers of tanh between an observation and an action."""
+
 POPULATION = 16
 EPISODES = 20
 """Of the policy without noise, in every generation: whether the world is solved. They are no evaluations."""
@@ -48,7 +56,7 @@ class Evolved(Struct, frozen=True):
     """How it ended.
 
     Attributes:
-        solved: the policy without noise has a mean return of `poles.SOLVED`.
+        solved: the policy without noise has the mean return that counts as solved in the world, where one does.
         evaluations: episodes of perturbed policies that it took.
         clean: mean return of the policy without noise, `EPISODES` episodes.
         batches: that were told.
@@ -62,46 +70,49 @@ class Evolved(Struct, frozen=True):
     refused: int
 
 
+class Game(NamedTuple):
+    """What plays, and where."""
+
+    world: World
+    net: Net
+
+
 Tell = Callable[[Generation], None]
-Evaluate = Callable[[es.Search, Array, Array], Array]
+Evaluate = Callable[[Game, es.Search, Array, Array], Array]
 """How returns are found: `evaluate`, or a cluster that gives the same bits."""
 
 
-def play(parameters: Array, state: Array) -> Array:
-    """[P] f64: the return of an episode of CartPole of each net.
+def find(name: str) -> World:
+    """A world by its name: one of `WORLDS`, or the id of an environment that Gymnasium makes.
 
-    Args:
-        parameters: [P, d] f32, of `NET`.
-        state: [P, 4] f64, where each begins.
+    Raises:
+        ConfigError: there is none, or it can not be played; see `registered`.
+        MissingExtra: it is none of `WORLDS`, and Gymnasium is not installed.
     """
-    members, rows = NET.members(parameters), np.arange(len(state))
-    returns, state = np.full(len(state), float(poles.STEPS)), state.T
-    for done in range(1, poles.STEPS):
-        scores = members(state.T.astype(np.float32)[:, None, :])[:, 0]
-        state, fell = poles.step(state, scores[:, 1] > scores[:, 0])
-        if fell.any():  # what fell is asked no more
-            returns[rows[fell]] = done
-            rows, state, members = rows[~fell], state[:, ~fell], members.only(~fell)
-            if not len(rows):
-                break
-    return returns
+    return WORLDS[name] if name in WORLDS else registered(name, tuple(WORLDS))
 
 
-def evaluate(search: es.Search, keys: Array, state: Array) -> Array:
+def net(world: World, hidden: tuple[int, ...] = HIDDEN) -> Net:
+    """What plays there."""
+    return Net((world.inputs, *hidden, world.outputs))
+
+
+def evaluate(game: Game, search: es.Search, keys: Array, begun: Array) -> Array:
     """[P] f64: the return of an episode of each perturbed policy, and of the search's own where there are more starts.
 
     The return of a row does not depend on the rows beside it, to the bit.
 
     Args:
         keys: [K] u64, of the first rows.
-        state: [P, 4] f64, where each begins, at least K.
+        begun: [P, ...], how each begins, at least K.
     """
-    clean = np.broadcast_to(search.mean.astype(np.float32), (len(state) - len(keys), NET.size))
-    return play(np.concatenate([search.perturbed(keys), clean]) if len(keys) else clean, state)
+    clean = np.broadcast_to(search.mean.astype(np.float32), (len(begun) - len(keys), game.net.size))
+    rows = np.concatenate([search.perturbed(keys), clean]) if len(keys) else clean
+    return game.world.play(game.net.members(rows), begun)
 
 
-def starts(common: Common, population: int, rng: np.random.Generator) -> Array:
-    """[population, 4] f64: where the episodes of a batch begin; a world's chance is nothing else than that.
+def starts(world: World, common: Common, population: int, rng: np.random.Generator) -> Array:
+    """[population, ...]: how the episodes of a batch begin; a world's chance is nothing else than that.
 
     Common random numbers: what both keys of a pair meet goes out of their difference.
 
@@ -111,12 +122,14 @@ def starts(common: Common, population: int, rng: np.random.Generator) -> Array:
     alike = {"none": 1, "pair": 2, "generation": population}[common]
     if population % alike:
         raise ConfigError(f"{population} perturbed policies in pairs", hint="take an even number", field="population")
-    return np.repeat(poles.starts(population // alike, rng), alike, axis=0)
+    return np.repeat(world.starts(population // alike, rng), alike, axis=0)
 
 
-def evolve_cartpole(  # noqa: PLR0913  (all but the first by keyword)
+def evolve(  # noqa: PLR0913  (all but the first two by keyword)
+    world: World,
     settings: es.Settings,
     *,
+    hidden: tuple[int, ...] = HIDDEN,
     population: int = POPULATION,
     batches: int = 200,
     common: Common = "none",
@@ -125,9 +138,10 @@ def evolve_cartpole(  # noqa: PLR0913  (all but the first by keyword)
     tell: Tell = lambda _: None,
     by: Evaluate = evaluate,
 ) -> Evolved:
-    """Search until the policy without noise solves CartPole, or until so many batches were told.
+    """Search until the policy without noise solves the world, or until so many batches were told.
 
     Args:
+        hidden: units of each layer between an observation and an action.
         population: perturbed policies in a generation, an episode each.
         common: who meets the same chance of the world.
         seed: of the world and of the keys, so that it can be repeated; None: both from the system's entropy.
@@ -135,18 +149,20 @@ def evolve_cartpole(  # noqa: PLR0913  (all but the first by keyword)
         tell: called with every batch.
         by: where the episodes are played.
     Raises:
-        ConfigError: the search at `path` has other settings, or its keys are no pairs.
+        ConfigError: the search at `path` has other settings or another net, or its keys are no pairs.
     """
     if common == "pair" and not settings.solver.mirrored:
         raise ConfigError(f"{type(settings.solver).__name__} has no mirrored pairs", hint="none, or generation")
-    search = _begun(settings, seed, path)
+    game = Game(world, net(world, hidden))
+    search, goal = _begun(settings, game.net.size, seed, path), math.inf if world.solved is None else world.solved
     evaluations = refused = idle = 0
     for batch in itertools.count():
         entropy, rng = _drawn(seed, search.generation, idle)
         keys = es.ask(search, population, entropy)
-        returns = by(search, keys, np.concatenate([starts(common, population, rng), poles.starts(EPISODES, rng)]))
+        begun = np.concatenate([starts(world, common, population, rng), world.starts(EPISODES, rng)])
+        returns = by(game, search, keys, begun)
         earned, value = returns[:population], float(returns[population:].mean())
-        if value >= poles.SOLVED or batch == batches:  # what these perturbed policies earned changes nothing any more
+        if value >= goal or batch == batches:  # what these perturbed policies earned changes nothing any more
             break
         evaluations += population
         tell(Generation(search.generation, evaluations, float(earned.mean()), float(earned.max()), value))
@@ -157,10 +173,10 @@ def evolve_cartpole(  # noqa: PLR0913  (all but the first by keyword)
         idle = 0 if account.moved else idle + 1
         if path is not None:
             es.save(search, path)
-    return Evolved(value >= poles.SOLVED, evaluations, value, batch, refused)
+    return Evolved(value >= goal, evaluations, value, batch, refused)
 
 
-def _begun(settings: es.Settings, seed: int | None, path: Path | None) -> es.Search:
+def _begun(settings: es.Settings, size: int, seed: int | None, path: Path | None) -> es.Search:
     if path is not None:
         try:
             found = es.load(path)
@@ -169,9 +185,12 @@ def _begun(settings: es.Settings, seed: int | None, path: Path | None) -> es.Sea
         else:
             if found.settings != settings:
                 raise ConfigError(f"{path} has other settings: {found.settings}", hint="name another file")
+            if len(found.mean) != size:
+                message = f"{path} has {len(found.mean)} parameters, the net of this world has {size}"
+                raise ConfigError(message, hint="name another file, or the world it was begun in")
             return found
     run = os.urandom(16) if seed is None else np.random.default_rng([seed, 2**32]).bytes(16)
-    return es.begin(settings, np.zeros(NET.size), run)
+    return es.begin(settings, np.zeros(size), run)
 
 
 def _drawn(seed: int | None, generation: int, idle: int) -> tuple[Callable[[int], bytes], np.random.Generator]:

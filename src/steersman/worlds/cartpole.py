@@ -18,7 +18,8 @@ import numpy as np
 from msgspec import Struct
 
 from steersman.core.decision import decoder
-from steersman.core.errors import ConfigError, Error, MissingExtra
+from steersman.core.errors import ConfigError, Error
+from steersman.worlds.registered import library
 
 FIELDS = ("cart_position", "cart_velocity", "pole_angle", "pole_velocity")
 ACTIONS = ("left", "right")
@@ -202,11 +203,7 @@ def _next_request(connection: _Connection, client: _Client) -> _Request:
 
 def _client(policy: str, tally: _Tally, seed: int, prefix: str) -> _Client:
     """One environment that plays episodes as long as the tally wants more."""
-    try:
-        import gymnasium
-    except ImportError:
-        raise MissingExtra("gymnasium", "learn") from None
-    world = gymnasium.make("CartPole-v1", max_episode_steps=STEPS, disable_env_checker=True)
+    world = library().make("CartPole-v1", max_episode_steps=STEPS, disable_env_checker=True)
     path = f"/v1/decide/{quote(policy, safe='')}"
     for number in tally.numbers():
         start, _ = world.reset(seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))

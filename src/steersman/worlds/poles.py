@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from steersman.worlds.episodes import Members
+
 Array = np.ndarray
 
 STEPS = 500
@@ -45,3 +47,27 @@ def step(state: Array, right: Array) -> tuple[Array, Array]:
     pull = push - _POLE_KGM * turn * cos / _TOTAL_KG
     after = np.stack([x + TAU_S * x_speed, x_speed + TAU_S * pull, angle + TAU_S * speed, speed + TAU_S * turn])
     return after, (np.abs(after[0]) > LIMIT_M) | (np.abs(after[2]) > LIMIT_RAD)
+
+
+class Poles:
+    """CartPole, a World."""
+
+    inputs, outputs, solved = 4, 2, SOLVED
+
+    def starts(self, count: int, rng: np.random.Generator) -> Array:
+        """See `starts`."""
+        return starts(count, rng)
+
+    def play(self, members: Members, starts: Array) -> Array:
+        """See `World`; who scores left and right alike goes left."""
+        rows = np.arange(len(starts))
+        returns, state = np.full(len(starts), float(STEPS)), starts.T
+        for done in range(1, STEPS):
+            scores = members(state.T.astype(np.float32)[:, None, :])[:, 0]
+            state, fell = step(state, scores[:, 1] > scores[:, 0])
+            if fell.any():  # what fell is asked no more
+                returns[rows[fell]] = done
+                rows, state, members = rows[~fell], state[:, ~fell], members.only(~fell)
+                if not len(rows):
+                    break
+        return returns

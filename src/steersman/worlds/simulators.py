@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steersman.core.errors import MissingExtra
 from steersman.core.features import Category, Continuous, Encoder
 from steersman.core.simulator import Moved, Seen, Simulator
 from steersman.worlds import pendulum
+from steersman.worlds.registered import library
 
 Array = np.ndarray
 
@@ -43,10 +43,7 @@ class Gym:
     def __init__(
         self, name: str, scale: dict[str, float], actions: Sequence[str], *, steps: int, episodes: int, featured: bool
     ) -> None:
-        try:
-            import gymnasium
-        except ImportError:
-            raise MissingExtra("gymnasium", "learn") from None
+        gymnasium = library()
         self._worlds = [
             gymnasium.make(name, max_episode_steps=steps, disable_env_checker=True) for _ in range(episodes)
         ]
