@@ -146,7 +146,9 @@ def registered(name: str, known: tuple[str, ...] = ()) -> Registered:
     except ConfigError:
         raise
     except Exception as error:  # an environment's own code: what it needs and has not is said in any way
-        raise _refused(f"{name} can not be made: {error}", "install what it names, everywhere it is played") from error
+        raise _refused(
+            f"{name} can not be made: {error}", "install or register what is missing, on every machine that plays it"
+        ) from error
     world.close()
     inputs, acts = _inputs(gymnasium, name, world.observation_space), _acts(gymnasium, name, world.action_space)
     if spec.max_episode_steps is None:
