@@ -19,6 +19,7 @@ from steersman.cli import main
 from steersman.config import Project
 from steersman.core.decision import uniform_draw
 from steersman.core.errors import ConfigError, ConflictError, GateError
+from steersman.engine.disk import alone
 from steersman.flow import guarding, perturbing, sampling
 from steersman.learn import evolution as es
 from test_online import TOML, decisions, product
@@ -127,6 +128,37 @@ def test_copies_pause_while_nobody_looks(tmp_path: Path, capsys: pytest.CaptureF
     assert "can not be looked at: no disk" in sampling.why_not(made, "side")
     flow.promote(made, "side", "2")  # without copies there is nothing to look at
     assert guarding.look(made, "side", 1.0) is None
+
+
+def test_a_watch_goes_on_whatever_fails_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = guarded(tmp_path, "highest = 0.5\n")
+    fresh = (TOML + RAIL)[TOML.index("[problem.side]") :].replace("side", "fresh") + "highest = 0.5\n"
+    (tmp_path / config.FILE).write_text((tmp_path / config.FILE).read_text() + fresh)  # it has no champion yet
+    made, looks, rounds = config.load(tmp_path), list[tuple[str, float]](), iter((False, False, True))
+
+    def look(project: Project, name: str, every_s: float) -> sampling.Watched | None:
+        looks.append((name, every_s))
+        if len(looks) == 1:
+            raise OSError("the disk is away")
+        time.sleep(0.1)
+        return looked(project, name, every_s)
+
+    looked, told = guarding.look, list[str]()
+    monkeypatch.setattr(guarding, "look", look)
+    guarding.watch(made, ["fresh", "side"], 1.0, lambda _: next(rounds), lambda name, found: told.append(name))
+    assert [name for name, _ in looks] == ["fresh", "side"] * 3
+    assert told == ["side"] * 3
+    assert looks[0][1] == 1.0 and looks[-1][1] > 1.2  # a round with two slow looks takes longer
+    with pytest.raises(OSError, match="is away"):
+        looks.clear()
+        guarding.watch(made, ["side"], 1.0, lambda _: True)
+
+
+def test_who_asks_for_one_look_is_told_that_another_one_looks(tmp_path: Path, capsys) -> None:
+    made = guarded(tmp_path, "highest = 0.5\n")
+    with alone(sampling.place(made, "side") / "watch.lock", "watch"):
+        assert main(["es", "watch", "--once", "--project", str(tmp_path)]) == ConflictError.exit_code
+    assert "another watch of side is running" in capsys.readouterr().err
 
 
 def test_who_watches_ends_with_the_server_however_that_ends(tmp_path: Path) -> None:

@@ -53,11 +53,11 @@ def look(project: Project, name: str, every_s: float) -> sampling.Watched | None
     Args:
         every_s: until the next look.
     Returns:
-        None: its champion has no copies.
+        None: it has no champion, or one without copies.
     """
     began, now = time.monotonic(), places.now_us()
-    number = Warehouse(project.warehouse_url).resolve(name, CHAMPION)
-    if not perturbing.place(project, name, number).exists():
+    number = Warehouse(project.warehouse_url).aliases(name).get(CHAMPION)
+    if number is None or not perturbing.place(project, name, number).exists():
         return None
     seen, failed = (0, 0), ""
     try:
@@ -85,26 +85,34 @@ def watch(
     tell: Callable[[str, sampling.Watched], None] = lambda name, found: None,
     also: Callable[[str], object] = lambda name: None,
 ) -> None:
-    """Look again and again. Of several processes that watch a policy one looks, and another one when that has ended.
+    """Look again and again, whatever fails meanwhile. Of several processes that watch a policy one looks at a time.
 
     Args:
         wait: waits so many seconds; True: it is time to end.
         tell: called after each look.
         also: done to a policy after each look, by the one that looked.
+    Raises:
+        ConflictError: another process looked in the last round.
+        Error, OSError: nothing could be looked at, or written down, in the last round.
     """
-    done = False
+    done, round_s = False, 0.0
     while not done:
+        began, failed = time.monotonic(), list[Exception]()
         for name in names:
             try:
                 with alone(sampling.place(project, name) / "watch.lock", f"watch of {name}"):
-                    found = look(project, name, every_s)
+                    found = look(project, name, every_s + round_s)
                     with contextlib.suppress(Error, OSError):  # the next round tries again
                         also(name)
-            except ConflictError:
+            except (Error, OSError) as error:  # without a look copies pause, and the next round tries again
+                failed.append(error)
                 continue
             if found is not None:
                 tell(name, found)
+        round_s = time.monotonic() - began
         done = wait(every_s)
+    if failed:
+        raise failed[0]
 
 
 def cost(played: list[copies.Episode], number: int, max_loss: float | None) -> str:
