@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -323,11 +324,16 @@ def test_copies_that_cost_too_much_decide_no_more(tmp_path: Path, monkeypatch: p
         after = [
             client.post("/v1/decide/side", {"unit": f"u{number}", "context": {"x": 1.0}})[1] for number in range(40)
         ]
+    assert flow.champion(made, "side") == 3
     flow.compact(made)
     logged = decisions(made)
     assert any(noise is not None for _, noise in logged.values())
     assert all(logged[answer["id"]][1] is None for answer in after)
-    assert flow.champion(made, "side") == 3
+    sampling.resume(made, "side")
+    assert isinstance(online.update(made, "side"), online.Updated)  # what was before stops them no more
+    assert sampling.stopped(made, "side") is None
+    (sampling.place(made, "side") / sampling.STOPPED).write_text("{")
+    assert re.match(r"paused: .*stopped\.json is damaged", sampling.why_not(made, "side"))
 
 
 def test_an_update_waits_for_enough_copies(played: Any, tmp_path: Path) -> None:

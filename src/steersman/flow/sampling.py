@@ -118,6 +118,13 @@ def why_not(project: Project, name: str) -> str:
 
     Where guardrails are declared they may only while somebody looks at these.
     """
+    try:
+        return _why_not(project, name)
+    except DataError as error:
+        return f"paused: {error}"
+
+
+def _why_not(project: Project, name: str) -> str:
     was = stopped(project, name)
     if was is not None:
         return f"stopped: {was.reason}"

@@ -12,7 +12,7 @@ import numpy as np
 from steersman import flow, timeline
 from steersman.config import Project
 from steersman.core.errors import ConflictError, DataError, GateError
-from steersman.flow import copies, guarding, perturbing
+from steersman.flow import copies, guarding, perturbing, sampling
 from steersman.flow.logs import replay_all
 from steersman.learn import evolution as es
 
@@ -65,7 +65,8 @@ def told(project: Project, name: str, number: int, since: int, as_of: int) -> Mo
     who = copies.noise_of(project, name, since, as_of)
     _check_made_again(project, name, [one for one in rows.decision_ids.tolist() if _copied(who, one, generations)])
     played = copies.episodes(rows, who)
-    loss = guarding.cost(played, number, served.max_loss)
+    again = sampling.resumed_at(project, name)  # what was logged before stops them no more
+    loss = guarding.cost([one for one in played if one.at >= again], number, served.max_loss)
     if loss:
         raise TooCostly(f"{name}@{number}: {loss}", name)
     samples = copies.samples(played, generations, served.block_s)
