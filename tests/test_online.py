@@ -413,6 +413,32 @@ def test_a_round_through_the_server_is_shown(tmp_path: Path, capsys: pytest.Capt
     assert "next    steersman es replay cartpole@3" in capsys.readouterr().out
 
 
+def test_a_run_goes_on_after_a_step_that_is_worse_and_ends_once_copies_are_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, told = cartpole(tmp_path / "p"), list[demo.Evolving]()
+
+    def worse(project: Project, name: str) -> None:
+        if len(told) == 1:
+            sampling.stop(project, name, 2, "they cost too much", flow.now_us())
+        raise GateError("the log says that the step is worse")
+
+    monkeypatch.setattr(online, "update", worse)
+    with pytest.raises(GateError, match="the step is worse"):
+        demo.evolve(made, "cartpole", rounds=3, episodes=2, seed=1, tell=told.append)
+    assert [one.refused for one in told] == ["the log says that the step is worse"] * 2
+
+
+def test_a_run_in_a_world_that_the_problem_is_not_of_is_refused_before_it_begins(tmp_path: Path) -> None:
+    made = product(tmp_path / "side", es.Settings(sigma=0.2))
+    with pytest.raises(ConfigError, match="side is no problem of CartPole: its context is x"):
+        demo.evolve(made, "side", rounds=1, episodes=2, seed=1)
+    made = cartpole(tmp_path / "carts")
+    flow.promote(made, "cartpole", "1")
+    with pytest.raises(NotFoundError, match="has no search beside it"):
+        demo.evolve(made, "cartpole", rounds=1, episodes=2, seed=1)
+
+
 @pytest.mark.slow
 def test_a_live_policy_learns_cartpole_in_twenty_rounds(tmp_path: Path) -> None:
     made = cartpole(tmp_path / "p")

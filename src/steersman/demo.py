@@ -18,9 +18,10 @@ from msgspec import Struct
 
 from steersman import config, flow
 from steersman.config import Project
-from steersman.core.errors import ConflictError, Error, GateError
+from steersman.core.decision import Problem
+from steersman.core.errors import ConfigError, ConflictError, Error, GateError
 from steersman.core.report import Estimate
-from steersman.flow import online
+from steersman.flow import online, perturbing, sampling
 from steersman.progress import bar
 from steersman.worlds import cartpole as world
 from steersman.worlds import open_bandit as fashion
@@ -179,8 +180,14 @@ def evolve(project: Project, name: str, *, rounds: int, episodes: int, seed: int
         episodes: of a round.
         seed: of the world.
         tell: called after each round.
+    Raises:
+        ConfigError: the problem is another one.
+        NotFoundError: its champion has no search.
+        GateError: the copies were stopped in the last round that was told.
     """
-    wait_s = project.policy(name).problem.wait_s
+    problem = project.policy(name).problem
+    _check_cartpole(problem)
+    perturbing.served_of(project, name, flow.champion(project, name))
     done: list[Evolving] = []
     with server(project) as url:
         for number in range(1, rounds + 1):
@@ -189,20 +196,33 @@ def evolve(project: Project, name: str, *, rounds: int, episodes: int, seed: int
             played = world.play(
                 url, name, episodes=episodes, seed=seed + 1000 * number, prefix=f"{seed}-v{version}-{number}"
             )
-            time.sleep(wait_s)  # the last decisions enter the batch once their outcomes can not come any more
-            updated, refused = None, ""
+            time.sleep(problem.wait_s)  # the last decisions enter the batch once their outcomes can not come any more
+            updated, refused, failed = None, "", None
             try:
                 made = online.update(project, name)
                 if isinstance(made, online.Updated):
                     updated = made.version
                 else:
                     refused = f"{made.verdict}: {made.reason}"
-            except ConflictError as error:
-                refused = error.message
+            except (ConflictError, GateError) as error:
+                refused, failed = error.message, error
             mean = float(np.mean(played.returns))
             done.append(Evolving(number, version, mean, len(played.returns), played.failures, updated, refused))
             tell(done[-1])
+            if failed and sampling.stopped(project, name):  # no round after it would have copies
+                raise failed
     return tuple(done)
+
+
+def _check_cartpole(problem: Problem) -> None:
+    """Raise ConfigError if a problem is not the one that the world's requests are for."""
+    fields, names = set(problem.context), set(getattr(problem.actions, "names", ()))
+    if problem.candidate or fields != set(world.FIELDS) or names != set(world.ACTIONS):
+        raise ConfigError(
+            f"{problem.name} is no problem of CartPole: its context is {', '.join(sorted(fields)) or 'empty'}",
+            hint=f"context: {', '.join(world.FIELDS)}; names of the actions: {', '.join(world.ACTIONS)}",
+            field=f"problem.{problem.name}",
+        )
 
 
 class OpenBanditRun(Struct, frozen=True):
