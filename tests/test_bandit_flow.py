@@ -97,6 +97,16 @@ def test_decisions_that_still_wait_are_left_to_the_next_window(tmp_path):
     flow.train(made, "offer", add=True)
 
 
+def test_decisions_of_a_clock_that_is_ahead_are_left_out_and_counted(tmp_path, capsys):
+    made = project(tmp_path, LINEAR)
+    write(made, 1, 60)
+    assert flow.build(made, "offer").ahead == 0
+    write(made, 40_000, 50)  # in 2079
+    assert cli.main(["build", "offer", "--project", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "batch 60 decisions" in said and "ahead 50 decisions are stamped later than now" in said
+
+
 def test_what_can_not_be_added_to_is_refused(three_days, tmp_path):
     made = three_days
     window(made, 1, 2)

@@ -38,6 +38,7 @@ def build(options: argparse.Namespace) -> None:
             if counts.off_list
             else []
         ),
+        *([f"ahead   {built.ahead:,} decisions are stamped later than now: is a clock wrong?"] if built.ahead else []),
         *([f"guessed {counts.estimated:,} propensities are estimates, not logged"] if counts.estimated else []),
         f"next    steersman train {options.name}" if learns else f"next    steersman evaluate {options.name}@champion",
     )

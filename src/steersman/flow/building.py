@@ -15,9 +15,16 @@ from steersman.flow.logs import compact, opened
 LATE_S = 86_400.0
 """Seconds after its wait in which a build still looks for outcomes of its decisions, to say that they came late."""
 
+FOREVER = 2**62
+"""Microseconds UTC, later than any."""
+
 
 class Built(Struct, frozen=True):
-    """What `build` made."""
+    """What `build` made.
+
+    Attributes:
+        ahead: decisions that the log has and whose time has not come yet, by the clock here; none of them entered.
+    """
 
     problem: str
     directory: str
@@ -26,6 +33,7 @@ class Built(Struct, frozen=True):
     since: int
     until: int
     counts: timeline.Counts
+    ahead: int = 0
 
 
 def build(project: Project, name: str, *, since: int = 0, until: int | None = None, as_of: int | None = None) -> Built:
@@ -52,7 +60,20 @@ def build(project: Project, name: str, *, since: int = 0, until: int | None = No
         since=since,
         until=until,
         counts=timeline.add_up([part.counts for part in parts]),
+        ahead=logged(project, name, max(until, places.now_us()), FOREVER),
     )
+
+
+def logged(project: Project, name: str, since: int, until: int) -> int:
+    """How many decisions of [since, until) the log has in Parquet files, microseconds UTC."""
+    files = log.files(project.log_directory, name, since, until).decisions
+    if not files:
+        return 0
+    with opened(project) as tables:
+        tables.view("logged", files)
+        at = 'CAST("at" AS BIGINT)'
+        found = tables.query(f"SELECT count(*) AS n FROM logged WHERE {at} >= {since} AND {at} < {until}")
+    return int(found["n"][0])
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steersman import log, timeline
+from steersman import timeline
 from steersman.config import Project
 from steersman.core.errors import ConflictError, Error
 from steersman.engine.disk import alone
 from steersman.evaluate.guardrails import broken, costly
 from steersman.flow import building, copies, perturbing, places, sampling
-from steersman.flow.logs import compact, opened
+from steersman.flow.logs import compact
 from steersman.models.warehouse import CHAMPION, Warehouse
 
 Array = np.ndarray
@@ -181,16 +181,8 @@ def played_of(parts: list[timeline.Built], who: dict[str, tuple[int, int | None]
 
 def settled(project: Project, name: str, since: int, now: int) -> bool:
     """Whether the wait of some decision since an instant is over."""
-    until = now - int(project.policy(name).problem.wait_s * 1e6)
     compact(project)
-    files = log.files(project.log_directory, name, since, until).decisions
-    if not files:
-        return False
-    with opened(project) as tables:
-        tables.view("guarded", files)
-        at = 'CAST("at" AS BIGINT)'
-        found = tables.query(f"SELECT count(*) AS n FROM guarded WHERE {at} >= {since} AND {at} < {until}")
-    return bool(found["n"][0])
+    return building.logged(project, name, since, now - int(project.policy(name).problem.wait_s * 1e6)) > 0
 
 
 def _metric(part: timeline.Built, metric: str) -> Array:
