@@ -13,9 +13,9 @@ from product import Client, serving
 from steersman import config, flow
 from steersman.cli import main
 from steersman.config import Project
-from steersman.core.errors import GateError
+from steersman.core.errors import ConflictError, GateError
 from steersman.evaluate.guardrails import FEW, beside
-from steersman.flow import canary, online, perturbing
+from steersman.flow import canary, online, perturbing, telling
 from steersman.learn import evolution as es
 from steersman.models.warehouse import Warehouse
 from test_guarding import until
@@ -115,6 +115,33 @@ def test_a_step_whose_canary_was_backed_out_is_not_tried_again(tmp_path: Path, m
         online.update(made, "side")
     assert Warehouse(made.warehouse_url).numbers("side") == (1, 2, 3, 4, 5)
     assert perturbing.served_of(made, "side", 5).tolerance == 0.2
+
+
+def test_what_somebody_did_while_a_canary_was_judged_stays_so(tmp_path: Path, monkeypatch: Any) -> None:
+    made = with_canary(tmp_path)
+    with serving(made) as url:
+        play(url, 60, "u")
+    told = telling.told
+
+    def moved(*given: Any) -> telling.Moved:
+        flow.promote(made, "side", "2")
+        return told(*given)
+
+    monkeypatch.setattr(telling, "told", moved)
+    online.update(made, "side")
+    assert Warehouse(made.warehouse_url).rollouts("side") == ()  # of a champion that is not there any more
+    monkeypatch.undo()
+    flow.promote(made, "side", "4")
+    Warehouse(made.warehouse_url).roll_out("side", 5, 0.5, flow.now_us())
+
+    def judged(*given: Any) -> canary.Judged:
+        flow.back_out(made, "side")
+        return canary.Judged("side", 5, 4, "promoted", 0.1, 0.0, 0.2, 50, 50, "it is better")
+
+    monkeypatch.setattr(canary, "_judged", judged)
+    with pytest.raises(ConflictError, match="changed while it was judged"):
+        canary.ask(made, "side")
+    assert flow.champion(made, "side") == 4
 
 
 def test_bounds_beside_hold_in_all_looks() -> None:

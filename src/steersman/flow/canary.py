@@ -77,11 +77,19 @@ def ask(project: Project, name: str, patience_s: float = 0.0) -> Judged | None:
 
 
 def judge(project: Project, name: str, rollout: Rollout) -> Judged:
-    """Ask the log about a canary, and promote it or back it out if that is sure; see `Judged`."""
+    """Ask the log about a canary, and promote it or back it out if that is sure; see `Judged`.
+
+    Raises:
+        ConflictError: somebody else ended or changed the rollout meanwhile, and that stays so.
+    """
     tolerance = perturbing.served_of(project, name, rollout.baseline).tolerance
     warehouse, now = Warehouse(project.warehouse_url), places.now_us()
     mine = [one for one in warehouse.rollouts(name) if one.candidate == rollout.candidate]
     found = _judged(project, name, rollout, tolerance, min(one.since for one in mine), now)
+    if found.verdict != "waiting" and running(project, name) != rollout:
+        raise ConflictError(
+            f"the rollout of {name}@{rollout.candidate} was changed while it was judged", hint="look at it again"
+        )
     if found.verdict == "promoted":
         warehouse.set_alias(name, CHAMPION, rollout.candidate, now)
         perturbing.rest(project, name, rollout.baseline)

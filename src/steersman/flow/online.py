@@ -189,10 +189,11 @@ def _update(project: Project, name: str, warehouse: Warehouse) -> Updated | cana
         raise GateError(
             f"{name}@{made.number} is this very step, and its canary was backed out", hint="gather more episodes"
         )
-    if served.canary:
-        warehouse.roll_out(name, made.number, served.canary, now_us())
-    elif warehouse.resolve(name, CHAMPION) == number:
-        warehouse.set_alias(name, CHAMPION, made.number, now_us())
+    if warehouse.resolve(name, CHAMPION) == number:  # else somebody moved it meanwhile, who knows why
+        if served.canary:
+            warehouse.roll_out(name, made.number, served.canary, now_us())
+        else:
+            warehouse.set_alias(name, CHAMPION, made.number, now_us())
     _forget(project, warehouse, name, made.number, served.keep, moved)
     if not served.canary:
         perturbing.rest(project, name, number)  # the parent itself may decide until servers have looked
