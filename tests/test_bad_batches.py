@@ -20,7 +20,7 @@ from steersman.flow import online, perturbing
 from steersman.flow.logs import opened
 from steersman.learn import evolution as es
 from steersman.models.warehouse import Warehouse
-from test_online import copied, decisions, played  # noqa: F401  (a fixture)
+from test_online import copied, decisions, play, played, product  # noqa: F401  (a fixture)
 
 
 def found(made: Project, ids: list[str]) -> list[Decision]:
@@ -39,9 +39,12 @@ def unpublished(made: Project) -> bool:
     return Warehouse(made.warehouse_url).numbers("side") == (1, 2, 3) and flow.champion(made, "side") == 3
 
 
-def test_a_log_with_the_sign_of_its_keys_swapped_is_refused(played: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_log_with_the_sign_of_its_keys_swapped_is_refused(tmp_path: Path) -> None:
     """A log that has every decision of a copy under the key of the mirrored one."""
-    made = copied(played, tmp_path / "p")
+    made = product(tmp_path, es.Settings(sigma=1.0))  # so that mirrored copies decide differently every third time
+    with serving(made) as url:
+        play(url, 40, "u")
+    flow.compact(made)
     of_copies = [one for one, (_, key) in decisions(made).items() if key is not None]
     before = found(made, of_copies)
     shutil.rmtree(made.log_directory)
