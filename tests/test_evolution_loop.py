@@ -15,7 +15,6 @@ from product import project, serving
 from served import net
 from steersman import config, flow, log
 from steersman.core.decision import Candidate
-from steersman.core.features import Continuous, Encoder
 from steersman.core.policy import EpsilonGreedy
 from steersman.core.version import Parents
 from steersman.demo import wait_for_version
@@ -25,21 +24,9 @@ from steersman.models import parameters
 from steersman.models.graph import Graph
 from steersman.models.onnx import compose
 from steersman.models.warehouse import Draft, Warehouse
+from test_online import ENCODER, TOML
 
-TOML = """\
-[serve]
-poll_s = 0.02
-
-[problem.side]
-reward = "right"
-wait_s = 0
-actions = { kind = "one", names = ["left", "right"] }
-
-[problem.side.context]
-x = "number"
-"""
 UNITS, STEPS, COPIES = 24, 4, 16
-ENCODER = Encoder(context=(Continuous("x", 0.0, 1.0),), actions=("left", "right"))
 CLIENT = """
 import http.client, json, random, sys, time
 host, generation, units, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -95,7 +82,7 @@ def keys_of(made: config.Project) -> dict[str, int]:
 
 
 def check(directory: Path, settings: es.Settings, generations: int) -> None:
-    made = project(directory, TOML)
+    made = project(directory, TOML.replace("wait_s = 1", "wait_s = 0"))
     draft = Draft(
         name="side", encoder=ENCODER, explorer=EpsilonGreedy(0.0), parents=Parents("", "", ""), seed="s", made_at=1
     )
