@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,16 @@ class Aim(gymnasium.Env):
         return self.seen
 
 
+class Broken(Aim):
+    """It breaks in the third step, of whatever episode lasts so long."""
+
+    def step(self, action):
+        self.done = getattr(self, "done", 0) + 1
+        if self.done == 3:
+            raise RuntimeError("the joint 4 is at nan")
+        return super().step(action)
+
+
 SPACES = {
     "Aim-v0": {},
     "Counted-v0": {"action_space": spaces.Discrete(3, start=5)},
@@ -63,6 +74,7 @@ for name, given in SPACES.items():
     goal = -0.5 if name == "Aim-v0" else None
     gymnasium.register(name, lambda given=given: Aim(**given), max_episode_steps=9, reward_threshold=goal)
 gymnasium.register("Endless-v0", Aim)
+gymnasium.register("Broken-v0", Broken, max_episode_steps=9)
 '''
 
 
@@ -199,6 +211,18 @@ def test_what_can_not_be_played_is_refused_with_what_to_do(
     assert main(["es", "run", "--world", name, "--rounds", "1"]) == 2
     error = capsys.readouterr().err
     assert text in error and hint in error
+
+
+def test_an_environment_that_breaks_in_an_episode_is_named_with_its_seed(
+    package: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["es", "run", "--world", f"{package}:Broken-v0", "--rounds", "1", "--seed", "1"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    found = re.search(
+        r"Broken-v0 failed in step 3 of the episode of seed (\d+): RuntimeError: the joint 4 is at nan", said
+    )
+    assert found
+    assert gymnasium.make("Broken-v0").reset(seed=int(found[1]))[0].shape == (2,)
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ vector environment goes on asking for those that are over. Here the nets are ask
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from steersman.core.errors import ConfigError, MissingExtra, did_you_mean
+from steersman.core.errors import ConfigError, Error, MissingExtra, did_you_mean
 from steersman.worlds.episodes import Members
 
 Array = np.ndarray
@@ -86,28 +87,40 @@ class Registered:
         return rng.integers(2**31, size=count)
 
     def play(self, members: Members, starts: Array) -> Array:
-        """See `World`. Environments are made afresh, so that nothing goes from one episode to another."""
+        """See `World`. Environments are made afresh, so that nothing goes from one episode to another.
+
+        Raises:
+            Error: one of them raised whatever it did.
+        """
         gymnasium = library()
-        worlds = [gymnasium.make(self.name, disable_env_checker=True) for _ in starts]
-        try:
+        with contextlib.ExitStack() as made:
+            worlds = []
+            for _ in starts:
+                worlds.append(gymnasium.make(self.name, disable_env_checker=True))
+                made.callback(worlds[-1].close)
             return self._play(worlds, members, starts)
-        finally:
-            for world in worlds:
-                world.close()
 
     def _play(self, worlds: list[Any], members: Members, starts: Array) -> Array:
         returns, rows = np.zeros(len(worlds)), np.arange(len(worlds))
-        seen = np.zeros((len(worlds), self.inputs), dtype=np.float32)
-        for row, seed in enumerate(starts.tolist()):
-            seen[row], _ = worlds[row].reset(seed=seed)
-        while len(rows):
-            actions, over = self.acts(members(seen[:, None, :])[:, 0]), np.zeros(len(rows), dtype=bool)
-            for place, row in enumerate(rows.tolist()):
-                seen[place], reward, ended, cut, _ = worlds[row].step(actions[place])
-                returns[row] += float(reward)
-                over[place] = ended or cut
-            if over.any():  # what is over is asked no more
-                rows, seen, members = rows[~over], seen[~over], members.only(~over)
+        seen, step = np.zeros((len(worlds), self.inputs), dtype=np.float32), 0
+        try:
+            for row, seed in enumerate(starts.tolist()):
+                seen[row], _ = worlds[row].reset(seed=seed)
+            while len(rows):
+                step += 1
+                actions, over = self.acts(members(seen[:, None, :])[:, 0]), np.zeros(len(rows), dtype=bool)
+                for place, row in enumerate(rows.tolist()):
+                    seen[place], reward, ended, cut, _ = worlds[row].step(actions[place])
+                    returns[row] += float(reward)
+                    over[place] = ended or cut
+                if over.any():  # what is over is asked no more
+                    rows, seen, members = rows[~over], seen[~over], members.only(~over)
+        except Exception as error:  # an environment's own code: what went wrong there is said in any way
+            raise Error(
+                f"{self.name} failed in step {step} of the episode of seed {starts[row]}: "
+                f"{type(error).__name__}: {error}",
+                hint="the environment itself, or a wrapper of it: reset it with this seed to see it again",
+            ) from error
         return returns
 
 
