@@ -57,7 +57,7 @@ def cma_batches(solver: Any) -> list[dict[str, Any]]:
     search, found = es.begin(es.Settings(solver, sigma=0.5), start(), RUN), []
     for batch in range(BATCHES):
         drawn = noise(batch)
-        samples = search.mean + search.settings.solver.spread(search.arrays, drawn)
+        samples = search.mean + search.settings.solver.spread(search.arrays)(drawn)
         found.append({"samples": samples.tolist(), "reward": reward(samples).tolist()})
         search, _ = es.tell(search, told(search, keys(batch), reward(samples)))
     return found

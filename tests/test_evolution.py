@@ -129,7 +129,7 @@ def test_cma_goes_where_cmaes_goes(solver: Any) -> None:
     name = solver.__struct_config__.tag
     search = es.begin(es.Settings(solver, sigma=0.5), golden.start(), RUN)
     for batch, then in enumerate(GOLDEN[name]):
-        samples = search.mean + solver.spread(search.arrays, golden.noise(batch))
+        samples = search.mean + solver.spread(search.arrays)(golden.noise(batch))
         search, _ = es.tell(search, told(search, golden.keys(batch), golden.reward(samples)))
         assert search.mean == pytest.approx(np.array(then["mean"]), abs=1e-9)
         assert float(search.arrays["scale"][0]) == pytest.approx(then["scale"], abs=1e-9)
@@ -464,6 +464,17 @@ def test_settings_that_can_not_be_are_refused() -> None:
             wrong()
     with pytest.raises(DataError):
         es.begin(es.Settings(), np.array([1.0, math.nan]))
+
+
+def test_the_axes_of_a_covariance_are_found_once_for_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = es.begin(es.Settings(es.CMA()), np.zeros(30), RUN)
+    keys = es.ask(search, 12)
+    search, _ = es.tell(search, told(search, keys, np.arange(12.0)))
+    asked, eigh = list[int](), np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda matrix: asked.append(len(matrix)) or eigh(matrix))
+    alone = np.concatenate([search.perturbed(keys[place : place + 1]) for place in range(12)])
+    assert asked == [30]
+    assert np.array_equal(alone, search.perturbed(keys)) and not np.array_equal(alone[0], search.mean)
 
 
 def test_cma_asks_for_samples_that_say_something_of_a_spread() -> None:

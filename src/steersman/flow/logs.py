@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from steersman.flow import perturbing
 from steersman.models.graph import Graph
 from steersman.models.warehouse import Warehouse
 from steersman.serve import decide
+from steersman.serve.decide import Score
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -88,22 +90,28 @@ def replay(project: Project, decision_id: str) -> Replayed:
 
 
 def replay_all(project: Project, decision_ids: Sequence[str]) -> list[Replayed]:
-    """The same for many decisions; a version is read once."""
+    """The same for many decisions; a version and its search are read once."""
     warehouse = Warehouse(project.warehouse_url)
-    versions: dict[tuple[str, int], tuple[Version, Graph]] = {}
+
+    @functools.cache
+    def version_of(name: str, number: int) -> tuple[Version, Graph]:
+        version, graph = warehouse.read(name, number)
+        return version, Graph(graph)
+
+    @functools.cache
+    def copies_of(name: str, number: int) -> Callable[[int], Score]:
+        return perturbing.copies(project, name, number, version_of(name, number)[1])
+
     replayed = []
     with opened(project, "duckdb") as tables:
         for decision_id in decision_ids:
             decision = log.find(project.log_directory, decision_id, tables)
             if decision.version == 0:
                 raise DataError(f"decision {decision.id} was imported: no version of ours made it", field="version")
-            key = decision.problem, decision.version
-            if key not in versions:
-                version, graph = warehouse.read(*key)
-                versions[key] = version, Graph(graph)
-            version, runs = versions[key]
+            made_by = decision.problem, decision.version
+            version, graph = version_of(*made_by)
             problem = project.policy(decision.problem).problem
-            run = runs.scores if decision.noise is None else perturbing.scores(project, decision, runs)
+            run = graph.scores if decision.noise is None else copies_of(*made_by)(decision.noise)
             action, propensity = decide.replay(decision, problem, version, run)
             replayed.append(_replayed(decision, action, propensity))
     return replayed

@@ -12,7 +12,6 @@ import numpy as np
 from msgspec import Struct
 
 from steersman.config import Project
-from steersman.core.decision import Decision
 from steersman.core.errors import DataError, NotFoundError
 from steersman.core.features import Raw
 from steersman.engine.disk import appearing
@@ -208,11 +207,10 @@ def _crowd(path: Path, run: Callable[[int], Copy], size: int) -> serve.Crowd | N
     return scores
 
 
-def scores(project: Project, decision: Decision, graph: Graph) -> Score:
-    """The perturbed copy that made a logged decision."""
-    assert decision.noise is not None
-    search, _ = read(project, decision.problem, decision.version)
-    return copy_of(search, graph, decision.noise)
+def copies(project: Project, name: str, number: int, graph: Graph) -> Callable[[int], Score]:
+    """Key -> the perturbed copy of a version that it stands for; raises as `read`."""
+    search, _ = read(project, name, number)
+    return functools.partial(copy_of, search, graph)
 
 
 def copy_of(search: es.Search, graph: Graph, key: int) -> Copy:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,8 +122,8 @@ class SepCMA(_Paths, frozen=True, tag="sep-cma"):
     def begin(self, mean: Array, sigma: float) -> Arrays:
         return _begin(mean, sigma) | {"variance": np.ones(len(mean))}
 
-    def spread(self, arrays: Arrays, noise: Array) -> Array:
-        return arrays["scale"] * np.sqrt(arrays["variance"]) * noise
+    def spread(self, arrays: Arrays) -> Callable[[Array], Array]:
+        return functools.partial(np.multiply, arrays["scale"] * np.sqrt(arrays["variance"]))
 
     def tell(self, arrays: Arrays, evidence: Evidence) -> Arrays:
         n, d = len(evidence.keys), evidence.size
@@ -147,9 +149,8 @@ class CMA(_Paths, frozen=True, tag="cma"):
     def begin(self, mean: Array, sigma: float) -> Arrays:
         return _begin(mean, sigma) | {"covariance": np.eye(len(mean))}
 
-    def spread(self, arrays: Arrays, noise: Array) -> Array:
-        axes, lengths = _axes(arrays["covariance"])
-        return arrays["scale"] * ((noise * lengths) @ axes.T)
+    def spread(self, arrays: Arrays) -> Callable[[Array], Array]:
+        return functools.partial(_turned, arrays["scale"], *_axes(arrays["covariance"]))
 
     def tell(self, arrays: Arrays, evidence: Evidence) -> Arrays:
         noise = evidence.rows().astype(np.float64)
@@ -178,3 +179,7 @@ def _axes(covariance: Array) -> tuple[Array, Array]:
     """The eigenvectors as columns, and the square roots of the eigenvalues."""
     values, vectors = np.linalg.eigh(covariance)
     return vectors, np.sqrt(np.maximum(values, 1e-20))
+
+
+def _turned(scale: Array, axes: Array, lengths: Array, noise: Array) -> Array:
+    return scale * ((noise * lengths) @ axes.T)

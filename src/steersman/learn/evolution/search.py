@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -108,7 +109,12 @@ class Search:
         """[N, d] f32: the parameters that each key stands for. Small nets only: it holds them all."""
         kind, size = self.settings.kind, len(self.mean)
         noise = sums.rows(Noise(self.run), kind, keys.tolist(), size, self.settings.shapes)
-        return (self.mean + self.settings.solver.spread(self.arrays, noise)).astype(np.float32)
+        return (self.mean + self._spread(noise)).astype(np.float32)
+
+    @functools.cached_property
+    def _spread(self) -> Callable[[Array], Array]:
+        """Found once: of a whole covariance it takes its axes."""
+        return self.settings.solver.spread(self.arrays)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -33,9 +35,9 @@ class Solver(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
         """The arrays before the first batch."""
         raise NotImplementedError
 
-    def spread(self, arrays: Arrays, noise: Array) -> Array:
-        """[N, d] noise -> [N, d] f64, what is added to the mean."""
-        return arrays["sigma"] * noise
+    def spread(self, arrays: Arrays) -> Callable[[Array], Array]:
+        """A function [N, d] noise -> [N, d] f64, what is added to the mean; each row for itself."""
+        return functools.partial(np.multiply, arrays["sigma"])
 
     def tell(self, arrays: Arrays, evidence: Evidence) -> Arrays:
         """The arrays after a batch in which some reward differs from another."""
