@@ -18,8 +18,9 @@ from steersman import config, flow
 from steersman.cli import main
 from steersman.config import Project
 from steersman.core.decision import uniform_draw
-from steersman.core.errors import ConfigError, ConflictError, GateError
+from steersman.core.errors import ConfigError, ConflictError, DataError, GateError
 from steersman.engine.disk import alone
+from steersman.evaluate.guardrails import Guardrail
 from steersman.flow import guarding, perturbing, sampling
 from steersman.learn import evolution as es
 from test_online import TOML, decisions, product
@@ -152,6 +153,39 @@ def test_a_watch_goes_on_whatever_fails_meanwhile(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="is away"):
         looks.clear()
         guarding.watch(made, ["side"], 1.0, lambda _: True)
+
+
+def test_what_fails_beside_a_look_is_told_and_the_look_counts(tmp_path: Path) -> None:
+    made, told = guarded(tmp_path, "highest = 0.5\n"), list[str]()
+
+    def fails(name: str) -> None:
+        raise DataError("es/side/4/served.json is damaged")
+
+    with pytest.raises(DataError, match="is damaged"):
+        guarding.watch(made, ["side"], 1.0, lambda _: True, lambda name, found: told.append(name), fails)
+    assert told == ["side"] and sampling.why_not(made, "side") == ""
+
+    def judged(name: str) -> None:
+        raise ConflictError("another judgement is running")
+
+    guarding.watch(made, ["side"], 1.0, lambda _: True, also=judged)  # somebody does it
+
+
+def test_a_unit_counts_once_in_however_many_versions_it_met_copies() -> None:
+    """A tenth of the units complain, always: at that limit at most 1 in 20 runs may ever stop. Each comes ten times."""
+    rng, rails = np.random.default_rng(0), {"complaints": Guardrail(range=(0.0, 1.0), highest=0.1)}
+
+    def ever() -> bool:
+        complains = rng.random(60) < 0.1
+        version = np.repeat(np.arange(1, 11), 60)
+        rows = guarding.Rows(
+            version, np.ones(600, dtype=bool), np.tile(np.arange(60), 10), {"complaints": 1.0 * np.tile(complains, 10)}
+        )
+        looks = (guarding.Rows(*(some[:n] for some in rows[:3]), {"complaints": rows.metrics["complaints"][:n]})
+                 for n in range(60, 601, 60))  # fmt: skip
+        return any(guarding.harm(look, rails, "side", int(look.version[-1])) for look in looks)
+
+    assert sum(ever() for _ in range(60)) <= 6  # 3 of 60 at the most, and two standard errors
 
 
 def test_who_asks_for_one_look_is_told_that_another_one_looks(tmp_path: Path, capsys) -> None:

@@ -115,13 +115,11 @@ def _judged(project: Project, name: str, rollout: Rollout, tolerance: float, sin
         played = guarding.played_of(parts, who)
     whole = [one for one in played if one.whole and not one.perturbed and one.version in _versions(rollout)]
     if whole:
-        version, unit = np.array([one.version for one in whole]), np.array([one.unit for one in whole])
-        returns = guarding.units_of(np.array([one.value for one in whole]), unit, version, version == rollout.candidate)
+        value, unit = np.array([one.value for one in whole]), np.array([one.unit for one in whole])
+        returns = guarding.units_of(value, unit, np.array([one.version == rollout.candidate for one in whole]))
     clean = ~rows.perturbed & np.isin(rows.version, _versions(rollout))
     for metric, rail in rails.items():
-        of = guarding.units_of(
-            rows.metrics[metric][clean], rows.unit[clean], rows.version[clean], rows.version[clean] == rollout.candidate
-        )
+        of = guarding.units_of(rows.metrics[metric][clean], rows.unit[clean], rows.version[clean] == rollout.candidate)
         if why := broken(rail, *of, rail.level):
             return judged("backed out", f"{metric}: {why}")
     bounds = beside(*returns, LEVEL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from steersman import timeline
 from steersman.config import Project
 from steersman.core.errors import ConflictError, Error
 from steersman.engine.disk import alone
-from steersman.evaluate.guardrails import broken, costly
+from steersman.evaluate.guardrails import Guardrail, broken, costly
 from steersman.flow import building, copies, perturbing, places, sampling
 from steersman.flow.logs import compact
 from steersman.models.warehouse import CHAMPION, Warehouse
@@ -41,7 +41,10 @@ class Rows(NamedTuple):
 
 
 class Units(NamedTuple):
-    """The mean of something over each unit, of those that met a copy and of those that met the version itself."""
+    """The mean of something over each unit, of those that met a copy and of those that met a version itself.
+
+    A unit that met both is among both.
+    """
 
     copies: Array
     clean: Array
@@ -93,20 +96,20 @@ def watch(
         also: done to a policy after each look, by the one that looked.
     Raises:
         ConflictError: another process looked in the last round.
-        Error, OSError: nothing could be looked at, or written down, in the last round.
+        Error, OSError: nothing could be looked at, or written down, or done besides, in the last round.
     """
     done, round_s = False, 0.0
     while not done:
         began, failed = time.monotonic(), list[Exception]()
         for name in names:
+            found = None
             try:
                 with alone(sampling.place(project, name) / "watch.lock", f"watch of {name}"):
                     found = look(project, name, every_s + round_s)
-                    with contextlib.suppress(Error, OSError):  # the next round tries again
+                    with contextlib.suppress(ConflictError):  # somebody else does it
                         also(name)
             except (Error, OSError) as error:  # without a look copies pause, and the next round tries again
                 failed.append(error)
-                continue
             if found is not None:
                 tell(name, found)
         round_s = time.monotonic() - began
@@ -121,7 +124,7 @@ def cost(played: list[copies.Episode], number: int, max_loss: float | None) -> s
     if max_loss is None or not mine:
         return ""
     value, unit = np.array([one.value for one in mine]), np.array([one.unit for one in mine])
-    of = units_of(value, unit, np.zeros(len(mine), dtype=np.int64), np.array([one.perturbed for one in mine]))
+    of = units_of(value, unit, np.array([one.perturbed for one in mine]))
     found = costly(*of, max_loss, LEVEL)
     if found is None:
         return ""
@@ -142,17 +145,23 @@ def _look(project: Project, name: str, number: int, now: int) -> tuple[str, tupl
     with building.joined(project, name, since=begun, until=now, as_of=now) as parts:
         rows = rows_of(parts, who, tuple(policy.guardrails))
         played = played_of(parts, who)
-    every = units_of(np.zeros(len(rows.unit)), rows.unit, rows.version, rows.perturbed)
+    every = units_of(np.zeros(len(rows.unit)), rows.unit, rows.perturbed)
     seen = len(every.copies), len(every.clean)
-    present, sampled = rows.version == number, np.isin(rows.version, rows.version[rows.perturbed])
-    for metric, rail in policy.guardrails.items():
-        for some, where in ((present, "in this version"), (sampled, "since it began")):
-            of = units_of(rows.metrics[metric][some], rows.unit[some], rows.version[some], rows.perturbed[some])
-            why = broken(rail, *of, 1 - (1 - rail.level) / 2)  # half of the chance for either of the two
-            if why:
-                return f"{metric} of the copies of {name}@{number} {where}: {why}", seen
+    if why := harm(rows, policy.guardrails, name, number):
+        return why, seen
     loss = cost(played, number, perturbing.served_of(project, name, number).max_loss)
     return (f"{name}@{number}: {loss}" if loss else ""), seen
+
+
+def harm(rows: Rows, rails: Mapping[str, Guardrail], name: str, number: int) -> str:
+    """Why a guardrail is broken by the copies of a version, or by all since sampling began; empty: none surely is."""
+    present, sampled = rows.version == number, np.isin(rows.version, rows.version[rows.perturbed])
+    for metric, rail in rails.items():
+        for some, where in ((present, "in this version"), (sampled, "since it began")):
+            of = units_of(rows.metrics[metric][some], rows.unit[some], rows.perturbed[some])
+            if why := broken(rail, *of, 1 - (1 - rail.level) / 2):  # half of the chance for either of the two
+                return f"{metric} of the copies of {name}@{number} {where}: {why}"
+    return ""
 
 
 def rows_of(parts: list[timeline.Built], who: dict[str, tuple[int, int | None]], metrics: Sequence[str]) -> Rows:
@@ -191,12 +200,14 @@ def _metric(part: timeline.Built, metric: str) -> Array:
     return part.metrics[:, names.index(metric)] if metric in names else np.full(len(part), np.nan)
 
 
-def units_of(value: Array, unit: Array, version: Array, perturbed: Array) -> Units:
-    """Means of the values of each unit in a version; where a value is NaN it is no value."""
+def units_of(value: Array, unit: Array, copies: Array) -> Units:
+    """Means of the values of each unit, where `copies` [N] bool holds and where not; a value that is NaN is none.
+
+    A unit counts once, in whatever versions it decided: what it is like it is in all of them.
+    """
     found = []
-    for arm in (perturbed, ~perturbed):
+    for arm in (copies, ~copies):
         rows = np.flatnonzero(arm & ~np.isnan(value))
-        _, place = np.unique(np.stack([version[rows], unit[rows]]), axis=1, return_inverse=True)
-        place = np.asarray(place).reshape(-1)
+        _, place = np.unique(unit[rows], return_inverse=True)
         found.append(np.bincount(place, value[rows]) / np.bincount(place) if len(rows) else np.empty(0))
     return Units(*found)
