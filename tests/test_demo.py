@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from steersman import cli, config, demo, timeline
-from steersman.core.errors import ConflictError
+from steersman.core.errors import ConflictError, Error
 
 
 def test_a_short_closed_loop_beats_its_log_and_tells_every_number(tmp_path: Path, capsys) -> None:
@@ -58,6 +60,21 @@ def test_a_demo_never_writes_over_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(ConflictError):
         demo.fresh(tmp_path, demo.CARTPOLE_TOML)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_server_that_does_not_start_or_end_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = demo.fresh(
+        tmp_path / "p", demo.CARTPOLE_TOML + '\n[serve]\ntls_certificate = "no.pem"\ntls_key = "no.key"\n'
+    )
+    with pytest.raises(Error, match=r"the server did not start: .*no\.pem"), demo.server(made):
+        pass
+    with pytest.raises(Error, match="did not swap to cartpole@1 within"):
+        demo.wait_for_version("http://127.0.0.1:1", "cartpole", 1, timeout_s=0.2)
+    monkeypatch.setattr(demo, "DRAINED_S", 0.1)
+    deaf = subprocess.Popen(["/bin/sleep", "60"])
+    with pytest.raises(Error, match=r"did not drain within 0\.1 s"):
+        demo._ended(deaf)
+    assert deaf.poll() == -signal.SIGKILL
 
 
 def test_open_bandit_estimates_hold_the_facts(tmp_path: Path, capsys) -> None:

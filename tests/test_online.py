@@ -249,6 +249,31 @@ def test_an_update_that_was_killed_ends_the_same(
     assert Warehouse(killed.warehouse_url).numbers("side") == (1, 2, 3, 4)
 
 
+def test_a_step_that_was_rolled_back_is_not_made_again_from_the_same_log(
+    played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = copied(played, tmp_path / "p")
+    monkeypatch.setattr(online, "now_us", lambda: 2 * 10**15)  # nobody decided meanwhile
+    online.update(made, "side")
+    assert flow.rollback(made, "side") == 3
+    for _ in range(2):
+        with pytest.raises(GateError, match="side@4 is this very step, and it was backed out or rolled back"):
+            online.update(made, "side")
+    assert flow.champion(made, "side") == 3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_an_update_does_not_end_the_rollout_of_another_version(played: Any, tmp_path: Path, share: float) -> None:
+    made = copied(played, tmp_path / "p")
+    rollout = flow.roll_out(made, "side", "2", share)
+    with pytest.raises(ConflictError, match="side@2 has a rollout beside the champion") as caught:
+        online.update(made, "side")
+    assert "steersman rollout side --end" in caught.value.hint
+    assert flow.rollouts(made, "side") == (rollout,) and flow.champion(made, "side") == 3
+    flow.back_out(made, "side")
+    assert isinstance(online.update(made, "side"), online.Updated)
+
+
 def test_an_update_is_told_with_its_expected_gain(
     played: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -437,6 +462,14 @@ def test_a_run_in_a_world_that_the_problem_is_not_of_is_refused_before_it_begins
     flow.promote(made, "cartpole", "1")
     with pytest.raises(NotFoundError, match="has no search beside it"):
         demo.evolve(made, "cartpole", rounds=1, episodes=2, seed=1)
+
+
+def test_a_run_through_a_server_that_asks_for_a_key_is_refused_before_it_begins(tmp_path: Path) -> None:
+    made = cartpole(tmp_path)
+    toml = (tmp_path / config.FILE).read_text() + f'[serve.keys.shop]\nsha256 = "{"0" * 64}"\nroles = ["decide"]\n'
+    (tmp_path / config.FILE).write_text(toml)
+    with pytest.raises(ConfigError, match="carts play without a key"):
+        demo.evolve(config.load(made.root), "cartpole", rounds=1, episodes=2, seed=1)
 
 
 @pytest.mark.slow

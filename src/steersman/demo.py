@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -46,6 +46,9 @@ pole_velocity = "number"
 learner = "dqn"
 explorer = { kind = "epsilon", epsilon = 0.1 }
 """
+
+DRAINED_S = 60.0
+"""How long the end of a server is waited for."""
 
 
 class Interval(Struct, frozen=True):
@@ -181,12 +184,18 @@ def evolve(project: Project, name: str, *, rounds: int, episodes: int, seed: int
         seed: of the world.
         tell: called after each round.
     Raises:
-        ConfigError: the problem is another one.
+        ConfigError: the problem is another one, or the server asks for a key or speaks TLS.
         NotFoundError: its champion has no search.
         GateError: the copies were stopped in the last round that was told.
     """
     problem = project.policy(name).problem
     _check_cartpole(problem)
+    if project.serve.keys or project.serve.tls_certificate:
+        raise ConfigError(
+            "carts play without a key and without TLS",
+            hint="leave keys and tls_certificate out of [serve]",
+            field="serve",
+        )
     perturbing.served_of(project, name, flow.champion(project, name))
     done: list[Evolving] = []
     with server(project) as url:
@@ -299,7 +308,7 @@ def free_directory(parent: Path) -> Path:
     return parent / str(number)
 
 
-@contextmanager
+@contextlib.contextmanager
 def server(project: Project) -> Iterator[str]:
     """`steersman serve` as its own process on a free port; gives its URL, drains it at the end.
 
@@ -313,12 +322,24 @@ def server(project: Project) -> Iterator[str]:
         line = process.stdout.readline()
         if not line:
             raise Error("the server ended before it was ready", hint=f"see: {' '.join(command)}")
-        yield msgspec.json.decode(line)["url"]
+        told = msgspec.json.decode(line)
+        if "url" not in told:  # it refuses as every command does
+            raise Error(f"the server did not start: {told['error']}", hint=told["hint"], field=told["field"])
+        yield told["url"]
     finally:
         process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=60)
+        code = _ended(process)
     if code != 0:
         raise Error(f"the server ended with exit code {code}")
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(DRAINED_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise Error(f"the server did not drain within {DRAINED_S:g} s", hint="lower drain_s of [serve]") from None
 
 
 def wait_for_version(url: str, policy: str, version: int, timeout_s: float = 30.0) -> None:
@@ -331,12 +352,10 @@ def wait_for_version(url: str, policy: str, version: int, timeout_s: float = 30.
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         connection = http.client.HTTPConnection(place.hostname or "", place.port or 80, timeout=5)
-        try:
+        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):  # not now, then
             connection.request("GET", "/v1/status")
             status = msgspec.json.decode(connection.getresponse().read())
-        finally:
-            connection.close()
-        if status["policies"][policy]["version"] == version:
-            return
+            if status["policies"][policy]["version"] == version:
+                return
         time.sleep(0.05)
     raise Error(f"the server did not swap to {policy}@{version} within {timeout_s:g} s", hint=f"see {url}/v1/status")

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from steersman.config import Project
 from steersman.core.errors import ConfigError, ConflictError, Error, GateError
-from steersman.core.version import Parents, Version
+from steersman.core.version import Parents, Rollout, Version
 from steersman.engine.disk import alone
 from steersman.flow import canary as canaries
 from steersman.flow import perturbing, places, sampling, telling
@@ -80,8 +80,8 @@ def init(  # noqa: PLR0913  (all but four by keyword)
         settings: of the search; the shapes are those of the net.
         share: of the units that meet a perturbed copy, in (0, 1].
         copies: perturbations that must have a whole episode before an update.
-        pool: there are only so many at a time, each for many units: where making one is dear, as of a large net or with
-            a whole covariance; else every episode has its own.
+        pool: there are only so many at a time, each for many units: where making one is dear, as of a large net; else
+            every episode has its own.
         block_s: episodes that began in so many seconds are compared with each other, so that a trend of the day is not
             learned from; 0: all are.
         max_loss: share of the version's own mean return, in (0, 1): once the copies surely earn less by more than that,
@@ -137,9 +137,10 @@ def update(project: Project, name: str) -> Updated | canaries.Judged:
     Raises:
         NotFoundError: the champion has no search.
         ConflictError: too few copies have an episode, or nothing was to be learned; or another update of the same
-            search is at work.
-        GateError: the log itself says that the step is worse, or that the canary of this very step was; or the copies
-            cost too much, and decide no more; or a guardrail has stopped them before. Nothing is stored.
+            search is at work, or a rollout of another version.
+        GateError: the log itself says that the step is worse, or that the canary of this very step was; or somebody
+            rolled it back; or the copies cost too much, and decide no more; or a guardrail has stopped them before.
+            Nothing is stored.
         DataError: the log has what this search did not perturb: nothing is stored.
     """
     warehouse = Warehouse(project.warehouse_url)
@@ -151,6 +152,11 @@ def update(project: Project, name: str) -> Updated | canaries.Judged:
 def _update(project: Project, name: str, warehouse: Warehouse) -> Updated | canaries.Judged:
     if judged := canaries.ask(project, name, JUDGED_S):
         return judged
+    if isinstance(now := warehouse.deployed(name), Rollout):
+        raise ConflictError(
+            f"{name}@{now.candidate} has a rollout beside the champion, which an update would end",
+            hint=f"steersman promote {name}@{now.candidate}, or steersman rollout {name} --end",
+        )
     number = warehouse.resolve(name, CHAMPION)
     search, served = perturbing.read(project, name, number)
     if was := sampling.stopped(project, name):
@@ -184,10 +190,12 @@ def _update(project: Project, name: str, warehouse: Warehouse) -> Updated | cana
     if not perturbing.place(project, name, made.number).exists():
         after = _drawn(moved, msgspec.structs.replace(served, made=made_from), len(served.keys))
         perturbing.write(project, name, made.number, moved, after, parameters.crowd_of(graph))
-    if served.canary and any(one.candidate == made.number for one in warehouse.rollouts(name)):
+    tried = {one.candidate for one in warehouse.rollouts(name)}
+    tried |= {move.number for move in warehouse.history(name) if move.alias == CHAMPION}
+    if made.number in tried:
         pending.unlink()
         raise GateError(
-            f"{name}@{made.number} is this very step, and its canary was backed out", hint="gather more episodes"
+            f"{name}@{made.number} is this very step, and it was backed out or rolled back", hint="gather more episodes"
         )
     if warehouse.resolve(name, CHAMPION) == number:  # else somebody moved it meanwhile, who knows why
         if served.canary:
