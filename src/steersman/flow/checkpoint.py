@@ -3,9 +3,7 @@ code."""
 
 from __future__ import annotations
 
-import io
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from msgspec import Struct
 from steersman.core.errors import ConflictError, DataError
 from steersman.core.report import Learned
 from steersman.flow import places
+from steersman.learn.packed import packed, unpacked
 
 CHECKPOINT = "training.npz"
 """File of a candidate that is being trained, with all that it takes to go on."""
@@ -80,9 +79,7 @@ class Checkpoint:
     def keep(self, arrays: Mapping[str, np.ndarray], learned: list[Learned]) -> None:
         """Replace the checkpoint."""
         header = msgspec.json.encode(_Header(self.identity, tuple(learned)))
-        body = io.BytesIO()
-        np.savez(body, **{_HEADER: np.frombuffer(header, dtype=np.uint8)}, **arrays)  # type: ignore[arg-type]
-        places.write_bytes(self.place / CHECKPOINT, body.getvalue())
+        places.write_bytes(self.place / CHECKPOINT, packed({_HEADER: np.frombuffer(header, dtype=np.uint8), **arrays}))
 
     def found(self, name: str) -> Found | None:
         """The checkpoint of this training; None: it was never interrupted.
@@ -121,8 +118,7 @@ class Checkpoint:
 
 def _read(path: Path) -> tuple[_Header, dict[str, np.ndarray]]:
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = unpacked(path.read_bytes(), path)
         return msgspec.json.decode(arrays.pop(_HEADER).tobytes(), type=_Header), arrays
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, msgspec.DecodeError) as error:
+    except (DataError, KeyError, msgspec.DecodeError) as error:
         raise DataError(f"{path} is damaged: {error}", hint="remove it, and train without --resume") from None
