@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from steersman.core.density import within
 from steersman.core.errors import DataError
 from steersman.core.features import Encoder
 from steersman.core.shared import all_alike, is_shared, once
@@ -240,9 +241,11 @@ class Batch:
         box = self.encoder.numbers
         if box is None or len(box.low) != self.action.shape[1]:
             raise DataError(f"an action is {self.action.shape[1]} numbers, the encoder has other bounds: {box}")
-        low, high = (np.array(bound, dtype=np.float32) for bound in (box.low, box.high))  # rounded as the actions are
-        outside = np.asarray(np.any((self.action < low) | (self.action > high), axis=1))
-        _refuse(outside, f"action {{}} is outside its bounds {list(box.low)} to {list(box.high)}", self.action)
+        _refuse(
+            ~within(self.action, box),
+            f"action {{}} is outside its bounds {list(box.low)} to {list(box.high)}",
+            self.action,
+        )
 
 
 def array_fields() -> tuple[str, ...]:
