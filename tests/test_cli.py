@@ -177,6 +177,14 @@ def test_any_name_is_told_as_it_is(tmp_path: Path, capsys, name) -> None:
     assert run(capsys, "status", "--project", str(tmp_path / name))[2].startswith(f"error  {tmp_path / name}/steersman")
 
 
+@pytest.mark.parametrize("name", ["[bold]x", "[/x]", "\\[x]"])
+def test_a_path_is_printed_as_it_is_where_all_went_well(tmp_path: Path, capsys, name) -> None:
+    directory = tmp_path / name
+    code, out, _ = run(capsys, "init", str(directory))
+    assert (code, out.splitlines()[0]) == (0, f"wrote  {directory}/steersman.toml")
+    assert out.splitlines()[2] == f"next   steersman serve --project {directory}"
+
+
 @pytest.mark.parametrize("option", [(), ("--json",)])
 def test_output_that_nobody_reads_on_ends_as_a_pipe_does(shop: Path, option) -> None:
     reads, writes = os.pipe()

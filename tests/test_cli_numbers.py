@@ -71,6 +71,14 @@ def test_every_seed_is_what_numpy_and_torch_take(words, parser, action, tmp_path
         assert cli.parser().parse_args(given(words, parser, "--seed", text)).seed == int(text)
 
 
+def test_numbers_below_0_may_be_written_in_any_form(tmp_path: Path, capsys) -> None:
+    written = ["-1e3", "-1E-3", "-.5", "-5."]
+    found = cli.parser().parse_args(["init", "--low", *written, "--high", *written])
+    assert found.low == found.high == [-1000.0, -0.001, -0.5, -5.0]
+    assert cli.main(["init", str(tmp_path), "--low", "-1e3", "--high", "-1e2"]) == 0
+    assert "low = [-1000.0], high = [-100.0]" in (tmp_path / "steersman.toml").read_text()
+
+
 @pytest.mark.parametrize(
     ("type_", "good", "bad"),
     [

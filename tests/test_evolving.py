@@ -166,6 +166,7 @@ def test_es_run_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["es", "run", "--rounds", "1", "--common", "generation"]) == 0
     assert main(["es", "run", "--rounds", "1", "--common", "pair", "--solver", "cma"]) == 2
     assert main(["es", "run", "--rounds", "0"]) == 2
+    assert main(["es", "run", "--rounds", "1", "--episodes", "8"]) == 2  # of a run through a server
     assert main(["es", "run", "--population", "-2"]) == 2
     assert main(["es", "run", "--solver", "cma", "--rate", "1"]) == 2
     assert main(["es", "run", "--solver", "snes", "--step", "adam"]) == 2

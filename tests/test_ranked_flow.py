@@ -96,7 +96,7 @@ def test_a_build_of_lists_says_what_can_be_done_with_it(tmp_path, capsys):
     assert cli.main(["build", "page", "--project", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "1 outcomes about items that their list did not have" in said
-    assert "steersman evaluate page@champion" in said
+    assert "steersman train page" in said
 
 
 def test_a_policy_that_scores_candidates_is_judged_by_the_lists_it_shows(tmp_path):

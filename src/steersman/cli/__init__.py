@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from rich.text import Text
 
 from steersman import flow
 from steersman.cli import demos, evolution, learning, numbers, serving, simulation
 from steersman.cli import options as of
-from steersman.cli.show import err, plain, print_json
+from steersman.cli.show import err, print_json
 from steersman.cli.stopping import Stop, Stopped, stoppable
 from steersman.core.errors import ConfigError, DiskError, Error
 
@@ -45,9 +48,9 @@ def _refused(options: argparse.Namespace, error: Error) -> int:
     with contextlib.suppress(OSError):  # where nothing can be written the exit code still tells
         if options.json and _as_json(error):
             return error.exit_code
-        err.print(f"[bold red]error[/]  {plain(error.message)}")
+        err.print(Text.assemble(("error", "bold red"), f"  {error.message}"))
         if error.hint:
-            err.print(f"[bold]hint[/]   {plain(error.hint)}")
+            err.print(Text.assemble(("hint", "bold"), f"   {error.hint}"))
     return error.exit_code
 
 
@@ -61,7 +64,11 @@ def _as_json(error: Error) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A command line that we do not understand is an error like any other."""
+    """A command line that we do not understand is an error like any other; -1e3 is a number, and not an option."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # argparse's own knows no exponents
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, hint=f"{self.prog} --help")

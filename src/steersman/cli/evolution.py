@@ -15,7 +15,7 @@ import msgspec
 
 from steersman import config, demo
 from steersman.cli import numbers
-from steersman.cli.show import plain, show
+from steersman.cli.show import show, valued
 from steersman.core.errors import ConfigError, GateError
 from steersman.flow import canary, distributed, evolving, guarding, online, sampling
 from steersman.learn import evolution as es
@@ -25,6 +25,7 @@ SOLVERS: dict[str, type[es.Solver]] = {
 }  # fmt: skip
 STEPS: dict[str, type[es.SGD] | type[es.Adam] | type[es.ClipUp]] = {"sgd": es.SGD, "adam": es.Adam, "clipup": es.ClipUp}
 
+EPISODES = 64
 ALONE = ("world", "hidden", "solver", "step", "rate", "noise", "sigma", "population", "common", "search", "ray")
 """Options of a run without a server: a version has a search that `es init` made."""
 
@@ -72,7 +73,7 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
     update.add_argument("name")
     watch = action("watch", _watch, "Look at the guardrails of perturbed copies again and again; serve does so, too.")
     watch.add_argument("names", nargs="*", metavar="NAME", help="default: every problem that declares some")
-    watch.add_argument("--every", type=numbers.real(0), metavar="S", help="seconds; default: watch_s of [serve]")
+    watch.add_argument("--every", type=numbers.real(0.01), metavar="S", help="seconds; default: watch_s of [serve]")
     watch.add_argument("--once", action="store_true", help="look once; exit code 5 if copies may not decide")
     watch.add_argument("--until-stdin-ends", action="store_true", help=argparse.SUPPRESS)
     resume = action("resume", _resume, "Let the copies decide again that a guardrail had stopped.")
@@ -88,7 +89,7 @@ def options(command: argparse.ArgumentParser, shared: argparse.ArgumentParser) -
     run.add_argument(
         "--hidden", type=numbers.count, nargs="*", default=[*evolving.HIDDEN], metavar="UNITS", help="of the net"
     )
-    run.add_argument("--episodes", type=numbers.count, default=64, help="with NAME: played in each round")
+    run.add_argument("--episodes", type=numbers.count, help=f"with NAME: played in each round (default: {EPISODES})")
     run.add_argument(
         "--population", type=numbers.count, default=evolving.POPULATION, help="perturbed policies in a batch"
     )
@@ -162,11 +163,11 @@ def _update(options: argparse.Namespace) -> int:
 
 def _show_judged(options: argparse.Namespace, found: canary.Judged) -> int:
     sizes = f"{found.candidate_units:,} units of it and {found.baseline_units:,} of {found.problem}@{found.baseline}"
-    bounds = "" if found.difference is None else f"{found.difference:+.3g} \\[{found.low:+.3g}, {found.high:+.3g}]  "
+    bounds = "" if found.difference is None else f"{found.difference:+.3g} [{found.low:+.3g}, {found.high:+.3g}]  "
     show(
         options,
         found,
-        f"{found.verdict}  {found.problem}@{found.candidate}: {plain(found.reason)}",
+        f"{found.verdict}  {found.problem}@{found.candidate}: {found.reason}",
         f"earns     {bounds}a unit, by {sizes}",
     )
     return GateError.exit_code if found.verdict == "backed out" else 0
@@ -187,7 +188,7 @@ def _watch(options: argparse.Namespace) -> int:
         now = sampling.why_not(project, name)
         if why.get(name) != now or options.once:
             seen = f"{found.copies:,} units of copies, {found.clean:,} of the version itself"
-            show(options, found, plain(f"{name}@{found.version}  {seen}  {now or 'copies may decide'}"))
+            show(options, found, f"{name}@{found.version}  {seen}  {now or 'copies may decide'}")
             sys.stdout.flush()
         why[name] = now
 
@@ -207,12 +208,12 @@ def _resume(options: argparse.Namespace) -> None:
         options,
         was,
         f"begun   copies of {options.name} decide again; what was logged until now stops them no more",
-        plain(f"before  {was.reason}"),
+        f"before  {was.reason}",
     )
 
 
 def _gain_line(gain: es.Gain) -> str:
-    return f"expected  {gain.value:+.3g} \\[{gain.low:+.3g}, {gain.high:+.3g}] reward by {gain.pairs} pairs, flattered"
+    return f"expected  {valued(gain, '+.3g')} reward by {gain.pairs} pairs, flattered"
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -244,7 +245,7 @@ def _run_live(options: argparse.Namespace) -> None:
         config.load(options.project),
         options.name,
         rounds=options.rounds,
-        episodes=options.episodes,
+        episodes=options.episodes or EPISODES,
         seed=seed,
         tell=tell,
     )
@@ -255,6 +256,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.name is not None:
         _run_live(options)
         return
+    if options.episodes is not None:
+        raise ConfigError("--episodes is of a run through a server", hint="name its problem", field="episodes")
 
     def tell(made: evolving.Generation) -> None:
         if not options.json:

@@ -10,8 +10,7 @@ import msgspec
 from rich.table import Table
 
 from steersman import config, flow
-from steersman.cli.show import distribution_lines, out, plain, print_json, report_lines, show, split
-from steersman.core.decision import One
+from steersman.cli.show import distribution_lines, out, print_json, report_lines, show, split, valued
 from steersman.core.errors import ConfigError, GateError, SupportError
 from steersman.flow import comparing, features, tuning
 from steersman.progress import bar
@@ -21,7 +20,6 @@ def build(options: argparse.Namespace) -> None:
     project = config.load(options.project)
     built = flow.build(project, options.name, since=options.since, until=options.until)
     counts = built.counts
-    learns = isinstance(project.policy(options.name).problem.actions, One)  # no learner knows other actions
     show(
         options,
         built,
@@ -40,7 +38,7 @@ def build(options: argparse.Namespace) -> None:
         ),
         *([f"ahead   {built.ahead:,} decisions are stamped later than now: is a clock wrong?"] if built.ahead else []),
         *([f"guessed {counts.estimated:,} propensities are estimates, not logged"] if counts.estimated else []),
-        f"next    steersman train {options.name}" if learns else f"next    steersman evaluate {options.name}@champion",
+        f"next    steersman train {options.name}",
     )
 
 
@@ -48,11 +46,11 @@ def show_features(options: argparse.Namespace) -> None:
     project = config.load(options.project)
     if options.report is None:
         found = features.features(project, options.name)
-        show(options, found, *map(plain, features.lines(found)))
+        show(options, found, *features.lines(found))
         return
     with bar(f"features {options.name}", quiet=options.json):
         found, path = features.report(project, options.name, None if options.report == Path() else options.report)
-    show(options, found, f"wrote  {plain(str(path))}", *map(plain, features.lines(found)))
+    show(options, found, f"wrote  {path}", *features.lines(found))
 
 
 def train(options: argparse.Namespace) -> None:
@@ -67,11 +65,10 @@ def train(options: argparse.Namespace) -> None:
     show(
         options,
         candidate,
-        f"trained {candidate.learner}, seed {candidate.seed}, on {Path(candidate.build).name}: "
-        f"{plain(candidate.directory)}",
+        f"trained {candidate.learner}, seed {candidate.seed}, on {Path(candidate.build).name}: {candidate.directory}",
         *([f"resumed after {found.resumed:,} of {found.steps:,} steps"] if found.resumed else []),
         *_picked_lines(found, project.policy(options.name).learn),
-        *([f"events  {plain(str(options.tensorboard))}"] if options.tensorboard is not None else []),
+        *([f"events  {options.tensorboard}"] if options.tensorboard is not None else []),
         f"next    steersman evaluate {options.name}",
     )
 
@@ -80,12 +77,12 @@ def _picked_lines(found: flow.Trained, settings: config.LearnConfig) -> list[str
     """Which of the nets was kept, and why."""
     if found.picked is not None:
         best = found.picked.values[0]
-        shown = f"{best.value:.4g} \\[{best.low:.4g}, {best.high:.4g}]"
-        return [f"kept    step {found.picked.step:,} of {found.steps:,}: {best.estimator} {shown} on {best.n:,} units"]
+        step = f"{found.picked.step:,} of {found.steps:,}"
+        return [f"kept    step {step}: {best.estimator} {valued(best)} on {best.n:,} units"]
     if not settings.validation:
-        where = f"\\[problem.{found.candidate.problem}.learn] validation = 0.1"
+        where = f"[problem.{found.candidate.problem}.learn] validation = 0.1"
         return [f"no CPE  it needs validation units, and so does keeping the best net: {where}"]
-    return [f"kept    the last step: no look had an estimate: {plain(found.refused)}"] if found.refused else []
+    return [f"kept    the last step: no look had an estimate: {found.refused}"] if found.refused else []
 
 
 def tune(options: argparse.Namespace) -> None:
@@ -101,11 +98,11 @@ def tune(options: argparse.Namespace) -> None:
     show(
         options,
         found,
-        f"tried   {tried:,} settings, {found.failed:,} of them without a score: {plain(found.study)}",
+        f"tried   {tried:,} settings, {found.failed:,} of them without a score: {found.study}",
         f"best    {_tried_line(best)} ({level}, {best.estimate.estimator} on {best.estimate.n:,} validation units)",
         *([f"now     {_tried_line(found.present)}"] if found.present is not None else []),
         f"beware  the best of {tried:,} on the same units is too good, and its interval does not know that",
-        f"next    write them in \\[problem.{options.name}.learn] settings, then steersman train {options.name} and "
+        f"next    write them in [problem.{options.name}.learn] settings, then steersman train {options.name} and "
         f"steersman evaluate {options.name}, on units that had no part in this",
     )
 
@@ -113,9 +110,8 @@ def tune(options: argparse.Namespace) -> None:
 def _tried_line(tried: tuning.Tried) -> str:
     settings = ", ".join(f"{name} = {_toml(value)}" for name, value in tried.settings.items())
     if tried.estimate is None:
-        return f"{plain(settings)}   no score: {plain(tried.failed)}"
-    one = tried.estimate
-    return f"{plain(settings)}   {one.value:.4g} \\[{one.low:.4g}, {one.high:.4g}]"
+        return f"{settings}   no score: {tried.failed}"
+    return f"{settings}   {valued(tried.estimate)}"
 
 
 def _toml(value: Any) -> str:
@@ -131,7 +127,7 @@ def evaluate(options: argparse.Namespace) -> int:
         wrote = []
         if options.report is not None:
             into = None if options.report == Path() else options.report
-            wrote = [f"wrote           {plain(str(flow.draw(project, name, version, report, into)))}"]
+            wrote = [f"wrote           {flow.draw(project, name, version, report, into)}"]
     spread = distribution_lines(report.distribution) if options.distribution and report.distribution else []
     show(options, report, *report_lines(report), *spread, *wrote)
     if report.passed:
@@ -155,16 +151,16 @@ def compare(options: argparse.Namespace) -> None:
         print_json(found)
         return
     head, rows = comparing.lines(found)
-    table = Table(*map(plain, head), box=None)
+    table = Table(*head, box=None)
     for row in rows:
-        table.add_row(*map(plain, row))
+        table.add_row(*row)
     out.print(table)
     out.print("judged on the same decisions" if found.same_rows else "judged apart: no build is at hand")
     for verdict in found.refused:
-        out.print(f"not told  {plain(verdict.gate)}: {plain(verdict.reason)}")
-        out.print(f"next      {plain(verdict.next)}")
+        out.print(f"not told  {verdict.gate}: {verdict.reason}")
+        out.print(f"next      {verdict.next}")
     if options.report is not None:
-        out.print(f"wrote     {plain(str(into))}")
+        out.print(f"wrote     {into}")
 
 
 def export(options: argparse.Namespace) -> None:
@@ -172,6 +168,6 @@ def export(options: argparse.Namespace) -> None:
     show(
         options,
         {"graph": str(path), "max_abs_difference": difference},
-        f"wrote   {plain(str(path))}   largest difference to the trained policy {difference:.1e} (limit 1e-05)",
+        f"wrote   {path}   largest difference to the trained policy {difference:.1e} (limit 1e-05)",
         f"next    steersman publish {options.name}",
     )

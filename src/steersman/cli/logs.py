@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from steersman import config, flow
-from steersman.cli.show import plain, print_json, show
+from steersman.cli.show import print_json, show
 from steersman.core.decision import json_schemas
 from steersman.progress import bar
 
@@ -22,11 +22,7 @@ def log_import(options: argparse.Namespace) -> None:
         found,
         f"imported   {found.decisions:,} decisions, {found.outcomes:,} outcomes; {found.rejected:,} of {found.rows:,} "
         f"rows refused (limit {options.max_reject_share:.3g} of them)",
-        *(
-            [f"set aside  {plain(str(project.root / 'rejects'))}: each with its line and reason"]
-            if found.rejected
-            else []
-        ),
+        *([f"set aside  {project.root / 'rejects'}: each with its line and reason"] if found.rejected else []),
         *(_behavior_lines(found.behavior) if found.behavior else []),
         f"next       steersman build {options.name}",
     )
@@ -49,7 +45,7 @@ def _behavior_lines(found: flow.Behavior) -> list[str]:
 
 def log_compact(options: argparse.Namespace) -> None:
     found = flow.compact(config.load(options.project))
-    aside = [f"set aside   {found.aside:,} records: {plain(found.reasons[0])}"] if found.aside else []
+    aside = [f"set aside   {found.aside:,} records: {found.reasons[0]}"] if found.aside else []
     damaged = [f"damaged     {one.segment} at byte {one.offset:,}: kept, and read around" for one in found.damage]
     show(
         options,

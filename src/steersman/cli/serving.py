@@ -9,9 +9,10 @@ import secrets
 import sys
 
 from rich.table import Table
+from rich.text import Text
 
 from steersman import config, flow
-from steersman.cli.show import estimate_line, out, plain, print_json, show, split
+from steersman.cli.show import estimate_line, out, print_json, show, split
 from steersman.core.decision import Numbers
 from steersman.core.errors import ConfigError, NotFoundError
 
@@ -47,9 +48,9 @@ def key(options: argparse.Namespace) -> None:
         options,
         {"key": key, "sha256": digest, "roles": options.role},
         f"key    {key}   (it is shown once: the digest below is all that is kept)",
-        plain(f"[serve.keys.{name}]"),
+        f"[serve.keys.{name}]",
         f'sha256 = "{digest}"',
-        plain(f"roles = [{roles}]"),
+        f"roles = [{roles}]",
     )
 
 
@@ -75,11 +76,11 @@ def publish(options: argparse.Namespace) -> None:
         show(options, {"name": options.name, "number": number, "place": place}, f"stored  {place}; servers follow")
         return
     version = flow.publish(project, options.name, force=options.force)
-    forced = "   [yellow]forced: a gate had failed[/]" if version.forced else ""
+    forced = "   forced: a gate had failed" if version.forced else ""
     show(
         options,
         version,
-        f"stored  {version.name}@{version.number}   digest {version.digest[:12]}{forced}",
+        Text.assemble(f"stored  {version.name}@{version.number}   digest {version.digest[:12]}", (forced, "yellow")),
         *([] if flow.drawable() else ['page    none is stored with it: pip install "steersman[console]"']),
         f"next    steersman promote {version.name}",
     )
@@ -129,7 +130,7 @@ def _shadow_lines(report: flow.ShadowReport) -> list[str]:
         f"shadow  {report.problem}@{report.candidate} beside {report.problem}@{report.baseline}: "
         f"{report.decisions:,} decisions of {report.units:,} units",
         *(estimate_line(one) for one in means if one),
-        *([f"not estimated   {plain(report.refused)}"] if report.refused else []),
+        *([f"not estimated   {report.refused}"] if report.refused else []),
     ]
 
 
@@ -151,12 +152,12 @@ def rollback(options: argparse.Namespace) -> None:
 
 def replay(options: argparse.Namespace) -> int:
     found = flow.replay(config.load(options.project), options.decision)
-    verdict = "[green]identical[/]" if found.identical else "[red]different[/]"
+    verdict = ("identical", "green") if found.identical else ("different", "red")
     show(
         options,
         found,
-        f"logged  {plain(found.logged_action)}   propensity {found.logged_propensity!r}   version {found.version}",
-        f"again   {plain(found.action)}   propensity {found.propensity!r}   {verdict}",
+        f"logged  {found.logged_action}   propensity {found.logged_propensity!r}   version {found.version}",
+        Text.assemble(f"again   {found.action}   propensity {found.propensity!r}   ", verdict),
     )
     return 0 if found.identical else 1
 
@@ -176,6 +177,6 @@ def status(options: argparse.Namespace) -> None:
         out.print(words)
     for row in rows:
         if row.sampling:
-            out.print(plain(f"{row.problem}: perturbed copies {row.sampling}"))
+            out.print(f"{row.problem}: perturbed copies {row.sampling}")
             if row.sampling.startswith("stopped"):
                 out.print(f"next  steersman es resume {row.problem}   or   steersman rollback {row.problem}")

@@ -6,7 +6,7 @@ import argparse
 
 from steersman import config, flow
 from steersman.cli import numbers
-from steersman.cli.show import plain, show
+from steersman.cli.show import show, valued
 from steersman.progress import bar
 from steersman.worlds.simulators import WORLDS
 
@@ -23,13 +23,12 @@ def _simulate(options: argparse.Namespace) -> None:
     project = config.load(options.project)
     with bar(f"simulate {options.name}", quiet=options.json) as progress:
         found = flow.simulate(project, options.name, options.world, seed=options.seed, progress=progress)
-    candidate, random = found.candidate, found.random
-    value = f"{found.value.value:.4g} \\[{found.value.low:.4g}, {found.value.high:.4g}]"
-    chance = f"{random.value:.4g} \\[{random.low:.4g}, {random.high:.4g}]"
+    candidate = found.candidate
+    values = f"{valued(found.value)} return/episode   at random {valued(found.random)}"
     show(
         options,
         found,
-        f"played  {value} return/episode   at random {chance}   {found.value.n} new episodes each",
-        f"learned {candidate.learner}, seed {candidate.seed}, in {found.world}: {plain(candidate.directory)}",
+        f"played  {values}   {found.value.n} new episodes each",
+        f"learned {candidate.learner}, seed {candidate.seed}, in {found.world}: {candidate.directory}",
         f"next    steersman evaluate {options.name}",
     )
