@@ -37,6 +37,12 @@ def engine() -> Iterator[Engine]:
     opened.close()
 
 
+@pytest.fixture(scope="module")
+def tables(engine: Engine) -> Engine:
+    """The same, where `engine` is the room."""
+    return engine
+
+
 @pytest.fixture
 def pen(tmp_path: Path) -> Iterator[log.Pen]:
     """Of an empty log."""

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 
@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 import spark_here
 from steersman import engine
-from steersman.core.errors import ConfigError, DataError
 from steersman.core.features import BoxCox, Category, Constant, Encoder, Enumerated, Ids, Quantile, Raw, boxcox_of
 from steersman.core.profile import LEVELS, Profile
 from steersman.timeline import fields, sql, statistics
@@ -48,15 +47,8 @@ def rows(path: Path, columns: Mapping[str, np.ndarray], seed: int | None = None)
     return Files([str(path)], [])
 
 
-@pytest.fixture(scope="module")
-def opened() -> Iterator[engine.Engine]:
-    one = engine.open("duckdb", threads=1)
-    yield one
-    one.close()
-
-
-def source(opened: engine.Engine, files: Files, relation: statistics.Relation = "kept") -> Source:
-    return Source(sql.tables(opened, files, ENDLESS), relation)
+def source(tables: engine.Engine, files: Files, relation: statistics.Relation = "kept") -> Source:
+    return Source(sql.tables(tables, files, ENDLESS), relation)
 
 
 def fit(at: Source, **overrides: str) -> dict[str, tuple]:
@@ -130,13 +122,13 @@ DRAWS: dict[str, tuple[str, Draw]] = {
 
 
 @pytest.fixture(scope="module", params=[1_000, 100_000])
-def drawn(request, opened, tmp_path_factory) -> tuple[dict[str, np.ndarray], dict[str, tuple]]:
+def drawn(request, tables, tmp_path_factory) -> tuple[dict[str, np.ndarray], dict[str, tuple]]:
     n = request.param
     columns = {
         name: draw(np.random.default_rng(i), n).astype(np.float64) for i, (name, (_, draw)) in enumerate(DRAWS.items())
     }
     logged = {f"context.{name}": values for name, values in columns.items()}
-    return columns, fit(source(opened, rows(tmp_path_factory.mktemp("drawn") / "1.parquet", logged)))
+    return columns, fit(source(tables, rows(tmp_path_factory.mktemp("drawn") / "1.parquet", logged)))
 
 
 @pytest.mark.parametrize("name", DRAWS)
@@ -242,8 +234,8 @@ def test_too_few_numbers_to_tell_are_continuous(n):
         assert found.reason == f"too few values to tell ({n})"
 
 
-def test_a_field_that_the_log_does_not_have_is_missing_everywhere(opened, tmp_path):
-    at = source(opened, rows(tmp_path / "1.parquet", {"context.x": np.arange(50.0)}))
+def test_a_field_that_the_log_does_not_have_is_missing_everywhere(tables, tmp_path):
+    at = source(tables, rows(tmp_path / "1.parquet", {"context.x": np.arange(50.0)}))
     wanted = {"x": "number", "never": "number", "no_text": "text", "no_list": "list"}
     transforms, profiles = fields.fit(at, fields.pick(at, wanted), {})
     assert [(p.name, p.rows, p.present, p.type) for p in profiles] == [
@@ -256,7 +248,7 @@ def test_a_field_that_the_log_does_not_have_is_missing_everywhere(opened, tmp_pa
     assert profiles[0].missing_share == 1.0
 
 
-def test_null_nan_and_infinity_are_told_apart(opened, tmp_path):
+def test_null_nan_and_infinity_are_told_apart(tables, tmp_path):
     values = np.array([1.0, 2.0, math.nan, math.inf, -math.inf, None, -0.0, 0.0] * 10, dtype=object)
     known = np.array([0.0 if value is None else value for value in values], dtype=np.float64)
     path = tmp_path / "1.parquet"
@@ -266,7 +258,7 @@ def test_null_nan_and_infinity_are_told_apart(opened, tmp_path):
         f'COPY (SELECT * EXCLUDE (gone) REPLACE (CASE WHEN gone THEN NULL ELSE "context.x" END AS "context.x") '
         f"FROM '{path}') TO '{other}' (FORMAT parquet)"
     )
-    ((_, profile),) = fit(source(opened, Files([str(other)], []))).values()
+    ((_, profile),) = fit(source(tables, Files([str(other)], []))).values()
     assert (profile.rows, profile.present, profile.finite) == (80, 60, 40)
     assert dict(profile.counts) == {0.0: 20, 1.0: 10, 2.0: 10}
     assert math.copysign(1, profile.low) == 1
@@ -277,9 +269,9 @@ def test_null_nan_and_infinity_are_told_apart(opened, tmp_path):
 
 
 @pytest.mark.parametrize(("different", "type"), [(1, "category"), (1000, "category"), (1001, "ids")])
-def test_texts_that_are_too_many_for_columns_are_hashed(opened, tmp_path, different, type):
+def test_texts_that_are_too_many_for_columns_are_hashed(tables, tmp_path, different, type):
     texts = np.array([f"t{i % different}" for i in range(3003)], dtype=object)
-    at = source(opened, rows(tmp_path / "1.parquet", {"context.t": texts}))
+    at = source(tables, rows(tmp_path / "1.parquet", {"context.t": texts}))
     ((one, profile),) = fit(at).values()
     assert (profile.type, profile.distinct, profile.kind) == (type, different, "text")
     assert f"{different:,} different texts" in profile.reason
@@ -298,13 +290,13 @@ def test_texts_that_are_too_many_for_columns_are_hashed(opened, tmp_path, differ
 
 
 @pytest.mark.parametrize(("different", "buckets"), [(1, 16), (16, 16), (17, 32), (64, 64), (1500, 1024)])
-def test_ids_get_the_power_of_two_buckets_that_holds_them(opened, tmp_path, different, buckets):
+def test_ids_get_the_power_of_two_buckets_that_holds_them(tables, tmp_path, different, buckets):
     path = tmp_path / "1.parquet"
     rows(path, {"i": np.arange(3000)})
     other = tmp_path / "2.parquet"
     lists = f'[i % {different}, i % 7 % {different}] AS "context.numbers", [\'x\', NULL] AS "context.texts"'
     duckdb.execute(f"COPY (SELECT * EXCLUDE (i), {lists} FROM '{path}') TO '{other}' (FORMAT parquet)")
-    fitted = fit(source(opened, Files([str(other)], [])))
+    fitted = fit(source(tables, Files([str(other)], [])))
     one, profile = fitted["numbers"]
     assert one == Ids("numbers", buckets)
     assert (profile.kind, profile.distinct, profile.low, profile.high, profile.mean) == ("list", different, 2, 2, 2)
@@ -312,7 +304,7 @@ def test_ids_get_the_power_of_two_buckets_that_holds_them(opened, tmp_path, diff
     assert fitted["texts"][1].counts == (("x", 3000),)
 
 
-def test_lists_become_keys_and_a_missing_one_differs_from_an_empty_one(opened, tmp_path):
+def test_lists_become_keys_and_a_missing_one_differs_from_an_empty_one(tables, tmp_path):
     path = tmp_path / "1.parquet"
     values = "CASE number WHEN 0 THEN ['a', 'b'] WHEN 1 THEN [] WHEN 2 THEN NULL ELSE ['b'] END"
     rows(tmp_path / "0.parquet", {"number_": np.arange(4)})
@@ -320,7 +312,7 @@ def test_lists_become_keys_and_a_missing_one_differs_from_an_empty_one(opened, t
         f'COPY (SELECT * EXCLUDE (number_), {values.replace("number", "number_")} AS "context.tags", '
         f"[number_, 2.5] AS \"context.n\" FROM '{tmp_path / '0.parquet'}') TO '{path}' (FORMAT parquet)"
     )
-    at = source(opened, Files([str(path)], []))
+    at = source(tables, Files([str(path)], []))
     found = fields.pick(at, {"tags": "list", "n": "auto"})
     assert [field.kind for field in found] == ["list of number", "list of text"]
     columns = at.tables.ask('SELECT "context.tags", "context.n" FROM kept ORDER BY id')
@@ -363,23 +355,23 @@ def mixed(n: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("n", [500, 60_000])
-def test_shuffled_rows_and_columns_give_the_same_bits(opened, tmp_path, n):
+def test_shuffled_rows_and_columns_give_the_same_bits(tables, tmp_path, n):
     logged = mixed(n)
-    plain = fit(source(opened, rows(tmp_path / "0.parquet", logged)))
+    plain = fit(source(tables, rows(tmp_path / "0.parquet", logged)))
     again = {name: logged[name] for name in np.random.default_rng(1).permutation(list(logged)).tolist()}
-    assert fit(source(opened, rows(tmp_path / "1.parquet", again, seed=1))) == plain
+    assert fit(source(tables, rows(tmp_path / "1.parquet", again, seed=1))) == plain
     alone = {"context.heavy": logged["context.heavy"]}
-    assert fit(source(opened, rows(tmp_path / "2.parquet", alone, seed=2)))["heavy"] == plain["heavy"]
+    assert fit(source(tables, rows(tmp_path / "2.parquet", alone, seed=2)))["heavy"] == plain["heavy"]
 
 
-def test_features_of_candidates_are_profiled_one_row_a_candidate(opened, tmp_path):
+def test_features_of_candidates_are_profiled_one_row_a_candidate(tables, tmp_path):
     rows(tmp_path / "0.parquet", {"i": np.arange(60_000)})
     path = tmp_path / "1.parquet"
     lists = "[i, i + 0.5, NULL] AS \"candidates.price\", ['x', 'y', 'x'] AS \"candidates.brand\""
     lists = f"['a', 'b', 'c'] AS \"candidates.id\", {lists}"
     some = f"SELECT * EXCLUDE (i, \"candidates.id\"), {lists} FROM '{tmp_path / '0.parquet'}'"
     duckdb.execute(f"COPY ({some}) TO '{path}' (FORMAT parquet)")
-    fitted = fit(source(opened, Files([str(path)], []), "offered"))
+    fitted = fit(source(tables, Files([str(path)], []), "offered"))
     price, brand = fitted["price"][1], fitted["brand"][1]
     assert (price.group, price.rows, price.present) == ("candidate", 180_000, 120_000)
     assert price.mean == pytest.approx((59_999 + 0.5) / 2)
@@ -390,9 +382,9 @@ def test_features_of_candidates_are_profiled_one_row_a_candidate(opened, tmp_pat
 
 @spark_here.needed
 @pytest.mark.slow
-def test_spark_says_the_same_to_the_last_bit(opened, tmp_path):
+def test_spark_says_the_same_to_the_last_bit(tables, tmp_path):
     files = rows(tmp_path / "0.parquet", mixed(120_000))
-    plain = fit(source(opened, files))
+    plain = fit(source(tables, files))
     spark = spark_here.opened(tmp_path)  # that of other tests, if there is one
     try:
         assert fit(source(spark, files)) == plain
@@ -400,57 +392,11 @@ def test_spark_says_the_same_to_the_last_bit(opened, tmp_path):
         spark.close()
 
 
-# --- overrides
-
-
-def number_field(opened, tmp_path) -> Source:
-    values = np.random.default_rng(0).lognormal(0, 1, 5000)
-    texts = np.array(["a", "b"] * 2500, dtype=object)
-    return source(opened, rows(tmp_path / "1.parquet", {"context.price": values, "context.kind": texts}))
-
-
-@pytest.mark.parametrize(
-    ("field", "type", "what"),
-    [
-        ("price", "probability", r"context\.price is declared probability, but its values go from 0\.0\d+ to \d+"),
-        ("price", "enumerated", r"context\.price is declared enumerated, but it has 5,000 different values"),
-        ("price", "binary", r"context\.price is declared binary, but its values go from"),
-        ("price", "constant", r"context\.price is declared constant, but .* 5,000 different ones"),
-        ("price", "category", r"context\.price is declared category, but it holds numbers"),
-        ("price", "ids", r"context\.price is declared ids, but it holds numbers"),
-        ("kind", "boxcox", r"context\.kind is declared boxcox, but it holds texts"),
-        ("kind", "constant", r"context\.kind is declared constant, but it holds texts"),
-    ],
-)
-def test_a_type_that_the_values_can_not_have_is_refused(opened, tmp_path, field, type, what):
-    with pytest.raises(DataError, match=what) as error:
-        fit(number_field(opened, tmp_path), **{field: type})
-    assert error.value.field == f"context.{field}"
-    assert "would be identified as" in error.value.hint
-
-
-def test_a_type_can_be_declared(opened, tmp_path):
-    fitted = fit(number_field(opened, tmp_path), price="quantile", kind="ids")
-    one, profile = fitted["price"]
-    assert isinstance(one, Quantile)
-    assert (profile.type, profile.declared) == ("quantile", True)
-    assert profile.reason.startswith("declared; the values say boxcox: 5,000 different values")
-    assert fitted["kind"][0] == Ids("kind", 16)
-    for type in ("continuous", "boxcox"):
-        assert fit(number_field(opened, tmp_path), price=type)["price"][1].type == type
-
-
 def test_a_declared_type_that_is_the_identified_one_fits_the_same_transform(drawn):
     for one, profile in drawn[1].values():
         again = declare(profile, profile.type)
         assert again.declared
         assert transform(again) == one
-
-
-def test_a_type_for_a_field_that_is_not_there_is_refused(opened, tmp_path):
-    with pytest.raises(ConfigError, match=r"build\.context names 'prise'.*did you mean price\?") as error:
-        fit(number_field(opened, tmp_path), prise="boxcox")
-    assert error.value.field == "build.context.prise"
 
 
 # --- transforms
@@ -471,9 +417,9 @@ def test_transforms_take_their_parameters_from_the_profile():
 
 
 @pytest.mark.parametrize("values", [[1e308, -1e308, 3.0], [5e-324, 1e-323, 2e-323], [1e300, 1e-300, 1.0]])
-def test_extreme_numbers_have_a_type(opened, tmp_path, values):
+def test_extreme_numbers_have_a_type(tables, tmp_path, values):
     many = np.random.default_rng(0).choice(values, 500) * np.random.default_rng(1).uniform(0.5, 1, 500)
-    ((one, profile),) = fit(source(opened, rows(tmp_path / "1.parquet", {"context.x": many}))).values()
+    ((one, profile),) = fit(source(tables, rows(tmp_path / "1.parquet", {"context.x": many}))).values()
     encoded = Encoder(context=(one,)).encode_context(Raw(many[:, None], np.empty((500, 0))))
     assert np.isfinite(encoded).all(), profile.reason
 
@@ -525,12 +471,12 @@ def test_a_thousand_sparse_fields_over_a_million_rows_are_fitted_within_the_memo
         [sys.executable, "-c", write], input=copy, text=True, check=True, capture_output=True
     )  # its memory is not ours
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    opened = engine.open("duckdb", threads=2, memory_limit="2GB", temp_directory=tmp_path / "spill")
+    tables = engine.open("duckdb", threads=2, memory_limit="2GB", temp_directory=tmp_path / "spill")
     begun, cpu = time.perf_counter(), time.process_time()
-    fitted = fit(source(opened, Files([str(path)], [])))
+    fitted = fit(source(tables, Files([str(path)], [])))
     took, cpu = time.perf_counter() - begun, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    opened.close()
+    tables.close()
     figures = f"{took:.1f} s, {cpu:.1f} s of processors, peak {peak:.0f} MB (was {before:.0f})"
     print(f"{fields_} fields, {n:,} rows: {figures}")  # noqa: T201 - a figure
     assert len(fitted) == fields_

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -32,13 +32,6 @@ RULES: dict[Rule, Callable[[Sequence[float]], float]] = {
 }
 WAIT_S = 10.0
 rules = pytest.mark.parametrize("rule", RULES)
-
-
-@pytest.fixture(scope="module")
-def tables() -> Iterator[engine.Engine]:
-    opened = engine.open("duckdb", threads=1)
-    yield opened
-    opened.close()
 
 
 def build(tables: engine.Engine, files: Files, at: Problem) -> Built:

@@ -6,14 +6,13 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from steersman import engine, timeline
+from steersman import timeline
 from steersman.core.decision import NO_TEXT, Candidate, One, Problem
 from steersman.core.errors import ConfigError, DataError
 from steersman.core.features import Category, Continuous, Encoder, Ids, list_keys
@@ -24,13 +23,6 @@ from timeline_log import FAR, Files, decision, log, outcome, parquet, problem, s
 FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FREE = One()
 """Candidates that come and go."""
-
-
-@pytest.fixture(scope="module")
-def tables() -> Iterator[engine.Engine]:
-    opened = engine.open("duckdb", threads=1)
-    yield opened
-    opened.close()
 
 
 def build(

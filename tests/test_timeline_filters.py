@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -18,13 +18,6 @@ from steersman.timeline.episodes import lengths as episode_lengths
 from steersman.timeline.filters import apply, leave_out, longest, not_longer, within
 from steersman.timeline.settings import Settings
 from timeline_log import Row, S, decision, log, outcome, problem
-
-
-@pytest.fixture(scope="module")
-def tables() -> Iterator[engine.Engine]:
-    opened = engine.open("duckdb", threads=1)
-    yield opened
-    opened.close()
 
 
 def of_lengths(lengths: Sequence[int], *, open: bool = False) -> tuple[Rows, Episodes]:
