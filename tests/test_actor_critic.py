@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -408,6 +409,20 @@ def test_the_unit_of_the_reward_and_of_the_action_means_nothing():
     second = learn.fit(other, quick, 0)
     nothing = np.zeros((len(batch), 0, 0), dtype=np.float32)
     assert np.array_equal(second.scorer(batch.context, nothing), 4 * first.scorer(batch.context, nothing))
+
+
+def test_an_actor_that_waits_ends_at_the_final_rate_too():
+    config = TD3(**LQ | {"steps": 60, "final_learning_rate": 0.0}, delay=3)
+    trainer, generator = Trainer(ENCODER, config, own_variation(config), nets.generator(0)), nets.generator(1)
+    weights = [trainer.learners.actor.arrays()["weights"]]
+    for _ in range(config.steps):
+        context, after = (torch.randn(16, 6, generator=generator) for _ in range(2))
+        taken, reward = torch.rand(16, 1, generator=generator) * 2 - 1, torch.randn(16, generator=generator)
+        trainer.update(nets.NumberRows(context, taken, reward, torch.full((16,), 0.9), after))
+        weights.append(trainer.learners.actor.arrays()["weights"])
+    moved = [float(np.abs(after - before).max()) / config.learning_rate for before, after in pairwise(weights)]
+    assert [move > 0 for move in moved] == [False, False, True] * 20
+    assert moved[2] > 0.3 and moved[-1] < 0.02
 
 
 def test_a_training_that_diverges_says_so_with_its_numbers():

@@ -34,7 +34,8 @@ class TD3(ValueSettings, frozen=True, forbid_unknown_fields=True):
         noise, noise_limit: standard deviation of that noise and what it is cut to, in half widths of the bounds, at
             least 0.
         delay: steps of the critics for one of the actor, at least 1.
-    Source: Fujimoto, van Hoof and Meger 2018, arXiv:1802.09477, algorithm 1. Slow copies follow at every step.
+    Source: Fujimoto, van Hoof and Meger 2018, arXiv:1802.09477, algorithm 1. Slow copies follow at every step of
+    their nets.
     """
 
     EXPLORERS: ClassVar[tuple[NumbersExplorer, ...]] = POINTS
@@ -103,9 +104,9 @@ def variation_of(config: Settings, encoder: Encoder) -> Variation:
     numbers = encoder.numbers
     match config:
         case TD3BC():
-            return Variation(delayed(config, near_the_log(config.alpha)), squashed=False)
+            return Variation(delayed(config, near_the_log(config.alpha)), squashed=False, delay=config.delay)
         case TD3():
-            return Variation(delayed(config, worth), squashed=False)
+            return Variation(delayed(config, worth), squashed=False, delay=config.delay)
         case DDPG():
             return Variation(deterministic, squashed=False, critics=1)
         case SAC():

@@ -84,6 +84,7 @@ class Variation:
         update: one training step.
         squashed: the actor's outputs are a density; else a point.
         critics: how many.
+        delay: steps of the critics for one of the actor.
         values: whether contexts alone have a value.
         temperature: that is learned, at first; None: none is.
     """
@@ -91,6 +92,7 @@ class Variation:
     update: Update
     squashed: bool
     critics: int = 2
+    delay: int = 1
     values: bool = False
     temperature: float | None = None
 
@@ -125,7 +127,10 @@ class Trainer:
         if variation.temperature is not None:
             made["log_temperature"] = nets.Scalar(math.log(variation.temperature))
         rate = nets.cosine(config.learning_rate, config.final_learning_rate, config.steps)
-        rates = {"log_temperature": lambda done: HASTE * rate(done)}
+        rates = {
+            "actor": lambda done: rate(done * variation.delay),
+            "log_temperature": lambda done: HASTE * rate(done),
+        }
         polyak = config.polyak if isinstance(config, ValueSettings) else 1.0
         device, students = nets.device_of(run), {}
         for name, net in made.items():
