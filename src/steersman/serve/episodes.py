@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import struct
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +31,9 @@ TAG, AT, KEY, LAST, BEGUN, STEPS = range(0, 6 * WAYS, WAYS)
     BEGUN: instant of the first one. STEPS: how many there were.
 """
 
+_UNIT, _DECISION = (hashlib.blake2b(kind, digest_size=8) for kind in (b"unit", b"decision"))  # only to be copied
 _SET = 6 * WAYS
+_row = struct.Struct(f"={WAYS}Q").unpack_from
 _MAGIC_AT, _SETS_AT, _MIRROR_AT, _THERE_AT, _HEADER = range(5)
 
 
@@ -77,7 +80,8 @@ class Episodes:
             size = 8 * (_HEADER + self._sets * _SET)
             if head[_MAGIC_AT] != MAGIC or os.fstat(self._file).st_size != size:
                 raise DataError(f"{path} is damaged", hint="remove it: the episodes that run now get another key")
-            self._words = memoryview(mmap.mmap(self._file, size)).cast("Q")
+            self._file_in_memory = mmap.mmap(self._file, size)
+            self._words = memoryview(self._file_in_memory).cast("Q")
 
     def keys(self, requests: Sequence[Request], now: int) -> list[int]:
         """The key of the episode that each request belongs to, which may begin with it; in the order they came.
@@ -92,7 +96,7 @@ class Episodes:
         """The episodes are over of which these are the last decisions; one that went on since then goes on."""
         with self._alone():
             for decision in decisions:
-                mine = _tag(decision, b"decision")
+                mine = _tag(decision, _DECISION)
                 pointer, there = self._find(mine)
                 if not there:
                     continue
@@ -113,7 +117,7 @@ class Episodes:
 
     def _key(self, request: Request, now: int) -> int:
         words = self._words
-        unit, mine = _tag(request.unit, b"unit"), _tag(request.id, b"decision")
+        unit, mine = _tag(request.unit, _UNIT), _tag(request.id, _DECISION)
         place, runs = self._find(unit)
         if runs and words[place + LAST] == mine:  # asked again
             return words[place + KEY]
@@ -151,10 +155,10 @@ class Episodes:
     def _find(self, tag: int) -> tuple[int, bool]:
         """Where an entry stands, and whether it does; if not, where it may: in a free place, or else the oldest's."""
         start = _HEADER + tag % self._sets * _SET
-        tags = self._words[start : start + WAYS].tolist()
+        tags = _row(self._file_in_memory, 8 * start)
         if tag in tags:
             return start + tags.index(tag), True
-        ats = self._words[start + AT : start + AT + WAYS].tolist()
+        ats = _row(self._file_in_memory, 8 * (start + AT))
         return start + ats.index(min(ats)), False
 
     def _free(self, place: int) -> None:
@@ -169,6 +173,8 @@ class Episodes:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
-def _tag(text: str, kind: bytes) -> int:
+def _tag(text: str, kind: hashlib.blake2b) -> int:
     """64 bits of a hash, never 0."""
-    return int.from_bytes(hashlib.blake2b(kind + text.encode(), digest_size=8).digest(), "little") or 1
+    made = kind.copy()
+    made.update(text.encode())
+    return int.from_bytes(made.digest(), "little") or 1

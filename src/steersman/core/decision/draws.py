@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 from steersman.core.errors import DataError
@@ -23,9 +24,16 @@ def uniform_draw(seed: str, decision_id: str) -> float:
     >>> uniform_draw("s", "d1") == uniform_draw("s", "d1") != uniform_draw("s", "d2")
     True
     """
+    draw = _keyed(seed).copy()
+    draw.update(decision_id.encode())
+    return (int.from_bytes(draw.digest(), "little") >> 11) * 2.0**-53
+
+
+@functools.lru_cache(maxsize=256)
+def _keyed(seed: str) -> hashlib.blake2b:
+    """Only to be copied: the block of the key takes longer than all else."""
     check_seed(seed)
-    digest = hashlib.blake2b(decision_id.encode(), key=seed.encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+    return hashlib.blake2b(key=seed.encode(), digest_size=8)
 
 
 def uniform_draws(seed: str, decision_id: str, count: int) -> tuple[float, ...]:
