@@ -30,9 +30,11 @@ from steersman.core.errors import (
     OverloadedError,
     TooLargeError,
 )
+from steersman.log import growing
 from steersman.log import pen as pens
-from steersman.log.pen import EXTENT_BYTES, fresh_name
-from steersman.log.segment import MAGIC, frame, read_segment, segments
+from steersman.log.growing import BLOCK_BYTES, BUFFER_BYTES, EXTENT_BYTES
+from steersman.log.pen import fresh_name
+from steersman.log.segment import HEADER, MAGIC, frame, read_segment, segments
 
 Durabilities = pytest.mark.parametrize("durability", ["commit", "buffered"])
 
@@ -109,7 +111,7 @@ def test_commit_waits_for_the_disk_and_what_comes_in_meanwhile_shares_the_next_s
         os.fdatasync(fd)
         synced.append(fd)
 
-    monkeypatch.setattr(pens, "_fdatasync", sync)
+    monkeypatch.setattr(growing, "_fdatasync", sync)
     acks = Acks()
     with log.Pen(tmp_path) as pen:
         pen.append([(b"D", b"0")], acks.of(0))
@@ -125,7 +127,7 @@ def test_commit_waits_for_the_disk_and_what_comes_in_meanwhile_shares_the_next_s
 
 def test_buffered_does_not_wait_for_the_disk_but_flush_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
-    monkeypatch.setattr(pens, "_fdatasync", synced.append)
+    monkeypatch.setattr(growing, "_fdatasync", synced.append)
     acks = Acks()
     with log.Pen(tmp_path, durability="buffered") as pen:
         pen.append([(b"D", b"1")], acks.of(1))
@@ -143,7 +145,7 @@ def test_what_a_failed_sync_may_have_lost_is_told_and_never_read_back(
         pen.append([(b"D", b"before")], acks.of("before"))
         acks.wait(1)
         with monkeypatch.context() as patch:
-            patch.setattr(pens, "_fdatasync", failing)
+            patch.setattr(growing, "_fdatasync", failing)
             pen.append([(b"D", b"lost")], acks.of("lost"))
             acks.wait(2)
         pen.append([(b"D", b"after")], acks.of("after"))
@@ -224,6 +226,74 @@ def test_pens_share_a_directory(tmp_path: Path) -> None:
         two.append([(b"D", b"2")])
     assert sorted(bodies(tmp_path)) == [b"1", b"2"]
     assert len(segments(tmp_path)) == 2
+
+
+def sizes_at_every_edge() -> list[int]:
+    edges = [BLOCK_BYTES, 2 * BLOCK_BYTES, BUFFER_BYTES, BUFFER_BYTES + BLOCK_BYTES, 2 * BUFFER_BYTES, EXTENT_BYTES]
+    return [0, 1, *(edge - HEADER.size + more for edge in edges for more in (-1, 0, 1))]
+
+
+@Durabilities
+def test_records_of_any_length_come_back_whatever_block_they_end_in(tmp_path: Path, durability: log.Durability) -> None:
+    draw = random.Random(5)
+    sizes = sizes_at_every_edge() * 2
+    draw.shuffle(sizes)
+    written = [draw.randbytes(size) for size in sizes]
+    with log.Pen(tmp_path, durability=durability, segment_bytes=1 << 26) as pen:
+        for at, body in enumerate(written):
+            pen.append([(b"D", body)])
+            if at % 3 == 0:
+                pen.flush()
+    (path,) = segments(tmp_path)
+    assert path.read_bytes() == MAGIC + b"".join(frame(b"D", body) for body in written)
+
+
+def test_what_was_acknowledged_is_read_also_by_who_read_the_same_block_before(tmp_path: Path) -> None:
+    """The reader's pages are in the cache, and the pen writes past it."""
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            bodies(tmp_path)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    with log.Pen(tmp_path) as pen:
+        for reader in readers:
+            reader.start()
+        try:
+            for i in range(150):
+                acks = Acks()
+                pen.append([(b"D", b"%d" % i + b"x" * (i * 37 % 500))], acks.of(i))
+                acks.wait(1)
+                assert len(bodies(tmp_path)) == i + 1
+        finally:
+            over.set()
+            for reader in readers:
+                reader.join()
+
+
+@Durabilities
+def test_only_what_is_committed_goes_past_the_page_cache(tmp_path: Path, durability: log.Durability) -> None:
+    with log.Pen(tmp_path, durability=durability) as pen:
+        pen.append([(b"D", b"1")])
+        pen.flush()
+        direct = is_direct(segment_fd(tmp_path))
+    if durability == "commit" and not direct:
+        pytest.skip("this disk can not")
+    assert direct == (durability == "commit")
+
+
+def test_a_disk_that_wants_other_blocks_is_written_through_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growing, "BLOCK_BYTES", 100)
+    written = [b"%d" % i + bytes(i * 50) for i in range(40)]
+    with log.Pen(tmp_path, segment_bytes=1 << 14) as pen:
+        for body in written:
+            pen.append([(b"D", body)])
+            pen.flush()
+        assert not is_direct(segment_fd(tmp_path))
+    assert bodies(tmp_path) == written
 
 
 def test_names_of_segments_are_never_the_same() -> None:
@@ -469,9 +539,13 @@ def test_a_failed_write_without_a_callback_is_raised_by_flush(tmp_path: Path) ->
     assert bodies(tmp_path) == [b"kept", b"next"]
 
 
+def is_direct(fd: int) -> bool:
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+
+
 def segment_fd(directory: Path) -> int:
-    """The descriptor by which this process holds the only segment open."""
-    (path,) = segments(directory)
+    """The descriptor by which this process holds the newest segment open."""
+    path = segments(directory)[-1]
     for link in Path("/proc/self/fd").iterdir():
         if link.resolve() == path.resolve():
             return int(link.name)

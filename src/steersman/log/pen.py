@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import threading
@@ -24,20 +23,15 @@ from steersman.core.errors import (
     OverloadedError,
     TooLargeError,
 )
-from steersman.engine.disk import fsync_directory, make_directory
-from steersman.log.segment import HEADER, KINDS, MAGIC, MAX_SEGMENT_BYTES, SUFFIX, frame, segments_directory
+from steersman.log.growing import BUFFER_BYTES, Growing, pages
+from steersman.log.segment import HEADER, KINDS, MAGIC, MAX_SEGMENT_BYTES, frame, segments_directory
 
 Durability = Literal["commit", "buffered"]
 Done = Callable[[Error | None], None]
 
 MIN_SEGMENT_BYTES = 1 << 12
-EXTENT_BYTES = 1 << 22
-"""Zeros are laid down so far ahead: enough that few commits change the size of the file, little enough not to wait."""
-
 BATCH_BYTES = 1 << 22
 MAX_PENDING_BYTES = 1 << 28
-
-_fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 
 class _Entry(Struct, frozen=True):
@@ -90,7 +84,8 @@ class Pen:
         self._pending_bytes = 0
         self._closed = False
         self._failure: Error | None = None
-        self._segment: _Segment | None = None
+        self._memory = pages(BUFFER_BYTES)
+        self._segment: Growing | None = None
         try:
             self._segment = self._begin()
         except OSError as cause:
@@ -218,18 +213,20 @@ class Pen:
         return batch
 
     def _write(self, batch: list[_Entry]) -> Error | None:
-        frames = b"".join([entry.frames for entry in batch])
+        frames = [entry.frames for entry in batch if entry.frames]
+        length = sum(map(len, frames))
         try:
-            segment = self._room_for(len(frames))
-            segment.write(frames)
+            segment = self._room_for(length)
+            if frames:
+                segment.write(frames)
             if self._commit or any(entry.sync for entry in batch):
                 segment.sync()
         except Exception as cause:  # whoever waits must hear of it, whatever it is
             return self._abandon(cause)
-        segment.accept(len(frames))
+        segment.accept(length)
         return None
 
-    def _room_for(self, length_bytes: int) -> _Segment:
+    def _room_for(self, length_bytes: int) -> Growing:
         """The segment if it has room, else it is closed and the next one begun."""
         if self._segment is not None and self._segment.fits(length_bytes):
             return self._segment
@@ -239,8 +236,14 @@ class Pen:
         self._segment = self._begin()
         return self._segment
 
-    def _begin(self) -> _Segment:
-        return _Segment(segments_directory(self.directory), self._name(), self._segment_bytes)
+    def _begin(self) -> Growing:
+        return Growing(
+            segments_directory(self.directory),
+            self._name(),
+            self._segment_bytes,
+            direct=self._commit,
+            memory=self._memory,
+        )
 
     def _abandon(self, cause: Exception) -> Error:
         """Cut the failed write off its segment and leave the segment: after a failed fsync nothing in it is sure."""
@@ -266,72 +269,6 @@ class Pen:
     def _fail(self, error: Error) -> None:
         with self._lock:
             self._failure = self._failure or error
-
-
-class _Segment:
-    """One segment file, locked by this process as long as it is open.
-
-    Attributes:
-        path: of the file.
-        head: offset behind the last accepted record.
-    """
-
-    def __init__(self, folder: Path, name: str, limit: int) -> None:
-        make_directory(folder)
-        self.path = folder / f"{name}{SUFFIX}"
-        self.head = len(MAGIC)
-        self._limit = limit
-        self._size = 0
-        aside = folder / f".{name}.new"
-        self._fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            # The lock comes before the name: whoever sees the name sees the lock.
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._place(MAGIC, 0)
-            os.fsync(self._fd)
-            aside.rename(self.path)
-            fsync_directory(folder)
-        except BaseException:
-            os.close(self._fd)
-            aside.unlink(missing_ok=True)
-            self.path.unlink(missing_ok=True)
-            raise
-
-    def fits(self, length_bytes: int) -> bool:
-        return self.head + length_bytes <= self._limit
-
-    def write(self, frames: bytes) -> None:
-        """Put frames at the head, which moves when they are accepted."""
-        self._place(frames, self.head)
-
-    def sync(self) -> None:
-        _fdatasync(self._fd)
-
-    def accept(self, length_bytes: int) -> None:
-        self.head += length_bytes
-
-    def seal(self) -> None:
-        """Cut off all behind the head, make the rest durable, close and unlock; nothing is kept of an empty one."""
-        try:
-            if self.head == len(MAGIC):
-                self.path.unlink(missing_ok=True)
-                return
-            os.ftruncate(self._fd, self.head)
-            os.fsync(self._fd)
-        finally:
-            os.close(self._fd)
-
-    def _place(self, data: bytes, offset: int) -> None:
-        end = offset + len(data)
-        if end > self._size:
-            size = min(self._limit, -(-end // EXTENT_BYTES) * EXTENT_BYTES)
-            data += bytes(size - end)
-            self._size = size
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self._fd, view, offset)
-            view = view[written:]
-            offset += written
 
 
 def _error(cause: Exception, what: str) -> Error:
