@@ -52,6 +52,13 @@ def write(directory: Path, *nouns: Noun) -> None:
         pen.append([record(noun) for noun in nouns])
 
 
+def import_at_once(directory: Path, *nouns: Noun) -> None:
+    """The same through the pen of imports, in small segments."""
+    with log.at_once(directory, segment_bytes=4096) as pen:
+        for noun in nouns:
+            pen.append([record(noun)])
+
+
 def record(noun: Noun) -> tuple[bytes, bytes]:
     if isinstance(noun, bytes):
         return log.DECISION, noun

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import product
 from steersman import flow, timeline
 from steersman.config import Project
+from steersman.engine import disk
 from timeline_log import S
 
 N = 20_000
@@ -80,17 +82,70 @@ def test_encoded_columns_that_were_damaged_are_made_again(made):
     np.testing.assert_array_equal(timeline.load(Path(built.directory)).batch.context, first)
 
 
-def test_what_a_killed_build_left_is_swept_and_what_a_living_one_makes_is_not(made):
+def test_what_a_killed_build_left_is_swept_by_the_next_one(made):
     place = made.root / "builds" / "greeting"
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    dead, alive = place / f".making-{ended.pid}-x", place / ".making-1-x"
-    for folder in (dead, alive):
-        folder.mkdir(parents=True)
-        (folder / "large.npy").write_bytes(b"x")
-    flow.build(made, "greeting", as_of=N * S)
-    assert not dead.exists()
-    assert alive.exists()
+    command = [sys.executable, "-m", "steersman", "build", "greeting", "--project", str(made.root)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as building:
+        while not (left := [path for path in place.rglob("*.npy") if ".part" in str(path)]):
+            assert building.poll() is None, "it ended before it was seen to begin"
+            time.sleep(0.001)
+        building.kill()
+    assert building.returncode == -signal.SIGKILL
+    assert left
+    assert any(path.name.endswith(".part") for path in place.iterdir())
+    built = flow.build(made, "greeting", as_of=N * S)
+    assert sorted(path.name for path in place.iterdir()) == sorted(["LATEST", Path(built.directory).name])
+
+
+WRITING = """
+import pathlib, sys, time
+from steersman.engine import disk
+kind, path = sys.argv[1], pathlib.Path(sys.argv[2])
+with getattr(disk, kind)(path) as aside:
+    (aside if kind == "replacing" else aside / "half").write_text("half")
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["replacing", "appearing", "beside"])
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path, kind: str) -> None:
+    def writer(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", WRITING, kind, str(tmp_path / name)]
+        begun = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert begun.stdout is not None
+        assert begun.stdout.readline() == "begun\n"
+        return begun
+
+    def there() -> list[str]:
+        return sorted(path.name.strip(".").split(".")[0] for path in tmp_path.iterdir())
+
+    with writer("dead") as dead, writer("alive") as alive:
+        dead.kill()
+        dead.wait()
+        assert there() == ["alive", "dead"]
+        with disk.replacing(tmp_path / "other") as aside:
+            assert there() == ["alive", "other"]
+            aside.write_text("whole")
+        assert there() == ["alive", "other"]
+        assert [path.read_text() for path in tmp_path.rglob("half" if kind != "replacing" else "alive")] == ["half"]
+        alive.kill()
+        alive.wait()
+        assert disk.sweep(tmp_path) == 1
+    assert there() == ["other"]
+
+
+def test_what_is_not_ours_is_not_swept(tmp_path: Path) -> None:
+    names = (".x.part", "x.0123456789abcdef.part", ".x.0123456789abcdef.part.old", ".x.0123456789ABCDEF.part")
+    for name in names:
+        (tmp_path / name).mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "kept").mkdir(parents=True)
+    (tmp_path / ".link.0123456789abcdef.part").symlink_to(elsewhere)
+    (tmp_path / ".file.0123456789abcdef.part").write_text("")
+    before = set(tmp_path.rglob("*"))
+    assert disk.sweep(tmp_path) == 0
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_an_import_that_does_not_fit_says_so_and_can_be_run_again(made, tmp_path):
@@ -101,7 +156,7 @@ def test_an_import_that_does_not_fit_says_so_and_can_be_run_again(made, tmp_path
     told = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (12, "")
     assert told["error"].endswith("can not be written: File too large")
-    assert told["hint"].endswith("run it again: what is in the log already counts once")
-    assert not list((made.log_directory / "segments").glob("*"))
+    assert told["hint"].endswith("run it again: it is imported whole or not at all, and counts once")
+    assert not list((made.log_directory / "imported").glob("*"))
     done = steersman(*words, project=made, largest_file=resource.RLIM_INFINITY)
     assert (done.returncode, json.loads(done.stdout)["decisions"]) == (0, 100)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from compacted import (
     DAY,
     T0,
     decision,
+    import_at_once,
     no_wait_for_the_disk,  # noqa: F401  (a fixture of every test)
     outcome,
     record,
@@ -86,6 +88,38 @@ def test_a_second_compaction_reads_only_what_is_new(tmp_path: Path, engine: Engi
     assert log.compact(tmp_path, {}, engine) == log.Compacted(segments=1)
     assert segments(tmp_path) == []
     assert [row["id"] for row in rows(tmp_path, engine)] == ["d1", "d2"]
+
+
+def test_what_was_imported_is_read_found_and_compacted_once(tmp_path: Path, engine: Engine) -> None:
+    write(tmp_path, decision("before"))
+    nouns = [decision(f"d{i}", context={"text": "x" * 1000}) for i in range(10)]
+    import_at_once(tmp_path, *nouns)
+    import_at_once(tmp_path, outcome("o1"))
+    write(tmp_path, decision("after"))
+    assert len(segments(tmp_path)) > 5
+    names = ["before", *(noun.id for noun in nouns), "o1", "after"]
+    assert [msgspec.json.decode(record.body)["id"] for record in log.read(tmp_path)] == names  # oldest segment first
+    assert log.find(tmp_path, "d7", engine) == nouns[7]
+    done = log.compact(tmp_path, {}, engine)
+    assert (done.decisions, done.outcomes, done.swept) == (12, 1, 0)
+    assert log.find(tmp_path, "d7", engine) == nouns[7]
+    assert segments(tmp_path) == []
+    assert list((tmp_path / "imported").iterdir()) == []
+    assert log.compact(tmp_path, {}, engine) == log.Compacted()
+
+
+def test_a_compaction_removes_what_a_killed_import_left_and_leaves_a_living_one_alone(
+    tmp_path: Path, engine: Engine
+) -> None:
+    dead = tmp_path / "imported" / ".x.0123456789abcdef.part" / "segments"
+    with log.at_once(tmp_path) as pen:
+        pen.append([record(decision("alive"))])
+        pen.flush()
+        dead.mkdir(parents=True)
+        (dead / "1.seg").write_bytes(MAGIC + frame(*record(decision("dead"))))
+        assert log.compact(tmp_path, {}, engine) == log.Compacted(swept=1)
+    assert log.compact(tmp_path, {}, engine).decisions == 1
+    assert [row["id"] for row in rows(tmp_path, engine)] == ["alive"]
 
 
 def test_a_live_segment_is_never_removed_and_a_dead_writers_is(tmp_path: Path, engine: Engine) -> None:
@@ -178,13 +212,18 @@ def test_a_file_that_no_manifest_names_is_never_listed(tmp_path: Path, engine: E
     shutil.copy(path, orphan)
     notes = Path(path).with_name("notes.txt")
     notes.write_text("not ours")
-    half = tmp_path / ".manifest.json.1.part"
-    half.write_text("{")
+    half, beside = (
+        folder / f".{name}.0123456789abcdef.part"
+        for folder, name in ((tmp_path, "manifest.json"), (orphan.parent, "x"))
+    )
+    for folder in (half, beside):
+        folder.mkdir()
+        (folder / orphan.name).write_text("{")
     unborn = segments_directory(tmp_path) / ".1-1-0.new"
     unborn.write_bytes(MAGIC)
     assert len(rows(tmp_path, engine)) == 1
-    assert log.compact(tmp_path, {}, engine).swept == 3
-    assert [path for path in (orphan, half, unborn, notes) if path.exists()] == [notes]
+    assert log.compact(tmp_path, {}, engine).swept == 4
+    assert [path for path in (orphan, half, beside, unborn, notes) if path.exists()] == [notes]
 
 
 def test_a_segment_that_a_pen_is_about_to_name_is_left_alone(tmp_path: Path, engine: Engine) -> None:

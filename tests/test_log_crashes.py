@@ -19,6 +19,7 @@ from compacted import (
     DAY,
     T0,
     decision,
+    import_at_once,
     no_wait_for_the_disk,  # noqa: F401  (a fixture of every test)
     outcome,
     rows,
@@ -34,7 +35,7 @@ class Crash(BaseException):
     """Not an Exception: nothing may catch it and tidy up as if the process were still there."""
 
 
-STEPS = ("fsync", "replace", "unlink", "mkdir")
+STEPS = ("fsync", "replace", "unlink", "mkdir", "rmdir")
 
 
 def crashing(monkeypatch: pytest.MonkeyPatch, countdown: int) -> Callable[[], int]:
@@ -60,7 +61,7 @@ def test_a_crash_at_any_step_of_a_compaction_loses_and_doubles_nothing(
 ) -> None:
     origin = tmp_path / "origin"
     write(origin, decision("d1"), decision("d2", at=T0 + DAY), outcome("o1"))
-    write(origin, decision("d3"), b"bad")
+    import_at_once(origin, decision("d3"), b"bad")
     crashes = 0
     for countdown in range(1000):
         directory = tmp_path / str(countdown)
@@ -105,7 +106,8 @@ def test_a_compaction_that_is_really_killed_loses_and_doubles_nothing(tmp_path: 
     moments = random.Random(3)
     for kill in range(20):
         for part in range(5):
-            write(tmp_path, *(decision(f"d{kill}-{part}-{i}", at=T0 + part * DAY) for i in range(200)))
+            some = (decision(f"d{kill}-{part}-{i}", at=T0 + part * DAY) for i in range(200))
+            (import_at_once if part % 2 else write)(tmp_path, *some)
         with subprocess.Popen(
             [sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process:
@@ -238,3 +240,5 @@ def assert_no_remains(directory: Path) -> None:
         *listed.decisions, *listed.outcomes, *aside, str(directory / "manifest.json"), str(directory / "compact.lock"),
         *(str(directory / one.path) for one in read_manifest(directory).retired),
     }  # fmt: skip
+    assert not list((directory / "imported").glob("*"))
+    assert not [path for path in directory.rglob("*") if path.name.endswith(".part")]

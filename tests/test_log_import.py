@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 from steersman import engine as engines
 from steersman import log
 from steersman.core.decision import Candidate, Decision, One, Outcome, Problem, Ranked
-from steersman.core.errors import DataError, Error
+from steersman.core.errors import DataError, DiskError, Error
 from steersman.engine import Engine
 from steersman.log import mapped
 from steersman.log.pen import fresh_name
@@ -435,6 +438,65 @@ def test_a_log_that_can_not_be_written_fails_the_import(tmp_path: Path, engine: 
     with pytest.raises(Error, match="closed"):
         run(pen, engine, put(tmp_path, CSV), mapping())
     assert segments(tmp_path / "log") == []
+
+
+def test_an_import_is_in_the_log_from_one_instant_on(tmp_path: Path) -> None:
+    bodies = [b"%d" % i + b"x" * 2000 for i in range(20)]
+    with log.at_once(tmp_path, segment_bytes=4096) as pen:
+        for body in bodies:
+            pen.append([(b"D", body)])
+        pen.flush()
+        assert len(segments(pen.directory)) > 9
+        assert list(log.read(tmp_path)) == []
+    assert [record.body for record in log.read(tmp_path)] == bodies
+
+
+def test_an_import_that_fails_after_the_first_rows_were_appended_leaves_nothing(tmp_path: Path, engine: Engine) -> None:
+    with log.Pen(tmp_path / "log") as pen:
+        pen.append([(b"D", b"before")])
+    source = put(tmp_path, CSV)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(DiskError, match="could not be written"), log.at_once(tmp_path / "log", 1 << 14) as pen:
+        pen.append([(b"D", b"x" * 10_000)])
+        pen.flush()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limit[1]))
+        try:
+            pen.append([(b"D", b"x" * 10_000)])
+            run(pen, engine, source, mapping())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [record.body for record in log.read(tmp_path / "log")] == [b"before"]
+    assert list((tmp_path / "log" / "imported").iterdir()) == []
+
+
+KILLED = """
+import pathlib, sys, time
+from steersman import log
+with log.at_once(pathlib.Path(sys.argv[1]), segment_bytes=4096) as pen:
+    for i in range(20):
+        pen.append([(b"D", b"x" * 2000)])
+    pen.flush()
+    print("appended", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_of_an_import_that_is_killed_nothing_is_read_and_the_next_one_removes_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as importing:
+        assert importing.stdout is not None
+        assert importing.stdout.readline() == b"appended\n"
+        assert len(list(tmp_path.rglob("*.seg"))) > 9
+        with log.at_once(tmp_path) as pen:  # one beside it that lives
+            pen.append([(b"D", b"other")])
+        assert len(list(tmp_path.rglob("*.seg"))) > 10
+        importing.kill()
+    assert [record.body for record in log.read(tmp_path)] == [b"other"]
+    with log.at_once(tmp_path) as pen:
+        pen.append([(b"D", b"next")])
+    assert [record.body for record in log.read(tmp_path)] == [b"other", b"next"]
+    assert sorted(tmp_path.rglob("*.seg")) == sorted(segments(tmp_path))
+    assert len(list((tmp_path / "imported").iterdir())) == 2
 
 
 PAGE = problem(actions=Ranked(2, names=("a", "b", "c")))

@@ -76,13 +76,12 @@ def test_an_import_that_is_stopped_has_imported_nothing(tmp_path: Path) -> None:
     mapping.write_text('at = "sent"\nunit = "\\"user\\""\naction = "greeting"\npropensity = "chance"\n')
     arguments = ["log", "import", str(source), "--name", "greeting", "--mapping", str(mapping)]
     arguments += ["--project", str(made.root)]
-    segments = made.log_directory / "segments"
-    begun = lambda: any(path.stat().st_size for path in segments.glob("*"))  # noqa: E731
+    begun = lambda: list((made.log_directory / "imported").rglob("*.seg"))  # noqa: E731
     got, out, err = stopped(signal.SIGTERM, arguments, begun)
     assert (got, out, err.splitlines()[1:]) == (
         143,
         "",
-        ["hint   run it again: what is in the log already counts once"],
+        ["hint   run it again: it is imported whole or not at all, and counts once"],
     )
     assert not list(log.read(made.log_directory))
     assert not list(tmp_path.rglob("*.part"))

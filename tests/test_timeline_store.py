@@ -91,10 +91,11 @@ def test_a_build_that_can_not_be_written_whole_is_not_there(built, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_remains_of_a_process_that_died_are_in_nobodys_way(built, tmp_path):
+def test_the_remains_of_a_process_that_died_are_in_nobodys_way_and_removed(built, tmp_path):
     timeline.save(built, tmp_path / "first")
-    (tmp_path / "first").rename(tmp_path / ".build.123.part")
+    (tmp_path / "first").rename(tmp_path / ".build.0123456789abcdef.part")
     timeline.save(built, tmp_path / "build")
+    assert [path.name for path in tmp_path.iterdir()] == ["build"]
     assert timeline.load(tmp_path / "build").batch.digest == built.batch.digest
 
 

@@ -125,7 +125,7 @@ def _import_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-reject-share", type=numbers.share, default=0.01, help="more refused rows fail the import"
     )
-    command.set_defaults(action=log_import, kept="run it again: what is in the log already counts once")
+    command.set_defaults(action=log_import, kept="run it again: it is imported whole or not at all, and counts once")
 
 
 _IMPORT_HELP: dict[str, Any] = {

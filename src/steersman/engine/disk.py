@@ -1,15 +1,24 @@
-"""What makes a file or a directory last: written aside, fsynced, renamed, and its directory fsynced; and one writer."""
+"""What makes a file or a directory last: written aside, fsynced, renamed, and its directory fsynced; and one writer.
+
+What is written aside lies in a directory `.<name>.<random>.part`, which its process holds a lock on for as long as it
+lives. What nobody holds any more was left by one that was killed: the next who writes beside it removes it.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from steersman.core.errors import ConflictError
+
+_PART = re.compile(r"\..+\.[0-9a-f]{16}\.part")
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def fsync_directory(directory: Path) -> None:
@@ -40,28 +49,88 @@ def _name(error: BaseException, path: Path) -> None:
 
 
 @contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """An empty directory on the disk of `path`, gone at the end, or at the next call there if the process is killed."""
+    make_directory(path.parent)
+    sweep(path.parent)
+    folder, lock = _hold(path)
+    try:
+        yield folder
+    finally:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def sweep(directory: Path) -> int:
+    """Remove what processes that died had been writing in a directory. Returns how many things.
+
+    What a living process holds stays, whatever machine or container it runs in, as far as locks are seen there.
+    """
+    with os.scandir(directory) as entries:
+        left = [entry.path for entry in entries if _PART.fullmatch(entry.name)]
+    return sum(map(_is_swept, left))
+
+
+def _is_swept(path: str) -> bool:
+    try:
+        lock = os.open(path, _FOLDER | os.O_NOFOLLOW)
+    except OSError:
+        return False  # somebody else was quicker, or it is none of ours
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path)
+    except OSError:
+        return False  # it is alive, or the disk knows no locks, or it is not ours to remove
+    finally:
+        os.close(lock)
+    return True
+
+
+def _hold(path: Path) -> tuple[Path, int]:
+    """A new directory beside `path`, and the descriptor by which this process holds it."""
+    while True:
+        folder = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+        folder.mkdir()
+        try:
+            lock = os.open(folder, _FOLDER)
+        except FileNotFoundError:
+            continue  # taken for a dead one's, before it was locked
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass  # the same, a moment later
+        except OSError:
+            return folder, lock  # the disk knows no locks on directories, so nobody sweeps there
+        else:
+            if folder.is_dir():
+                return folder, lock
+        os.close(lock)
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; at the end it takes the place of `path`, whole and durable.
+    """A path to write to; at the end it takes the place of `path`, whole and durable.
 
     If the body raises, what it wrote is removed and `path` stays as it was.
     """
-    make_directory(path.parent)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        _name(error, path)
-        raise
+    with beside(path) as folder:
+        aside = folder / path.name
+        try:
+            yield aside
+            with aside.open("rb+") as file:
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException as error:
+            _name(error, path)
+            raise
     fsync_directory(path.parent)
 
 
 @contextmanager
 def appearing(directory: Path) -> Iterator[Path]:
-    """A directory beside `directory` to write files to; at the end it takes its name, whole and durable.
+    """A directory to write files to; at the end it takes the name `directory`, whole and durable.
 
     If the body raises, what it wrote is removed.
 
@@ -70,24 +139,20 @@ def appearing(directory: Path) -> Iterator[Path]:
     """
     if directory.exists():
         raise ConflictError(f"{directory} is there already", hint="it is written once")
-    make_directory(directory.parent)
-    aside = directory.with_name(f".{directory.name}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)  # left by a process that died and had the same number
-    aside.mkdir()
-    try:
-        yield aside
-        for path in aside.rglob("*"):
-            if path.is_dir():
-                fsync_directory(path)
-            else:
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-        fsync_directory(aside)
-        aside.rename(directory)
-    except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        _name(error, directory)
-        raise
+    with beside(directory) as aside:
+        try:
+            yield aside
+            for path in aside.rglob("*"):
+                if path.is_dir():
+                    fsync_directory(path)
+                else:
+                    with path.open("rb+") as file:
+                        os.fsync(file.fileno())
+            fsync_directory(aside)
+            aside.rename(directory)
+        except BaseException as error:
+            _name(error, directory)
+            raise
     fsync_directory(directory.parent)
 
 

@@ -43,7 +43,7 @@ def import_log(
     max_reject_share: float = 0.01,
     progress: Progress = lambda done, total, figures: None,
 ) -> log.Imported:
-    """Append another system's log to ours; rows that break a law lie in rejects/ with line and reason.
+    """Append another system's log to ours, whole or not at all; rows that break a law lie in rejects/ with the reason.
 
     Args:
         source: what is read, and how.
@@ -54,12 +54,12 @@ def import_log(
     rejects.parent.mkdir(parents=True, exist_ok=True)
     problem = project.policy(name).problem
     try:
-        with opened(project, "duckdb") as tables, log.Pen(project.log_directory) as pen:
+        with opened(project, "duckdb") as tables, log.at_once(project.log_directory) as pen:
             return log.import_log(
                 pen, tables, source, problem, rejects=rejects, max_reject_share=max_reject_share, progress=progress
             )
     except DiskError as error:
-        again = "then run it again: what is in the log already counts once"
+        again = "then run it again: it is imported whole or not at all, and counts once"
         raise DiskError(error.message, hint=f"{error.hint}, {again}", field=error.field) from error
 
 

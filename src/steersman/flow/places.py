@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,7 @@ from msgspec import Struct
 
 from steersman.config import Project
 from steersman.core.errors import NotFoundError
-from steersman.engine.disk import make_directory, replacing
+from steersman.engine.disk import beside, replacing
 
 
 class Candidate(Struct, frozen=True):
@@ -62,26 +58,9 @@ def place(project: Project, kind: str, name: str, digest: str) -> Path:
     return project.root / kind / name / digest[:12]
 
 
-@contextmanager
-def scratch(project: Project, kind: str, name: str) -> Iterator[Path]:
+def scratch(project: Project, kind: str, name: str) -> AbstractContextManager[Path]:
     """An empty directory on the disk of a kind, gone at the end: what is made there can be moved to its place."""
-    parent = project.root / kind / name
-    make_directory(parent)
-    for left in parent.glob(".making-*"):  # by processes that were killed
-        if not _lives(int(left.name.split("-")[1])):
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f".making-{os.getpid()}-", dir=parent, ignore_cleanup_errors=True) as made:
-        yield Path(made)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return beside(project.root / kind / name / "making")
 
 
 def point(directory: Path) -> None:

@@ -4,7 +4,7 @@ from steersman.log.behavior import Behavior
 from steersman.log.compact import Compacted, compact
 from steersman.log.find import find
 from steersman.log.foreign import Mapping, Source
-from steersman.log.importing import Imported, import_log
+from steersman.log.importing import Imported, at_once, import_log
 from steersman.log.manifest import Files, files
 from steersman.log.pen import Done, Durability, Pen
 from steersman.log.segment import DECISION, OUTCOME, Damage, Kind, Reading, Record, read
@@ -25,6 +25,7 @@ __all__ = [
     "Reading",
     "Record",
     "Source",
+    "at_once",
     "compact",
     "files",
     "find",

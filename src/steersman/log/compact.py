@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -15,12 +15,12 @@ from msgspec import Struct
 from steersman.core.decision import Problem
 from steersman.core.errors import DataError
 from steersman.engine import Engine
-from steersman.engine.disk import alone, make_directory, replacing
+from steersman.engine.disk import alone, beside, make_directory, replacing
 from steersman.log import tables
 from steersman.log.manifest import ASIDE, PARQUET, Entry, Manifest, read_manifest, sweep, write_manifest
 from steersman.log.merge import forget, merge
 from steersman.log.rows import Aside, Part, Rows
-from steersman.log.segment import Damage, Scan, read_segment, segments
+from steersman.log.segment import Damage, Scan, imports, read_segment, segments, segments_directory
 
 EXAMPLES = 5
 
@@ -71,6 +71,7 @@ def compact(
         work = _Compaction(directory, problems, engine)
         for path in segments(directory):
             work.segment(path)
+        _forget_imports(directory)
         work.merge(int(clock() * 1e6))
         return work.done
 
@@ -150,12 +151,10 @@ class _Compaction:
 
     @contextmanager
     def _rows(self, part: Part) -> Iterator[Path]:
-        path = self._directory / ".compact.ndjson"
-        try:
+        with beside(self._directory / "rows") as folder:
+            path = folder / "rows.ndjson"
             path.write_bytes(b"\n".join(part.bodies))
             yield path
-        finally:
-            path.unlink(missing_ok=True)
 
     def _table(self, kind: Literal["decisions", "outcomes"], place: str, part: Part, sql: str) -> Entry:
         path = f"{PARQUET}/{kind}/{place}.parquet"
@@ -178,6 +177,14 @@ def _remove(path: Path, damage: list[Damage]) -> None:
         path.replace(path.with_suffix(path.suffix + ".damaged"))
     else:
         path.unlink(missing_ok=True)
+
+
+def _forget_imports(directory: Path) -> None:
+    """Remove the directories of imports of which no segment is left."""
+    for folder in imports(directory):
+        for path in (segments_directory(folder), folder):
+            with suppress(OSError):  # there is one left, or the last compaction was killed here
+                path.rmdir()
 
 
 def _date(day: int) -> str:

@@ -6,6 +6,7 @@ import gzip
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -16,7 +17,7 @@ from msgspec import Struct
 from steersman.core.decision import Decision, Numbers, Outcome, Problem, check_fields, decoder
 from steersman.core.errors import ConfigError, DataError, did_you_mean
 from steersman.engine import Engine
-from steersman.engine.disk import replacing
+from steersman.engine.disk import appearing, replacing
 from steersman.log import vectors
 from steersman.log.behavior import Behavior, settle_all
 from steersman.log.dsjson import dsjson_rows
@@ -25,8 +26,8 @@ from steersman.log.horizon import horizon_rows
 from steersman.log.lines import Records, judged_lines
 from steersman.log.mapped import mapped_rows
 from steersman.log.minari import minari_rows
-from steersman.log.pen import Pen
-from steersman.log.segment import DECISION, HEADER, OUTCOME, frame
+from steersman.log.pen import Pen, fresh_name
+from steersman.log.segment import DECISION, HEADER, IMPORTED, OUTCOME, frame
 from steersman.log.sources import is_lines
 
 FLUSH_BYTES = 1 << 25
@@ -83,6 +84,25 @@ class _Keys(Struct, frozen=True):
 _decode_keys = decoder(_Keys)
 
 
+@contextmanager
+def at_once(directory: Path, segment_bytes: int = 1 << 26) -> Iterator[Pen]:
+    """A pen for an import: the log has its records from one instant on, the end of the block, all of them or none.
+
+    If the block raises, what was appended is removed; if the process is killed, the next import or compaction does it.
+
+    Args:
+        directory: of the log.
+        segment_bytes: see Pen.
+    Raises:
+        Error, OSError: the log can not be written.
+    """
+    with (
+        appearing(directory / IMPORTED / fresh_name()) as aside,
+        Pen(aside, segment_bytes=segment_bytes) as pen,
+    ):
+        yield pen
+
+
 def import_log(
     pen: Pen,
     engine: Engine,
@@ -96,6 +116,7 @@ def import_log(
     """Append the decisions and outcomes of a source to the log. Imported twice, they count once: the ids are the same.
 
     Args:
+        pen: of `at_once`; with another one what was appended before an error of the disk stays in the log.
         source: what is read, and how.
         problem: whose decisions they are.
         rejects: file for the rows that were refused, a JSON object {line, reason, row} each; replaced every time.

@@ -7,6 +7,7 @@ writes it again under the same name or removes it.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +17,16 @@ import msgspec
 from msgspec import Struct
 
 from steersman.core.errors import DataError
-from steersman.engine.disk import replacing
+from steersman.engine import disk
 from steersman.log.fields import Type
-from steersman.log.segment import is_sealed, segments_directory
+from steersman.log.segment import IMPORTED, is_sealed, segments_directory
 
 MANIFEST = "manifest.json"
 PARQUET = "parquet"
 ASIDE = "aside"
 DAY_S = 86_400
 
-_OURS = re.compile(r"\.?.+-\d+-\d+\.(parquet|jsonl)(\.\d+\.part)?")
+_OURS = re.compile(r".+-\d+-\d+\.(parquet|jsonl)")
 
 
 class Entry(Struct, frozen=True):
@@ -117,7 +118,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Replace the manifest, whole and durable: from then on its files are the log."""
-    with replacing(directory / MANIFEST) as aside:
+    with disk.replacing(directory / MANIFEST) as aside:
         aside.write_bytes(msgspec.json.encode(manifest))
 
 
@@ -157,17 +158,22 @@ def files(
 
 
 def sweep(directory: Path, manifest: Manifest) -> int:
-    """Remove what crashes left behind: files of ours that the manifest does not name. Returns how many.
+    """Remove what crashes left behind: what was written aside, and files of ours that the manifest does not name.
 
-    Nobody else may be compacting; pens may be writing.
+    Nobody else may be compacting; pens may be writing, and imports.
+
+    Returns:
+        how many files, and directories that were aside.
     """
     named = {entry.path for entry in manifest.files} | {one.path for one in manifest.retired} | set(manifest.aside)
+    swept = disk.sweep(directory)
+    for top in (PARQUET, ASIDE, IMPORTED):
+        swept += sum(disk.sweep(Path(folder)) for folder, _, _ in os.walk(directory / top))
     left = [path for path in _ours(directory) if str(path.relative_to(directory)) not in named]
-    left += directory.glob(f".{MANIFEST}.*.part")
     left += [path for path in segments_directory(directory).glob(".*.new") if _is_dead(path)]
     for path in left:
         path.unlink(missing_ok=True)
-    return len(left)
+    return swept + len(left)
 
 
 def _ours(directory: Path) -> Iterator[Path]:

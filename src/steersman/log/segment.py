@@ -24,6 +24,9 @@ SEEDS = {bytes([kind]): 0xFFFFFFFF ^ kind << 24 for kind in range(256)}
 
 MARK = b"\xff\xfeS"  # no UTF-8 text holds 0xff: nothing in a body can pass for the start of a record
 SUFFIX = ".seg"
+IMPORTED = "imported"
+"""Below it each import has a log of its own: a directory appears at one instant, several segments do not."""
+
 MAX_SEGMENT_BYTES = 1 << 28
 """Readers hold one segment in memory."""
 
@@ -97,10 +100,22 @@ def segments_directory(directory: Path) -> Path:
     return directory / "segments"
 
 
+def imports(directory: Path) -> list[Path]:
+    """The logs that imports brought into a log and that were not compacted to their ends."""
+    return _entries(directory / IMPORTED, "")
+
+
 def segments(directory: Path) -> list[Path]:
-    """The segments of a log, oldest first."""
-    folder = segments_directory(directory)
-    return sorted(folder.glob(f"[!.]*{SUFFIX}")) if folder.is_dir() else []
+    """The segments of a log and of its imports, oldest first."""
+    folders = map(segments_directory, (directory, *imports(directory)))
+    return sorted((path for folder in folders for path in _entries(folder, SUFFIX)), key=lambda path: path.name)
+
+
+def _entries(folder: Path, suffix: str) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.name.endswith(suffix) and not path.name.startswith(".")]
+    except FileNotFoundError:
+        return []
 
 
 def read_segment(path: Path, start: int = 0) -> Scan:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +14,8 @@ from typing import Any, Protocol
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from steersman.core.errors import ConfigError
+from steersman.core.errors import ConfigError, ConflictError
+from steersman.engine.disk import appearing, make_directory, replacing
 
 WARM_UP = "warmup.jsonl"
 MOST_WARM_UP = 1000
@@ -76,8 +76,8 @@ def open_store(url: str) -> Store:
 class Disk:
     """A local disk. What is written is fsynced before it appears, and its directory after.
 
-    A directory is written aside, as `.publish-<random>` beside its place, and renamed; a writer that is killed
-    leaves that hidden directory, which nobody reads and which may be deleted.
+    It is written aside, in a hidden directory beside its place, and renamed; what a writer that is killed leaves there
+    nobody reads, and the next one removes it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -105,23 +105,17 @@ class Disk:
         return real.read_bytes()
 
     def place(self, path: str, files: Mapping[str, bytes]) -> bool:
-        target = self._root / path
-        _make_directory(target.parent)
-        aside = target.parent / f".publish-{secrets.token_hex(8)}"
         try:
-            aside.mkdir()
-            for name, data in files.items():
-                _make_directory((aside / name).parent)
-                _write(aside / name, data)
-                _sync((aside / name).parent)
-            _sync(aside)
-            aside.rename(target)  # refuses a directory that has files
-        except BaseException as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in TAKEN:
+            with appearing(self._root / path) as aside:
+                for name, data in files.items():
+                    (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                    (aside / name).write_bytes(data)
+        except ConflictError:
+            return False
+        except OSError as error:  # it appeared meanwhile
+            if error.errno in TAKEN:
                 return False
             raise
-        _sync(target.parent)
         return True
 
     def remove(self, path: str, first: str) -> None:
@@ -130,21 +124,13 @@ class Disk:
         shutil.rmtree(target, ignore_errors=True)
 
     def replace(self, path: str, data: bytes) -> None:
-        target = self._root / path
-        _make_directory(target.parent)
-        aside = target.parent / f".{target.name}-{secrets.token_hex(8)}"
-        try:
-            _write(aside, data)
-            aside.replace(target)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-        _sync(target.parent)
+        with replacing(self._root / path) as aside:
+            aside.write_bytes(data)
 
     @contextmanager
     def locked(self, path: str) -> Iterator[None]:
         """The lock is the kernel's: it ends with its process, so a killed writer locks nobody out."""
-        _make_directory(self._root / path)
+        make_directory(self._root / path)
         with (self._root / path / ".lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -214,29 +200,3 @@ def warm_up_of(store: Store, name: str) -> tuple[bytes, ...]:
         return ()
     lines = [line for line in text.splitlines() if line.strip()]
     return tuple(lines[:MOST_WARM_UP])
-
-
-def _make_directory(path: Path) -> None:
-    """Make it and its parents, each fsynced into the one above."""
-    missing = []
-    while not path.is_dir():
-        missing.append(path)
-        path = path.parent
-    for directory in reversed(missing):
-        directory.mkdir(exist_ok=True)
-        _sync(directory.parent)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
