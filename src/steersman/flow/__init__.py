@@ -329,5 +329,4 @@ def _failures(report: Report) -> str:
 
 
 def _read_report(place: Path) -> Report | None:
-    path = place / "report.json"
-    return msgspec.json.decode(path.read_bytes(), type=Report) if path.exists() else None
+    return places.read(place / "report.json", Report)

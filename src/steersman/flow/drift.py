@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from steersman import timeline
 from steersman.config import Project
 from steersman.core.errors import DataError, NotFoundError
@@ -14,7 +12,6 @@ from steersman.core.report import ActionShare
 from steersman.core.version import Version
 from steersman.evaluate import Moved, Previous
 from steersman.flow import features, places
-from steersman.flow.places import Candidate
 
 
 def since_version(
@@ -62,7 +59,7 @@ def _profiles(project: Project, stored: Version) -> tuple[Profile, ...]:
     if not stored.parents.data:
         return ()
     for path in (project.root / "candidates" / stored.name).glob("*/candidate.json"):
-        candidate = msgspec.json.decode(path.read_bytes(), type=Candidate)
+        candidate = places.read_candidate(path.parent)
         if candidate.data == stored.parents.data:
             return timeline.profiles_of(places.place(project, "builds", stored.name, Path(candidate.build).name))
     raise NotFoundError("the build that it was trained on is not here")

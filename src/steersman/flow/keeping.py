@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -66,12 +65,12 @@ def read(candidate: places.Candidate, config: str, built: timeline.Built) -> tup
         DataError: its file is damaged.
     """
     place = Path(candidate.directory)
-    if not (place / KEPT).exists():
+    kept = places.read(place / KEPT, Kept)
+    if kept is None:
         raise NotFoundError(
             f"{candidate.problem}: the last candidate, of {candidate.learner}, kept no sums to add to",
             hint="train once without --add: linear, linucb, thompson, ucb1 and beta-thompson keep theirs",
         )
-    kept = msgspec.json.decode((place / KEPT).read_bytes(), type=Kept)
     if kept.config != config:
         raise ConflictError(
             f"{candidate.problem}: the sums of {place.name} were made with other settings",

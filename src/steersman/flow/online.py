@@ -165,9 +165,10 @@ def _update(project: Project, name: str, warehouse: Warehouse) -> Updated | cana
             hint=f"steersman es resume {name} lets them decide again, steersman rollback {name} goes back",
         )
     pending = perturbing.place(project, name, number) / PENDING
-    if not pending.exists():
-        places.write(pending, Pending(now_us()))
-    as_of = msgspec.json.decode(pending.read_bytes(), type=Pending).as_of
+    begun = places.read(pending, Pending)
+    if begun is None:
+        places.write(pending, begun := Pending(now_us()))
+    as_of = begun.as_of
     since = telling.since(project, name, number, search)
     try:
         found = telling.told(project, name, number, since, as_of)

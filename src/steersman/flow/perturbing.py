@@ -122,15 +122,12 @@ def read(project: Project, name: str, number: int) -> tuple[es.Search, Served]:
 
 def served_of(project: Project, name: str, number: int) -> Served:
     """The copies of a version, without its search; raises as `read`."""
-    at = place(project, name, number)
-    if not at.exists():
+    served = places.read(place(project, name, number) / SERVED, Served)
+    if served is None:
         raise NotFoundError(
             f"{name}@{number} has no search beside it", hint=f"steersman es init {name} makes a version that has"
         )
-    try:
-        return msgspec.json.decode((at / SERVED).read_bytes(), type=Served)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise DataError(f"{at / SERVED} is damaged: {error}") from None
+    return served
 
 
 def begun(project: Project, name: str, number: int) -> int:

@@ -7,14 +7,16 @@ import importlib.metadata
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from steersman.config import Project
-from steersman.core.errors import NotFoundError
+from steersman.core.errors import DataError, Error, NotFoundError
 from steersman.engine.disk import beside, replacing
+
+T = TypeVar("T")
 
 
 class Candidate(Struct, frozen=True):
@@ -92,6 +94,20 @@ def write(path: Path, noun: Struct) -> None:
     write_bytes(path, msgspec.json.format(msgspec.json.encode(noun)))
 
 
+def read(path: Path, kind: type[T]) -> T | None:
+    """What `write` left there; None: there is no such file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError, Error) as error:
+        raise DataError(f"{path} is damaged: {error}", hint="restore it, or remove it") from None
+
+
 def write_bytes(path: Path, body: bytes) -> None:
     """Replace a file as a whole: a reader sees the old one or the new one."""
     with replacing(path) as aside:
@@ -121,6 +137,13 @@ def latest_candidate(project: Project, name: str) -> Candidate:
 
 
 def read_candidate(at: Path) -> Candidate:
-    """The candidate in a directory."""
-    candidate = msgspec.json.decode((at / "candidate.json").read_bytes(), type=Candidate)
+    """The candidate in a directory.
+
+    Raises:
+        NotFoundError: there is none.
+        DataError: it is damaged.
+    """
+    candidate = read(at / "candidate.json", Candidate)
+    if candidate is None:
+        raise NotFoundError(f"{at} holds no candidate", hint="steersman train makes one")
     return msgspec.structs.replace(candidate, directory=str(at))

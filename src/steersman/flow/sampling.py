@@ -6,16 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-import msgspec
 from msgspec import Struct
 
 from steersman.config import Project
 from steersman.core.errors import ConflictError, DataError
 from steersman.flow import places
 
-T = TypeVar("T", bound=Struct)
 STOPPED, RESUMED, WATCHED = "stopped.json", "resumed.json", "watched.json"
 LOOK_S = 0.5
 """Seconds after which a server looks again whether copies may decide."""
@@ -99,17 +96,17 @@ def watched(project: Project, name: str, look: Watched) -> None:
 
 def last(project: Project, name: str) -> Watched | None:
     """The last look; None: there was none."""
-    return _read(place(project, name) / WATCHED, Watched)
+    return places.read(place(project, name) / WATCHED, Watched)
 
 
 def stopped(project: Project, name: str) -> Stopped | None:
     """Why copies decide no more; None: nothing stopped them."""
-    return _read(place(project, name) / STOPPED, Stopped)
+    return places.read(place(project, name) / STOPPED, Stopped)
 
 
 def resumed_at(project: Project, name: str) -> int:
     """When sampling was begun again, microseconds UTC; 0: it never was."""
-    found = _read(place(project, name) / RESUMED, Resumed)
+    found = places.read(place(project, name) / RESUMED, Resumed)
     return found.at if found else 0
 
 
@@ -152,12 +149,3 @@ def looking(project: Project, name: str) -> Callable[[], str]:
         return why
 
     return look
-
-
-def _read(path: Path, kind: type[T]) -> T | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except FileNotFoundError:
-        return None
-    except msgspec.MsgspecError as error:
-        raise DataError(f"{path} is damaged: {error}", hint="remove it") from None

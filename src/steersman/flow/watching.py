@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import numpy as np
 from msgspec.structs import replace
 
@@ -20,6 +19,7 @@ from steersman.core.errors import Error, MissingExtra
 from steersman.core.policy import Policy
 from steersman.core.ranking import Lists
 from steersman.core.report import Estimate, Learned
+from steersman.flow import places
 
 LEARNING = "learning.json"
 """File of a candidate with what was seen while it was trained: a list of Learned."""
@@ -146,8 +146,7 @@ def _alone(batch: Batch) -> bool:
 
 def read(place: Path) -> tuple[Learned, ...]:
     """What was seen of the candidate in a directory; nothing if nobody looked."""
-    path = place / LEARNING
-    return msgspec.json.decode(path.read_bytes(), type=tuple[Learned, ...]) if path.exists() else ()
+    return places.read(place / LEARNING, tuple[Learned, ...]) or ()
 
 
 @contextmanager
