@@ -271,6 +271,7 @@ def test_storing_replaces_what_was_there_leaves_nothing_beside_it_and_gives_the_
     place = tmp_path / "deep" / "policy"
     place.mkdir(parents=True)
     (place / "leftover").touch()
+    (place.parent / ".policy.0123456789abcdef.part" / "whole").mkdir(parents=True)  # of a process that was killed
     learn.save(policy(), place)
     first = {path.name: path.read_bytes() for path in place.iterdir()}
     learn.save(policy(), place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from msgspec import Struct
 from steersman.config import Project
 from steersman.core.errors import DataError, NotFoundError
 from steersman.core.features import Raw
-from steersman.engine.disk import appearing
+from steersman.engine.disk import appearing, beside
 from steersman.flow import places, sampling
 from steersman.learn import evolution as es
 from steersman.models.graph import Copy, Crowd, Graph
@@ -148,10 +147,8 @@ def updated(project: Project, name: str) -> list[int]:
 def remove(project: Project, name: str, number: int) -> None:
     """Remove what lies beside a version: it is gone at once, or there."""
     at = place(project, name, number)
-    aside = at.with_name(f".{number}.removed")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed here
-    at.rename(aside)
-    shutil.rmtree(aside)
+    with beside(at) as aside:
+        at.rename(aside / at.name)
 
 
 def rest(project: Project, name: str, number: int) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -13,7 +11,7 @@ from msgspec import Struct
 from steersman.core.errors import DataError, NotFoundError
 from steersman.core.features import Encoder
 from steersman.core.policy import Explorer, Policy
-from steersman.engine.disk import appearing, fsync_directory
+from steersman.engine.disk import appearing, beside, fsync_directory
 from steersman.learn.nets import Shape, TorchScorer, scorer_of
 from steersman.learn.packed import packed, read_sealed, unpacked, write_sealed
 from steersman.learn.sums import Sums
@@ -49,12 +47,15 @@ def save(policy: Policy, directory: Path) -> None:
         unit=scorer.unit,
         weights=hashlib.sha256(weights).hexdigest(),
     )
-    whole = directory.with_name(f".{directory.name}.{os.getpid()}")
-    shutil.rmtree(whole, ignore_errors=True)  # of a process with our id that died here
-    with appearing(whole) as aside:
-        (aside / WEIGHTS).write_bytes(weights)
-        (aside / POLICY).write_bytes(msgspec.json.format(msgspec.json.encode(stored)))
-    _replace(directory, whole)
+    with beside(directory) as aside:
+        whole = aside / "whole"
+        with appearing(whole) as files:
+            (files / WEIGHTS).write_bytes(weights)
+            (files / POLICY).write_bytes(msgspec.json.format(msgspec.json.encode(stored)))
+        if directory.exists():
+            directory.rename(aside / "before")
+        whole.rename(directory)
+        fsync_directory(directory.parent)
 
 
 def load(directory: Path) -> Policy:
@@ -89,15 +90,3 @@ def load_sums(path: Path) -> Sums:
         return read_sealed(path, hint="train anew")
     except FileNotFoundError:
         raise NotFoundError(f"{path} is not there: no sums were kept") from None
-
-
-def _replace(directory: Path, whole: Path) -> None:
-    """Put `whole` in the place of the directory; what was there before goes away whole."""
-    old = whole.with_name(f"{whole.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    whole.rename(directory)
-    fsync_directory(directory.parent)
-    if old.exists():
-        shutil.rmtree(old)
