@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import gymnasium
@@ -17,8 +18,10 @@ from steersman.core.decision import Numbers
 from steersman.core.errors import ConfigError, DataError, TrainingError
 from steersman.core.features import Encoder, Raw, continuous
 from steersman.core.policy import EpsilonGreedy, Policy
-from steersman.learn.dqn import C51, CQL, DQN, FOLLOW, QRDQN, target_of
+from steersman.learn import nets
+from steersman.learn.dqn import C51, CQL, DQN, FOLLOW, QRDQN, categorical, conservative, one_value, quantiles, target_of
 from steersman.learn.nets import Minibatch, Net
+from steersman.learn.nets.modules import Passed
 from steersman.worlds import tabular
 
 QUICK = DQN(
@@ -94,6 +97,67 @@ class ByAction(Net):
 
     def forward(self, context: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         return (candidates @ self.values).expand(len(context), -1)
+
+
+# gradients
+
+
+def any_rows(columns: int, *, shared: bool) -> Minibatch:
+    """Seven rows of two to four candidates: named ones that all share, or others of their own, with padding."""
+    source, b, k = nets.generator(1), 7, 4
+    own = torch.randn(b, k, columns, generator=source)
+    mask = torch.arange(k) < torch.tensor([2, 4, 3, 4, 2, 4, 3])[:, None]
+    candidates = torch.eye(k)[None] if shared else own * mask[:, :, None]
+    action = torch.tensor([0, 3, 2, 1, 1, 0, 2])
+    return Minibatch(
+        context=torch.randn(b, 3, generator=source),
+        taken=nets.pick(candidates, action),
+        reward=torch.randn(b, generator=source),
+        discount=torch.tensor([0.9, 0.0, 0.9, 0.5, 0.9, 0.9, 0.0]),
+        next_context=torch.randn(b, 3, generator=source),
+        next_candidates=candidates if shared else candidates.flip(0),
+        next_mask=mask.flip(0),
+        next_taken=action.flip(0),
+        candidates=candidates,
+        mask=mask,
+        action=action,
+    )
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+@pytest.mark.parametrize("kind", ["actions", "features"])
+@pytest.mark.parametrize(
+    ("loss", "atoms"),
+    [
+        (one_value(FOLLOW["double"]), 1),
+        (one_value(FOLLOW["max"]), 1),
+        (conservative(FOLLOW["sarsa"], 0.7), 1),
+        (categorical(FOLLOW["double"], (-2.0, 2.0), 5), 5),
+        (quantiles(FOLLOW["max"], 6), 6),
+    ],
+    ids=["double", "max", "conservative", "categorical", "quantiles"],
+)
+def test_a_net_gets_the_gradient_of_the_loss_that_is_reported(loss, atoms, kind, shared):
+    """Of a peer that leads the way back through autograd; what a step before has left is written over."""
+    rows = any_rows(4, shared=shared)
+    for hidden, dueling in (((), False), ((5,), False), ((8, 6), True), ((), True)):
+        shape = nets.Shape(kind, 3, 4, hidden, dueling, atoms, (-2.0, 2.0) if atoms == 5 else None)
+        net, slow = (nets.new_net(shape, nets.generator(seed)) for seed in (2, 3))
+        peer = copy.deepcopy(net)
+        peer.passed = lambda context, candidates, peer=peer: Passed(peer.atoms(context, candidates), lambda _: None)
+        slow.requires_grad_(False)
+        nets.Student(net, lambda done: 0.1, 0.5)
+        for parameter in net.parameters():
+            parameter.grad.fill_(9.0)
+        with torch.no_grad():
+            found, value = loss(net, slow, rows)
+        want, same = loss(peer, slow, rows)
+        torch.testing.assert_close(found, want.detach())
+        torch.testing.assert_close(value, same.detach())
+        slopes = torch.autograd.grad(want, list(peer.parameters()))
+        for (name, parameter), slope in zip(net.named_parameters(), slopes, strict=True):
+            torch.testing.assert_close(parameter.grad, slope, msg=lambda said, name=name: f"{name}: {said}")
+        assert all(slope.any() for slope in slopes)
 
 
 # worlds with known values

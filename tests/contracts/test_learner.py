@@ -62,6 +62,9 @@ SAMPLED = {"thompson", "beta-thompson"}
 BLIND = {"ucb1", "beta-thompson"}
 """Learners of named actions without a context: what a candidate's features or the context say is not for them."""
 
+WRITTEN_OUT = {"dqn", "cql", "c51", "qr-dqn"}
+"""Learners whose gradients are written out, so that autograd does not see to their types."""
+
 LISTS = {"slate-q", "plackett-luce"}
 """Learners of ranked lists."""
 
@@ -270,6 +273,17 @@ def test_the_same_seed_gives_the_same_policy_bit_for_bit_and_another_seed_anothe
     first = learn.to_onnx(learned(name, where))
     assert learn.to_onnx(fit(name, world(where))) == first
     assert (learn.to_onnx(fit(name, world(where), seed=1)) == first) == (name in CLOSED_FORM - SAMPLED)
+
+
+@pytest.mark.parametrize(("name", "where"), [pair for pair in PAIRS if pair[0] in WRITTEN_OUT])
+def test_in_bf16_it_learns_nearly_the_same(name, where):
+    rows, config = world(where), learn.configure(name, {**QUICK[name], "steps": 30})
+    exact, rough = (
+        learn.fit(rows, config, 0, run=learn.Run(precision=precision)).scorer(rows.context, rows.candidates)
+        for precision in ("f32", "bf16")
+    )
+    off = np.abs(rough - exact)[rows.mask].mean() / exact[rows.mask].std()
+    assert 0.0 < off < 0.05
 
 
 @each_learner_and_world

@@ -14,8 +14,9 @@ from steersman.learn.cloning import Filter, Filtering, as_it_is, check_told_apar
 from steersman.learn.nets import Minibatch, Net, Student, Tensor
 from steersman.learn.settings import ValueSettings, lessons_of, require, require_candidates, unit_of
 
-Loss = Callable[[Net, Net, Minibatch], tuple[Tensor, Tensor]]
-"""(the net, its slow copy, rows) -> loss, and the values [B] of the candidates taken."""
+Loss = Callable[[nets.Returns, Net, Minibatch], tuple[Tensor, Tensor]]
+"""(the net, its slow copy, rows) -> loss, and the values [B] of the candidates taken. It gives the net its gradient,
+written out: autograd is off meanwhile."""
 
 Next = Callable[[Net, Net, Minibatch], Tensor]
 """(the net, its slow copy, rows) -> [B, Z], what the slow copy makes of the candidate of the next row that the return
@@ -191,19 +192,22 @@ class Trainer:
         self._shape = nets.shape_for(encoder, config.hidden, dueling=config.dueling, threshold=threshold, **head)
         source = nets.generator(seed)
         rate = nets.cosine(config.learning_rate, config.final_learning_rate, config.steps)
-        values = self._net = nets.new_net(self._shape, source, nets.device_of(run))
+        self._net = values = nets.new_net(self._shape, source, nets.device_of(run))
         students: dict[str, Student] = {}
         self._allowed: Filtering = as_it_is
         if isinstance(self._net, nets.Filtered):
             students["clone"] = Student(self._net.behavior, rate, 1.0)
             values, self._allowed = self._net.value, Filter(students["clone"], threshold)
+        assert isinstance(values, nets.Returns)
         students["q"] = self._q = Student(values, rate, config.polyak)
         self.state = nets.State(source, **students)
 
     def update(self, rows: Minibatch) -> tuple[Tensor, Tensor]:
         """One training step: its loss, and the values [B] of the candidates taken."""
-        loss, value = self._loss(self._q.net, self._q.slow, self._allowed(rows))
-        self._q.step(loss)
+        rows = self._allowed(rows)
+        with nets.no_grad():
+            loss, value = self._loss(self._q.net, self._q.slow, rows)
+        self._q.descend()
         return loss, value
 
     def policy(self) -> Policy:
@@ -240,26 +244,32 @@ FOLLOW: dict[str, Next] = {"double": double, "max": largest, "sarsa": as_taken}
 
 def _best(scores: Tensor, rows: Minibatch) -> Tensor:
     """[B] i64, place of the candidate of the next row with the largest score [B, K]."""
-    return scores.masked_fill(~rows.next_mask, -math.inf).argmax(dim=1)
+    return nets.kept(scores, rows.next_mask).argmax(dim=1)
 
 
 # losses
 
 
 def one_value(follow: Next) -> Loss:
-    """The loss of a net that gives one value a candidate: the squared difference from return + discount * next."""
+    """The loss of a net that gives one value a candidate: the squared difference from return + discount * next.
 
-    def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
-        value = net.score_of(rows.context, rows.candidates, rows.action)
-        return nets.squared(value, target_of(net, slow, rows, follow)), value
+    `nets.squared` says why it is the square.
+    """
+
+    def loss(net: nets.Returns, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
+        target = target_of(net, slow, rows, follow)
+        seen = net.passed(rows.context, rows.taken)
+        value = seen.atoms[:, 0, 0]
+        away = value - target
+        seen.teach((away * (2.0 / len(away)))[:, None, None])
+        return away.square().mean(), value
 
     return loss
 
 
 def target_of(net: Net, slow: Net, rows: Minibatch, follow: Next) -> Tensor:
     """[B] the return, then what the slow copy thinks of the next row's candidate."""
-    with nets.no_grad():
-        return rows.reward + rows.discount * follow(net, slow, rows)[:, 0]
+    return rows.reward + rows.discount * follow(net, slow, rows)[:, 0]
 
 
 def conservative(follow: Next, penalty: float) -> Loss:
@@ -268,11 +278,15 @@ def conservative(follow: Next, penalty: float) -> Loss:
     Source: Kumar, Zhou, Tucker and Levine 2020, arXiv:2006.04779, eq. 4, CQL(H).
     """
 
-    def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
-        scores = net(rows.context, rows.candidates)  # [B, K]
-        value = scores.gather(1, rows.action[:, None])[:, 0]
-        above = nets.cross_entropy(scores.masked_fill(~rows.mask, -math.inf), rows.action)
-        return nets.squared(value, target_of(net, slow, rows, follow)) + penalty * above, value
+    def loss(net: nets.Returns, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
+        target, taken = target_of(net, slow, rows, follow), rows.action[:, None]
+        seen = net.passed(rows.context, rows.candidates)
+        scores = seen.atoms[:, :, 0]  # [B, K]
+        value, log = scores.gather(1, taken)[:, 0], nets.kept(scores, rows.mask).log_softmax(dim=1)
+        away = value - target
+        gradient = (log.exp() * penalty).scatter_add_(1, taken, (2.0 * away - penalty)[:, None])
+        seen.teach((gradient / len(away))[:, :, None])
+        return away.square().mean() - penalty * log.gather(1, taken).mean(), value
 
     return loss
 
@@ -287,16 +301,17 @@ def categorical(follow: Next, support: tuple[float, float], atoms: int) -> Loss:
     evenly = nets.linspace(*support, atoms)
     step = (support[1] - support[0]) / (atoms - 1)
 
-    def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
-        logits = net.atoms(rows.context, rows.taken)[:, 0]  # [B, Z]
-        returns = evenly.to(logits.device)
-        with nets.no_grad():
-            chance = follow(net, slow, rows).softmax(dim=1)
-            moved = (rows.reward[:, None] + rows.discount[:, None] * returns).clamp(*support)
-            near = (1.0 - (moved[:, None, :] - returns[:, None]).abs() / step).clamp(min=0.0)  # [B, to, from]
-            target = (near * chance[:, None, :]).sum(dim=2)
-        log = logits.log_softmax(dim=1)
-        return -(target * log).sum(dim=1).mean(), (log.detach().exp() * returns).sum(dim=1)
+    def loss(net: nets.Returns, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
+        returns = evenly.to(rows.reward.device)
+        chance = follow(net, slow, rows).softmax(dim=1)
+        moved = (rows.reward[:, None] + rows.discount[:, None] * returns).clamp(*support)
+        near = (1.0 - (moved[:, None, :] - returns[:, None]).abs() / step).clamp(min=0.0)  # [B, to, from]
+        target = (near * chance[:, None, :]).sum(dim=2)
+        seen = net.passed(rows.context, rows.taken)
+        log = seen.atoms[:, 0].log_softmax(dim=1)  # [B, Z]
+        own = log.exp()
+        seen.teach((own - target)[:, None] / len(own))
+        return -(target * log).sum(dim=1).mean(), (own * returns).sum(dim=1)
 
     return loss
 
@@ -309,13 +324,14 @@ def quantiles(follow: Next, atoms: int) -> Loss:
     """
     share = (nets.linspace(0.0, 1.0, atoms + 1)[1:] - 0.5 / atoms)[:, None]  # [Z, 1]
 
-    def loss(net: Net, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
-        own = net.atoms(rows.context, rows.taken)[:, 0]  # [B, Z]
-        with nets.no_grad():
-            theirs = rows.reward[:, None] + rows.discount[:, None] * follow(net, slow, rows)
+    def loss(net: nets.Returns, slow: Net, rows: Minibatch) -> tuple[Tensor, Tensor]:
+        theirs = rows.reward[:, None] + rows.discount[:, None] * follow(net, slow, rows)
+        seen = net.passed(rows.context, rows.taken)
+        own = seen.atoms[:, 0]  # [B, Z]
         away = theirs[:, None, :] - own[:, :, None]  # [B, own, theirs]
-        pull = away * (share.to(away.device) - (away.detach() < 0).to(away.dtype))
-        return pull.sum(dim=1).mean(), own.detach().mean(dim=1)
+        lean = share.to(away.device) - (away < 0).to(away.dtype)
+        seen.teach(lean.sum(dim=2)[:, None] / -theirs.numel())
+        return (away * lean).sum(dim=1).mean(), own.mean(dim=1)
 
     return loss
 

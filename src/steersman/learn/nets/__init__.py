@@ -6,7 +6,7 @@ from steersman.learn.nets.draws import drawn_head, last_hidden
 from steersman.learn.nets.filtered import NEVER, Filtered, likely
 from steersman.learn.nets.kinds import NETS
 from steersman.learn.nets.lists import ListRows, list_gatherer, list_log_chances
-from steersman.learn.nets.modules import Net, Tensor, of_items, pick
+from steersman.learn.nets.modules import Net, Returns, Tensor, kept, of_items, pick
 from steersman.learn.nets.numbers import (
     NumberRows,
     jitter,
@@ -58,6 +58,7 @@ __all__ = [
     "Net",
     "Noise",
     "NumberRows",
+    "Returns",
     "Scalar",
     "Shape",
     "Slate",
@@ -82,6 +83,7 @@ __all__ = [
     "generator",
     "jitter",
     "joined",
+    "kept",
     "last_hidden",
     "led_back",
     "likely",

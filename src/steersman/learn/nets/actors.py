@@ -24,7 +24,7 @@ class Actor(Net):
         super().__init__()
         self.shape = shape
         width = len(shape.bounds) * (1 if shape.kind == "point" else 2)
-        self.layers = Layers(*layers_of((shape.context, *shape.hidden, width)))
+        self.layers = layers_of((shape.context, *shape.hidden, width))
 
     def forward(self, context: Tensor, candidates: Tensor | None = None) -> Tensor:
         """[B, F] -> [B, S]; there are no candidates."""
@@ -62,7 +62,7 @@ class Critics(nn.Module):
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], count: int) -> None:
         super().__init__()
-        self.nets = nn.ModuleList([Layers(*layers_of((inputs, *hidden, 1))) for _ in range(count)])
+        self.nets = nn.ModuleList([layers_of((inputs, *hidden, 1)) for _ in range(count)])
         self._layers = [net for net in self.nets if isinstance(net, Layers)]
 
     def start(self, generator: torch.Generator) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from steersman.learn.nets.graph import Graph
-from steersman.learn.nets.modules import ActionNet, FeatureNet, Net, Tensor
+from steersman.learn.nets.modules import ActionNet, FeatureNet, Net, Returns, Tensor
 from steersman.learn.nets.shape import Kind, Shape
 
 NEVER = -1e8
@@ -68,6 +68,6 @@ def behavior_shape(shape: Shape) -> Shape:
     return Shape(kind, shape.context, shape.candidate, shape.hidden)
 
 
-def _plain(shape: Shape) -> Net:
+def _plain(shape: Shape) -> Returns:
     """The net of a filtered kind without its filter."""
     return ActionNet(shape) if shape.kind.endswith("actions") else FeatureNet(shape)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from steersman.learn.nets.graph import Graph
+from steersman.learn.nets.passes import Layers, Pass, teach_layer
 from steersman.learn.nets.shape import Shape
 
 Tensor = torch.Tensor
@@ -19,6 +22,19 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Leave the weights as they are; `start` draws them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """Candidates that have gone through a net, whose weights must stay as they are until a gradient has come back.
+
+    Attributes:
+        atoms: [B, K, Z] f32, see `Net.atoms`.
+        teach: sets the gradient of every weight, in the place of what was there, from that of a loss by the atoms.
+    """
+
+    atoms: Tensor
+    teach: Callable[[Tensor], None]
 
 
 class Net(nn.Module):
@@ -39,10 +55,6 @@ class Net(nn.Module):
         """[B, K, Z] from `atoms` -> [B, K], the scores."""
         return atoms[:, :, 0]
 
-    def score_of(self, context: Tensor, candidates: Tensor, place: Tensor) -> Tensor:
-        """The score of one candidate a row: place [B] i64 -> [B]."""
-        return self(context, pick(candidates, place))[:, 0]
-
     def export(self, graph: Graph, context: str, candidates: str) -> str:
         """Add the nodes of `forward` to a graph, on the tensors of those names; the name of the [N, K] result."""
         raise NotImplementedError
@@ -53,7 +65,7 @@ class Net(nn.Module):
 
 
 class Returns(Net):
-    """A net of the returns of candidates: of their means, or of their distributions."""
+    """A net of the returns of candidates, of their means or of their distributions, which can be passed by hand."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -61,6 +73,10 @@ class Returns(Net):
 
     def mean_of(self, atoms: Tensor) -> Tensor:
         return mean_of_atoms(self.shape, atoms)
+
+    def passed(self, context: Tensor, candidates: Tensor) -> Passed:
+        """As `atoms`, with a way back in the place of autograd, which must be off meanwhile."""
+        raise NotImplementedError
 
 
 class ActionNet(Returns):
@@ -74,7 +90,7 @@ class ActionNet(Returns):
     def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
         if self.shape.atoms > 1:
             return self.mean_of(self.atoms(context, candidates))
-        value = self._duel(self.layers(context)[:, :, None])[:, :, 0]  # [B, A]
+        value = self._duel(self.layers(context))  # [B, A]
         if len(candidates) == 1:
             return nn.functional.linear(value, candidates[0])
         return (value[:, None, :] * candidates).sum(dim=2)
@@ -84,11 +100,21 @@ class ActionNet(Returns):
             return self(context, candidates)[:, :, None]
         return candidates @ self._duel(self.layers(context).unflatten(1, (-1, self.shape.atoms)))
 
-    def score_of(self, context: Tensor, candidates: Tensor, place: Tensor) -> Tensor:
-        return self(context, candidates).gather(1, place[:, None])[:, 0]  # all of them cost no more than one
+    def passed(self, context: Tensor, candidates: Tensor) -> Passed:
+        way = Pass(self.layers, context)
+        each = self._duel(way.out.unflatten(1, (-1, self.shape.atoms)))  # [B, A, Z]
+
+        def back(gradient: Tensor) -> None:
+            by_action = candidates.transpose(1, 2) @ gradient  # [B, A, Z]
+            if self.shape.dueling:
+                by_value = by_action.sum(dim=1, keepdim=True)
+                by_action = torch.cat((by_action - by_value / by_action.shape[1], by_value), dim=1)
+            way.teach(by_action.flatten(1))
+
+        return Passed((candidates @ each).float(), back)
 
     def _duel(self, outputs: Tensor) -> Tensor:
-        """[B, A + 1, Z] advantages and, last, the value -> [B, A, Z] values of actions."""
+        """[B, A + 1, ...] advantages and, last, the value -> [B, A, ...] values of actions."""
         if not self.shape.dueling:
             return outputs
         advantage = outputs[:, :-1]
@@ -113,7 +139,7 @@ class FeatureNet(Returns):
         widths = (*shape.hidden, shape.atoms)
         self.context = Linear(shape.context, widths[0])
         self.candidate = Linear(shape.candidate, widths[0], bias=False)
-        self.layers = nn.Sequential(nn.ReLU(), *layers_of(widths)) if shape.hidden else nn.Sequential()
+        self.layers = Layers(nn.ReLU(), *layers_of(widths)) if shape.hidden else Layers()
         self.value = layers_of((shape.context, *widths)) if shape.dueling else None
 
     def forward(self, context: Tensor, candidates: Tensor) -> Tensor:
@@ -123,6 +149,26 @@ class FeatureNet(Returns):
         first = self.context(context)[:, None, :] + self.candidate(candidates)  # [B, K, H]
         own = self.layers(first)
         return own if self.value is None else own + self.value(context)[:, None, :]
+
+    def passed(self, context: Tensor, candidates: Tensor) -> Passed:
+        first = self.context(context)[:, None, :] + self.candidate(candidates)  # [B, K, H]
+        pairs = first.flatten(0, 1)
+        way = Pass(self.layers, pairs.relu_()) if self.shape.hidden else None
+        atoms = (first if way is None else way.out.unflatten(0, first.shape[:2])).float()
+        alone = None if self.value is None else Pass(self.value, context)
+
+        def back(gradient: Tensor) -> None:
+            by_pair = gradient.flatten(0, 1)
+            by_first = (by_pair if way is None else way.below(way.teach(by_pair))).unflatten(0, first.shape[:2])
+            teach_layer(self.context.weight, self.context.bias, context, by_first.sum(dim=1))
+            if len(candidates) == 1:
+                teach_layer(self.candidate.weight, None, candidates[0], by_first.sum(dim=0))
+            else:
+                teach_layer(self.candidate.weight, None, candidates.flatten(0, 1), by_first.flatten(0, 1))
+            if alone is not None:
+                alone.teach(gradient.sum(dim=1))
+
+        return Passed(atoms if alone is None else atoms + alone.out[:, None, :], back)
 
     def export(self, graph: Graph, context: str, candidates: str) -> str:
         row = graph.op("Unsqueeze", graph.linear(context, self.context), graph.constant([1]))  # [N, 1, H]
@@ -143,7 +189,12 @@ def pick(candidates: Tensor, place: Tensor) -> Tensor:
     """
     if len(candidates) == 1:
         return candidates[0, place][:, None]
-    return candidates[torch.arange(len(place), device=place.device), place][:, None]
+    return candidates.gather(1, place[:, None, None].expand(-1, 1, candidates.shape[2]))
+
+
+def kept(scores: Tensor, mask: Tensor) -> Tensor:
+    """Scores [B, K] where the mask [B, K] says so, else -inf."""
+    return torch.where(mask, scores, -math.inf)
 
 
 def of_items(values: Tensor, items: Tensor) -> Tensor:
@@ -238,9 +289,9 @@ def start(net: nn.Module, generator: torch.Generator) -> None:
                 nn.init.uniform_(weight, -bound, bound, generator=generator)
 
 
-def layers_of(widths: tuple[int, ...]) -> nn.Sequential:
+def layers_of(widths: tuple[int, ...]) -> Layers:
     """Linear layers of those widths with ReLU between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         layers += [Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    return Layers(*layers[:-1])

@@ -27,6 +27,14 @@ class Layers(nn.Sequential):
         super().__init__(*layers)
         self.pairs = [(layer.weight, layer.bias) for layer in layers if isinstance(layer, nn.Linear)]
 
+    def forward(self, rows: Tensor) -> Tensor:
+        """[B, I] -> [B, O]. Where autograd is off nobody asks again what a layer made, so its ReLU writes over it."""
+        if torch.is_grad_enabled():
+            return super().forward(rows)
+        for place, layer in enumerate(self):
+            rows = rows.relu_() if place and isinstance(layer, nn.ReLU) else layer(rows)
+        return rows
+
 
 class Pass:
     """Rows that have gone through layers, whose weights must stay as they are until a gradient has come back.
@@ -49,27 +57,28 @@ class Pass:
             self._given.append(nn.functional.linear(self._given[-1], weight, bias).relu_())
         self.out = nn.functional.linear(self._given[-1], *self._pairs[-1]).float()
 
-    def teach(self, gradient: Tensor) -> None:
+    def teach(self, gradient: Tensor) -> Tensor:
         """Set the gradient of every weight, in the place of what was there.
 
         Args:
             gradient: [B, O], of a loss by `out`.
+        Returns:
+            [B, H], the same by what the first layer made of the rows.
         """
         for place in reversed(range(len(self._pairs))):
-            weight, bias = self._pairs[place]
-            _product(gradient.t(), self._given[place], weight.grad)
-            torch.sum(gradient, 0, dtype=bias.dtype, out=bias.grad)
+            teach_layer(*self._pairs[place], self._given[place], gradient)
             if place:
-                gradient = self._below(place, gradient)
+                gradient = self.below(gradient, place)
+        return gradient
 
     def inputs(self, gradient: Tensor) -> Tensor:
         """[B, I] gradient of a loss by the rows, from that by `out` [B, O]; no weight learns from it."""
         for place in reversed(range(1, len(self._pairs))):
-            gradient = self._below(place, gradient)
+            gradient = self.below(gradient, place)
         return (gradient @ self._pairs[0][0]).float()
 
-    def _below(self, place: int, gradient: Tensor) -> Tensor:
-        """The gradient before the ReLU that a layer was given the rows by."""
+    def below(self, gradient: Tensor, place: int = 0) -> Tensor:
+        """The gradient before the ReLU that a layer was given the rows by, from that by what it made of them."""
         below = gradient @ self._pairs[place][0]
         return _above(below, self._given[place], 0.0, grad_input=below)
 
@@ -97,6 +106,19 @@ class Passes:
         for other in others:
             first += other
         return first
+
+
+def teach_layer(weight: Tensor, bias: Tensor | None, given: Tensor, gradient: Tensor) -> None:
+    """Set the gradient of a linear layer, in the place of what was there.
+
+    Args:
+        weight, bias: of the layer.
+        given: [B, I] rows.
+        gradient: [B, O], of a loss by what it made of them.
+    """
+    _product(gradient.t(), given, weight.grad)
+    if bias is not None:
+        torch.sum(gradient, 0, dtype=bias.dtype, out=bias.grad)
 
 
 def _product(first: Tensor, second: Tensor, into: Tensor | None) -> None:
