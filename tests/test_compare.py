@@ -52,11 +52,14 @@ def test_a_policy_does_not_differ_from_itself() -> None:
     assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
+def still(center: float) -> Halves:
+    """A side that no half moves."""
+    return Halves(center, np.zeros((8, 2)), np.zeros(8), 10.0)
+
+
 def test_a_part_that_the_log_leaves_open_counts_against_both() -> None:
     """One may be worth 1 to 3, the other 0 to 2, for sure: the difference is between -1 and 3."""
-    none = np.zeros(8)
-    one = Terms(2.0, Halves(1.0, none, none), Halves(3.0, none, none), 50, 10.0, None)
-    two = Terms(1.0, Halves(0.0, none, none), Halves(2.0, none, none), 50, 10.0, None)
+    one, two = (Terms(mid, still(mid - 1), still(mid + 1), 50, 10.0, None) for mid in (2.0, 1.0))
     found = difference(one, two, estimator="d", level=0.95)
     assert (found.value, found.low, found.high) == (1.0, -1.0, 3.0)
 
@@ -65,7 +68,7 @@ def test_terms_of_different_units_are_not_set_against_each_other() -> None:
     one, two = (terms(WORLD.sample(n, 0), WORLD.target) for n in (500, 400))
     with pytest.raises(DataError, match="same rows"):
         difference(one, two, estimator="d", level=0.95)
-    other = replace(one, low=Halves(0.0, np.zeros(8), np.zeros(8)))
+    other = replace(one, low=still(0.0))
     assert isinstance(one.low, Influence)
     with pytest.raises(DataError, match="same estimator"):
         difference(other, one, estimator="d", level=0.95)

@@ -119,16 +119,44 @@ def test_skewed_terms_get_the_side_of_their_long_tail_widened():
     assert 0.94 <= both / 2000 <= 0.98
 
 
+def halves_of(seed: int, halves: int, bias: float = 0.0, apart: float = 0.0, chance: float = 0.0) -> Halves:
+    """Means of random halves of 4,000 draws, and what else may move them; `chance` is that of either kind."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=4000)
+    moved = np.array([rng.permutation(x)[:2000].mean() - x.mean() for _ in range(halves)])
+    kinds = moved[:, None] + bias + apart * np.array([0.5, -0.5]) + chance * rng.normal(size=(halves, 2))
+    whole = chance * rng.normal(size=2).mean() / math.sqrt(2)
+    return Halves(float(x.mean() + whole), kinds - whole, moved, 4000.0)
+
+
+ERROR = 1 / math.sqrt(4000)
+
+
 def test_halves_have_the_error_of_the_whole():
     """Half-samples of 4,000 draws: their spread is the standard error; twins differ by nothing."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=4000)
-    moved = np.array([rng.permutation(x)[:2000].mean() - x.mean() for _ in range(400)])
-    side = Halves(float(x.mean()), moved, moved)
-    assert side.error == pytest.approx(x.std() / math.sqrt(4000), rel=0.12)
-    lift = side.minus_logged(Influence(float(x.mean()), x - x.mean()))
-    assert lift.center == 0
-    assert lift.error == 0
+    side = halves_of(0, 400)
+    assert side.error == pytest.approx(ERROR, rel=0.12)
+    lift = side.minus_logged(Influence(side.center, np.zeros(4000)))
+    assert (lift.center, lift.error) == (0, 0)
+
+
+@pytest.mark.parametrize(("what", "size"), [("bias", 1.0), ("apart", 0.5)])
+def test_a_move_of_all_halves_and_a_difference_of_the_kinds_are_errors(what, size):
+    found = [halves_of(seed, 10, **{what: 4 * ERROR}).error ** 2 for seed in range(300)]
+    assert np.mean(found) == pytest.approx(ERROR**2 + (4 * size * ERROR) ** 2, rel=0.1)
+
+
+def test_what_is_drawn_by_chance_counts_as_it_does_in_the_whole():
+    """The whole draws twice as much of each kind, so it has half of a half's variance, that of two kinds together."""
+    found = [halves_of(seed, 10, chance=3 * ERROR).error ** 2 for seed in range(300)]
+    assert 1 < np.mean(found) / (ERROR**2 * (1 + 9 / 4)) < 1.6  # more, for a bias that chance made is never negative
+
+
+def test_halves_of_few_clusters_have_few_degrees_of_freedom():
+    side = halves_of(0, 10)
+    assert side.df == 9
+    assert replace(side, ess=3.5).df == 2.5
+    assert replace(side, ess=1.0).df == 1
 
 
 def test_the_interval_of_a_lift_is_paired():

@@ -99,8 +99,8 @@ def test_metrics_have_ratios_of_their_own():
 def test_halves_move_numerator_and_denominator_together():
     logged = Influence(10.0, np.array([1.0, -1.0, 2.0, -2.0]))
     moved = np.array([0.5, -0.5, 1.0])
-    side = Halves(12.0, moved, moved * 10 / 12)
-    assert side.over_logged(logged).moved == pytest.approx(np.zeros(3))
+    side = Halves(12.0, np.column_stack([moved, moved]), moved * 10 / 12, 50.0)
+    assert side.over_logged(logged).moved == pytest.approx(np.zeros((3, 2)))
     assert side.over_logged(logged).center == pytest.approx(1.2)
 
 

@@ -172,7 +172,7 @@ class _Case:
             models = self.sequences.models(outcomes, fold)
             made = [replace(e, q=m.q, v=m.v, marginal=m.marginal) for e, m in zip(made, models, strict=True)]
         if "stitched" in self.names and self.sequences.stitchable:
-            stitches = self.sequences.stitches(outcomes, self.settings.level)
+            stitches = self.sequences.stitches(outcomes)
             made = [replace(e, stitch=s) for e, s in zip(made, stitches, strict=True)]
         return made
 

@@ -100,8 +100,8 @@ def stitched(evidence: Evidence) -> Terms:
             "always the same, or the units are too few",
             hint="use drl where contexts are few, else wdr",
         )
-    low = Halves(min(found.worst, found.value), found.worst_moved, found.logged_moved)
-    high = Halves(max(found.best, found.value), found.best_moved, found.logged_moved)
+    low = Halves(min(found.worst, found.value), found.worst_moved, found.logged_moved, found.ess)
+    high = Halves(max(found.best, found.value), found.best_moved, found.logged_moved, found.ess)
     return Terms(found.value, low, high, evidence.paths.clusters, found.ess, None)
 
 

@@ -135,12 +135,16 @@ class Stitch:
     """What episodes stitched together from logged steps return, and what random halves of the units say of it.
 
     Attributes:
-        value: mean return.
+        value: mean return, in reward per episode.
         worst, best: the same, with the worst and the best that may follow for whoever leaves what the log knows.
-        worst_moved, best_moved: [B] f64, `worst` and `best` of each half minus the whole's.
-        logged_moved: [B] f64, mean logged return of each half minus the whole's.
-        ess: effective number of units that lent steps.
-        outside: share of steps outside what the log knows.
+        worst_moved, best_moved: [B, 2] f64, `worst` and `best` of each half, of particles that move as rows of their
+            kind usually do and of those that move as the row did, minus the whole's.
+        logged: mean return of the logged episodes whose end is known.
+        logged_moved: [B] f64, the same of each half minus the whole's.
+        ess: effective number of units that lent steps, in [0, C]: (sum of uses)^2 / sum of uses^2.
+        outside: share of steps outside what the log knows, in [0, 1]. Above 0.15 the log can hardly tell.
+        left: share of episodes that were ever outside, in [0, 1].
+        distance: mean distance of a step from its match, in standard deviations of the most relevant column.
     """
 
     value: float
@@ -148,9 +152,12 @@ class Stitch:
     best: float
     worst_moved: Array
     best_moved: Array
+    logged: float
     logged_moved: Array
     ess: float
     outside: float
+    left: float
+    distance: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,32 +124,40 @@ class Influence:
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """A side by half-samples, for estimators that have no influence terms.
+    """A side by half-samples, for estimators that have no influence terms and draw by chance, in two kinds.
 
     A random half of the clusters moves a mean by as much as the whole would move were it drawn again:
-    var(half - whole) = 2 s^2/C - s^2/C. The mean move is the bias of fewer clusters; it counts as error too. What
-    an estimator draws by chance it draws anew for each half: these intervals are bounds, not exact.
+    var(half - whole) = 2 s^2/C - s^2/C. Two more differences count, as far as chance would not have given them: the
+    mean move, for halves see less, and the whole may be as far from what all the world would say; and the mean
+    difference between the kinds, of which either may be right. How the kinds differ from half to half tells what is
+    drawn by chance in a half; the whole draws twice as much, so it has half of that variance, or less.
 
     Attributes:
-        center: see Side.
-        moved: [B] f64, center of each half minus the whole's.
+        center: see Side; the mean of both kinds.
+        moved: [B, 2] f64, center of each half, of each kind, minus the whole's.
         logged_moved: [B] f64, value of the behavior policy in the same halves minus the whole's.
+        ess: effective number of clusters in [0, C]. What few clusters say, halves of these tell no better.
     Source: McCarthy 1969; Politis, Romano and Wolf 1999, Subsampling, ch. 2.
     """
 
     center: float
     moved: Array
     logged_moved: Array
+    ess: float
 
     @property
     def error(self) -> float:
         """Standard error of the center, by half-samples."""
-        return math.sqrt(float(self.moved.var(ddof=1) + self.moved.mean() ** 2))
+        mean, apart = self.moved.mean(axis=1), self.moved[:, 0] - self.moved[:, 1]
+        spread, chance = float(mean.var(ddof=1)), float(apart.var(ddof=1)) / 4
+        bias = float(mean.mean()) ** 2 - chance / 2 - spread / self.n
+        kinds = float(apart.mean()) ** 2 / 4 - chance / self.n
+        return math.sqrt(max(spread - chance / 2, spread / 2) + max(bias, 0.0) + max(kinds, 0.0))
 
     @property
     def df(self) -> float:
-        """B - 1."""
-        return len(self.moved) - 1.0
+        """B - 1, or less where fewer clusters speak."""
+        return max(min(self.n, self.ess) - 1.0, 1.0)
 
     @property
     def skew(self) -> float:
@@ -163,14 +171,14 @@ class Halves:
 
     def minus_logged(self, logged: Influence) -> Halves:
         """Of the lift."""
-        moved = self.moved - self.logged_moved
-        return Halves(self.center - logged.center, moved, np.zeros(len(moved)))
+        moved = self.moved - self.logged_moved[:, None]
+        return replace(self, center=self.center - logged.center, moved=moved, logged_moved=np.zeros(self.n))
 
     def over_logged(self, logged: Influence) -> Halves:
         """Of the ratio."""
         whole = float(relative(self.center, logged.center))
-        moved = relative(self.center + self.moved, logged.center + self.logged_moved) - whole
-        return Halves(whole, moved, np.zeros(len(moved)))
+        moved = relative(self.center + self.moved, (logged.center + self.logged_moved)[:, None]) - whole
+        return replace(self, center=whole, moved=moved, logged_moved=np.zeros(self.n))
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +262,8 @@ def _minus(one: Side, other: Side) -> Side:
     if isinstance(one, Influence) and isinstance(other, Influence) and one.n == other.n:
         return Influence(one.center - other.center, one.pull - other.pull)
     if isinstance(one, Halves) and isinstance(other, Halves) and one.n == other.n:
-        return Halves(one.center - other.center, one.moved - other.moved, np.zeros(one.n))
+        ess = min(one.ess, other.ess)
+        return Halves(one.center - other.center, one.moved - other.moved, np.zeros(one.n), ess)
     raise DataError(
         f"{type(one).__name__} of {one.n} and {type(other).__name__} of {other.n} terms can not be set against each "
         "other: judge both by the same estimator on the same rows"
@@ -316,7 +325,7 @@ def estimate(
 
     Args:
         interval: low and high; None: by `delta`. It is widened to contain the value.
-        at_least: the interval is a bound. One by half-samples always is.
+        at_least: the interval is a bound. One by half-samples is where the log leaves a part of the value open.
     """
     low, high = delta(terms, level) if interval is None else interval
     return Estimate(
@@ -328,8 +337,15 @@ def estimate(
         level=level,
         n=terms.n,
         ess=terms.ess,
-        at_least=at_least or isinstance(terms.low, Halves),
+        at_least=at_least or _open(terms),
     )
+
+
+def _open(terms: Terms) -> bool:
+    one, other = terms.low, terms.high
+    if not (isinstance(one, Halves) and isinstance(other, Halves)):
+        return False
+    return one.center < other.center or not np.array_equal(one.moved, other.moved)
 
 
 def delta(terms: Terms, level: float) -> tuple[float, float]:

@@ -22,16 +22,17 @@ UNREACHABLE = np.float32(1e12)
 class Nearest:
     """The row nearest to a point, in one of several samples of the rows.
 
-    Equal contexts are one place, and each of its rows in the sample is as likely as the others: with few contexts, rows
-    are drawn from the empirical law of what follows. A leaf whose box is farther off than the best so far is not looked
-    into. Squared distance less that of the query is one matrix product a leaf, and the samples are columns of it.
+    Equal contexts are one place, and each of its rows in the sample is as likely as the others, and drawn evenly by the
+    points of a crowd that meet there: with few contexts, rows are drawn from the empirical law of what follows. A leaf
+    whose box is farther off than the best so far is not looked into. Squared distance less that of the query is one
+    matrix product a leaf, and the samples are columns of it.
     """
 
     def __init__(self, rows: Array, points: Array, same: Array, member: Array) -> None:
         """Build the tree.
 
         Args:
-            rows: [R] i64, at least one; what `find` gives.
+            rows: [R] i64, at least one; what `find` gives. Equal contexts are drawn evenly along this order.
             points: [R, D] f32, the widest directions first.
             same: [R] i64, equal where the points are meant to be equal.
             member: [S, R] bool, whether a row is in a sample.
@@ -57,8 +58,11 @@ class Nearest:
         factors = np.concatenate([-2.0 * places, square, absent], axis=1, dtype=np.float32)  # [G, D + 1 + S]
         self._factors = [np.ascontiguousarray(factors[leaf].T) for leaf in self._leaves]
 
-    def find(self, points: Array, sample: Array, rng: np.random.Generator) -> Array:
-        """[M] i64, the nearest row of the sample [M] to each point [M, D] f32; NONE if the sample has no row."""
+    def find(self, points: Array, sample: Array, crowd: Array, rng: np.random.Generator) -> Array:
+        """[M] i64, the nearest row of the sample [M] to each point [M, D] f32; NONE if the sample has no row.
+
+        Those of a crowd [M], numbers from 0, are in the same sample, and draw evenly where they meet.
+        """
         m, d = points.shape
         every = np.arange(m)
         query = np.zeros((m, d + 1 + len(self._has)), dtype=np.float32)
@@ -75,7 +79,7 @@ class Nearest:
         row = np.full(m, NONE)
         found = np.flatnonzero(self._has[sample])
         sample, place = sample[found], place[found]
-        chance = (rng.random(len(found)) * self._count[sample, place]).astype(np.int64)
+        chance = (_even(crowd[found] * self._count.shape[1] + place, rng) * self._count[sample, place]).astype(np.int64)
         row[found] = self._rows[self._start[sample, place] + chance]
         return row
 
@@ -113,6 +117,15 @@ def alike(context: Array) -> Array:
     if plain.shape[1] == 0:
         return np.zeros(len(plain), dtype=np.int64)
     return np.unique(plain.view(np.dtype((np.void, plain.itemsize * plain.shape[1])))[:, 0], return_inverse=True)[1]
+
+
+def _even(group: Array, rng: np.random.Generator) -> Array:
+    """[M] in [0, 1), uniform each, and evenly apart from the others of their group [M]."""
+    _, which, count = np.unique(group, return_inverse=True, return_counts=True)
+    order = np.argsort(which, kind="stable")
+    rank = np.empty(len(group))
+    rank[order] = np.arange(len(group)) - (count.cumsum() - count)[which[order]]
+    return (rank / count[which] + rng.random(len(count))[which]) % 1.0
 
 
 def _leaves(places: Array) -> list[Array]:

@@ -13,7 +13,7 @@ from steersman.core.shared import all_alike
 from steersman.evaluate.cells import Cells, cells, known_rows
 from steersman.evaluate.estimators import ESTIMATORS
 from steersman.evaluate.evidence import Model, Paths, Stitch
-from steersman.evaluate.stitched import LEAST_UNITS, Behave, Stitched, mfmc_each
+from steersman.evaluate.stitched import LEAST_UNITS, Behave, stitched
 from steersman.evaluate.tables import tables_model
 from steersman.evaluate.waves import features_of, waves_model
 
@@ -81,30 +81,16 @@ class Sequences:
         features = features_of(self.batch, self.target, self.seed)
         return waves_model(self.batch, self.paths, outcomes, features, known, self.horizon, fold)
 
-    def stitches(self, outcomes: Array, level: float) -> list[Stitch]:
+    def stitches(self, outcomes: Array) -> tuple[Stitch, ...]:
         """Stitched episodes, one Stitch a column of `outcomes`; none unless `stitchable`.
 
         Raises:
-            SupportError, DataError: see `stitched.mfmc_each`.
+            SupportError, DataError: see `stitched.stitched`.
         """
         if self.policy is None:
-            return []
+            return ()
         behave = _behave(self.policy, self.batch.candidates[:1])
-        found = mfmc_each(self.batch, behave, outcomes, horizon=self.horizon, seed=self.seed, level=level)
-        return [_stitch(one) for one in found]
-
-
-def _stitch(found: Stitched) -> Stitch:
-    return Stitch(
-        value=found.value,
-        worst=found.worst,
-        best=found.best,
-        worst_moved=found.worst_halves - found.worst,
-        best_moved=found.best_halves - found.best,
-        logged_moved=found.baseline_halves - found.baseline,
-        ess=found.ess,
-        outside=found.out_share,
-    )
+        return stitched(self.batch, behave, outcomes, horizon=self.horizon, seed=self.seed)
 
 
 def _behave(policy: Policy, candidates: Array) -> Behave:

@@ -7,34 +7,41 @@ estimates the value of the target.
     next number  = p s + m(s, a) + (s'_i - p s_i - m(s_i, a))       i: the row matched to (s, a), s'_i: its next context
     next text    = that of s'_i, and so is every missing indicator: a context of both stays one
 
+Particles are spread evenly, not each by its own chance: their starts over what starts are worth, their draws of an
+action over the particles that are worth about as much, and those that meet one context of several rows over these rows.
+Each still has the right law, and their mean errs less than that of as many on their own.
+
 p in [0, 1] is the persistence of the column (1: it moves by the row's difference; 0: it is drawn anew); m is a ridge
 regression for half of the particles and 0 for the others: where these disagree, matches are too far, and the interval
 says so. Far is measured in standard deviations, each column scaled by how much what follows depends on it.
 
 Sources: Fonteneau, Murphy, Wehenkel and Ernst 2010, "Model-free Monte Carlo-like policy evaluation" (AISTATS), and
-2013, "Batch mode reinforcement learning based on the synthesis of artificial trajectories" (Annals of OR 208).
+2013, "Batch mode reinforcement learning based on the synthesis of artificial trajectories" (Annals of OR 208). For the
+even draws L'Ecuyer, Lecot and Tuffin 2008, "A randomized quasi-Monte Carlo simulation method for Markov chains"
+(Operations Research 56).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError, SupportError
 from steersman.core.shared import all_alike
+from steersman.evaluate.evidence import Stitch
 from steersman.evaluate.nearest import NONE, Nearest, alike
-from steersman.evaluate.quantiles import student_t
 from steersman.evaluate.transitions import Drift, Transitions
 
 Array = np.ndarray
 Behave = Callable[[Array], Array]
 
-HALVES = 8
+HALVES = 10
 """B, random halves of the units that the interval rests on."""
+
+PARTICLES = 100
+"""On a half of the units, of each kind."""
 
 LEAST_UNITS = 10
 """Fewer units than this have no half worth the name."""
@@ -49,73 +56,10 @@ SAME = 1e-3
 """Distances below this are rounding."""
 
 
-@dataclass(frozen=True, eq=False)
-class Stitched:
-    """What stitched episodes say of a target policy. Values are mean discounted returns per episode, in reward.
-
-    Attributes:
-        value: mean return of the particles.
-        low, high: the interval to trust: `worst` less, and `best` plus, the error of sampling; within what an episode
-            can return.
-        plain_low, plain_high: the interval if all that was matched outside the support were right.
-        worst, best: `value`, but particles count the worst, or the best, that may follow once they leave the support.
-        halves, worst_halves, best_halves: [B] the same, from random halves of the units.
-        baseline: mean return of the logged episodes whose end is known.
-        baseline_halves: [B], on the same halves.
-        lift: value - baseline.
-        lift_low, lift_high: its interval, paired by halves, from `worst` and `best`.
-        out_share: share of the particles' steps outside the support, in [0, 1]. Above 0.15 the log can hardly tell.
-        left_share: share of the particles that were ever outside the support, in [0, 1].
-        ess: effective number of units whose rows were matched, in [0, n]: (sum of uses)^2 / sum of uses^2.
-        distance: mean distance of a particle from its match, in standard deviations of the most relevant column.
-        level: coverage of the intervals, in (0, 1).
-        n: units.
-    """
-
-    value: float
-    low: float
-    high: float
-    plain_low: float
-    plain_high: float
-    worst: float
-    best: float
-    halves: Array
-    worst_halves: Array
-    best_halves: Array
-    baseline: float
-    baseline_halves: Array
-    lift: float
-    lift_low: float
-    lift_high: float
-    out_share: float
-    left_share: float
-    ess: float
-    distance: float
-    level: float
-    n: int
-
-    @property
-    def error(self) -> float:
-        """Standard error of `value`, the trend from half to all of the log included."""
-        return _error(np.append(self.value, self.halves))
-
-    def lift_above(self, level: float) -> float:
-        """One-sided lower bound of the lift, from `worst`, at a level in (0.5, 1)."""
-        lift = np.append(self.worst, self.worst_halves) - np.append(self.baseline, self.baseline_halves)
-        return float(lift[0]) - student_t(level, HALVES - 1) * _error(lift)
-
-
-def mfmc(
-    batch: Batch,
-    behave: Behave,
-    *,
-    horizon: int,
-    seed: int,
-    level: float = 0.95,
-    outcomes: Array | None = None,
-    particles: int = 250,
-) -> Stitched:
-    """Value of a target policy by model-free Monte Carlo, and its lift over the logged episodes.
+def stitched(
+    batch: Batch, behave: Behave, outcomes: Array, *, horizon: int, seed: int, particles: int = PARTICLES
+) -> tuple[Stitch, ...]:
+    """Value of a target policy by model-free Monte Carlo: one Stitch a column of `outcomes`, by the same particles.
 
     What a row is good for:
     - A row after which its episode is over, terminated or at a limit of time, gives its reward and ends the particle.
@@ -138,30 +82,14 @@ def mfmc(
         behave: [M, F] f32 encoded contexts -> [M, K] probabilities of the target for the batch's candidates.
         horizon: steps after which an episode is over, at least 2 and at least the longest logged one.
         seed: of halves, particles and ties.
-        level: coverage of the intervals, in (0, 1).
-        outcomes: [N] f64, what to sum instead of the reward, e.g. a metric; finite.
-        particles: in each of the two estimates from all units and in each from a half, at least 2.
+        outcomes: [N, M] f64, what is summed: the reward, metrics; finite.
+        particles: of each kind on a half of the units, at least 2; on all units there are twice as many.
     Raises:
         SupportError: the actions are numbers or no fixed set of candidates, or no row has a next one.
         DataError: fewer than LEAST_UNITS units; no episode is over, in the log or in a half; an episode is longer than
             the horizon; `behave` gives no probabilities; an outcome is not finite.
     """
-    column = batch.reward if outcomes is None else outcomes
-    return mfmc_each(batch, behave, column[:, None], horizon=horizon, seed=seed, level=level, particles=particles)[0]
-
-
-def mfmc_each(
-    batch: Batch,
-    behave: Behave,
-    outcomes: Array,
-    *,
-    horizon: int,
-    seed: int,
-    level: float = 0.95,
-    particles: int = 250,
-) -> tuple[Stitched, ...]:
-    """`mfmc` for every column of `outcomes` [N, M] f64, by the same particles in one pass."""
-    _check(batch, horizon, level, particles)
+    _check(batch, horizon, particles)
     rng = np.random.default_rng(seed)
     log = Transitions.of(batch, outcomes, horizon)
     if log.units < LEAST_UNITS:
@@ -173,47 +101,24 @@ def mfmc_each(
     baseline = log.baseline(samples)
     walk = _Walk(log, samples, behave, particles, rng)
     walk.run()
-    return tuple(_stitched(walk, baseline[:, m], level, m) for m in range(outcomes.shape[1]))
+    return tuple(_told(walk, baseline[:, m], m) for m in range(outcomes.shape[1]))
 
 
-def _stitched(walk: _Walk, baseline: Array, level: float, column: int) -> Stitched:
-    log = walk.log
-    t = student_t(0.5 + level / 2, HALVES - 1)
-    value, worst, best = (returns[:, column] for returns in walk.means())  # each [1 + B]
-    lift = value - baseline
-    return Stitched(
-        value=float(value[0]),
-        low=float(np.clip(worst[0] - t * _error(worst), min(worst[0], log.least(log.horizon)[column]), None)),
-        high=float(np.clip(best[0] + t * _error(best), None, max(best[0], log.most(log.horizon)[column]))),
-        plain_low=float(value[0]) - t * _error(value),
-        plain_high=float(value[0]) + t * _error(value),
-        worst=float(worst[0]),
-        best=float(best[0]),
-        halves=value[1:],
-        worst_halves=worst[1:],
-        best_halves=best[1:],
-        baseline=float(baseline[0]),
-        baseline_halves=baseline[1:],
-        lift=float(lift[0]),
-        lift_low=float(worst[0] - baseline[0]) - t * _error(worst - baseline),
-        lift_high=float(best[0] - baseline[0]) + t * _error(best - baseline),
-        out_share=walk.out_steps / walk.steps,
-        left_share=float(walk.left[walk.full].mean()),
+def _told(walk: _Walk, logged: Array, column: int) -> Stitch:
+    value, worst, best = (returns[:, :, column] for returns in walk.means())  # each [1 + B, 2]
+    return Stitch(
+        value=float(value[0].mean()),
+        worst=float(worst[0].mean()),
+        best=float(best[0].mean()),
+        worst_moved=worst[1:] - worst[0].mean(),
+        best_moved=best[1:] - best[0].mean(),
+        logged=float(logged[0]),
+        logged_moved=logged[1:] - logged[0],
         ess=walk.ess,
+        outside=walk.out_steps / walk.steps,
+        left=float(walk.left[walk.full].mean()),
         distance=walk.distance / max(float(walk.used.sum()), 1.0),
-        level=level,
-        n=log.units,
     )
-
-
-def _error(values: Array) -> float:
-    """Standard error of values[0], a number from all units, by values[1:], the same from random halves of them.
-
-    A half drawn without replacement varies as a mean of all n units does: s^2 / (n / 2) * (1 - 1 / 2) = s^2 / n. Where
-    halves differ from the whole on average, more rows make better matches, and the trend may go on as far.
-    """
-    halves = values[1:]
-    return math.sqrt(float(halves.var(ddof=1)) + float(halves.mean() - values[0]) ** 2)
 
 
 def _samples(units: int, rng: np.random.Generator) -> Array:
@@ -225,8 +130,16 @@ def _samples(units: int, rng: np.random.Generator) -> Array:
     return samples
 
 
+def _spaced(size: int) -> Array:
+    """[size] van der Corput's sequence, the bits of 0, 1, 2, ... mirrored at the point: any stretch of it is even."""
+    bits = np.arange(size)[:, None] >> np.arange(size.bit_length()) & 1
+    return bits @ 0.5 ** np.arange(1, size.bit_length() + 1)
+
+
 class _Walk:
-    """All particles of all samples, a step at a time: P on all units with m, P with m = 0, P on each half with either.
+    """All particles of all samples, a step at a time: a group of each kind, with m and with m = 0, on each sample.
+
+    Groups of halves have P particles, those of all units 2 P.
 
     Attributes:
         log: what they walk on.
@@ -248,16 +161,18 @@ class _Walk:
         self._ending = self._places(np.arange(len(log.batch)), member)
         self._low, self._high = self._box(member)
         self._reach = self._held_out(rows[~member[1, rows]])
-        groups = np.array([0, *range(1 + HALVES)])
-        self._sample = groups.repeat(particles)
-        self._plain = (np.arange(len(groups)) % 2).repeat(particles)  # 1: m = 0
+        groups = np.arange(1 + HALVES).repeat(2)
+        sizes = np.where(groups == 0, 2 * particles, particles)
+        self._sample = groups.repeat(sizes)
+        self._group = np.arange(len(groups)).repeat(sizes)
+        self._spaced = _spaced(2 * particles)
+        self._plain = (np.arange(len(groups)) % 2).repeat(sizes)  # 1: m = 0
         starts = [log.starts[samples[group, log.unit[log.starts]]] for group in groups]
-        # Without replacement; if there are fewer starts than particles, each serves as often as the others.
-        self._start = np.concatenate([np.resize(rng.permutation(mine), particles) for mine in starts])
+        self._start = np.concatenate([self._spread(mine, size) for mine, size in zip(starts, sizes, strict=True)])
         size = len(self._start)
         self._factor = np.ones(size)
         self._returned, self._worst, self._best = (np.zeros((size, log.outcomes.shape[1])) for _ in range(3))
-        self.full = np.arange(size) < 2 * particles
+        self.full = self._sample == 0
         self.left = np.zeros(size, dtype=bool)
         self.used = np.zeros(log.units)
         self.steps = self.out_steps = 0
@@ -272,12 +187,13 @@ class _Walk:
                 return
 
     def means(self) -> tuple[Array, Array, Array]:
-        """[1 + B, M] mean returns of each sample: as matched; with the worst, with the best, outside the support."""
+        """[1 + B, 2, M] mean returns of each sample and kind: as matched; with the worst, the best, when outside."""
         left = self.left[:, None]
         each = self._returned, np.where(left, self._worst, self._returned), np.where(left, self._best, self._returned)
-        first = np.flatnonzero(np.diff(self._sample, prepend=-1))
-        size = np.bincount(self._sample)[:, None]
-        value, worst, best = (np.add.reduceat(returns, first) / size for returns in each)
+        first = np.flatnonzero(np.diff(self._group, prepend=-1))
+        size = np.bincount(self._group)[:, None]
+        shape = 1 + HALVES, 2, self._returned.shape[1]
+        value, worst, best = ((np.add.reduceat(returns, first) / size).reshape(shape) for returns in each)
         return value, worst, best
 
     @property
@@ -287,10 +203,9 @@ class _Walk:
 
     def _step(self, left: int, ids: Array, context: Array) -> tuple[Array, Array]:
         """One step of particles `ids`, with `left` to go, this one included. Gives those that go on, and where to."""
-        log, sample, action = self.log, self._sample[ids], self._draw(context)
-        row, distance = self._match(
-            self._drift.point(context), action, sample, self._going if left > 1 else self._ending
-        )
+        log, sample, points = self.log, self._sample[ids], self._drift.point(context)
+        action = self._draw(context, self._even(ids, self._drift.worth(context)))
+        row, distance = self._match(points, action, self._group[ids], self._going if left > 1 else self._ending)
         out = (distance > self._reach[action]) | self._outside(context, sample)
         self._leave(ids[out], left)
         self._count(ids, row, distance, out)
@@ -303,7 +218,22 @@ class _Walk:
         ids = ids[on]
         return ids, self._move(context[on], action[on], row[on], self._plain[ids])
 
-    def _draw(self, context: Array) -> Array:
+    def _spread(self, starts: Array, particles: int) -> Array:
+        """[P] of the starts [E], evenly over what they are worth; each as often as the others, or one time more."""
+        order = starts[np.argsort(self._drift.worth(self.log.context(starts)), kind="stable")]
+        at = ((np.arange(particles) + self._rng.random()) * (len(order) / particles)).astype(np.int64)
+        return order[np.minimum(at, len(order) - 1)]  # min: rounding only
+
+    def _even(self, ids: Array, worth: Array) -> Array:
+        """[M] in [0, 1), uniform each; in a group, those of particles with neighbouring worth [M] are far apart."""
+        order = np.lexsort((worth, self._group[ids]))
+        group = self._group[ids[order]]
+        first = np.searchsorted(group, np.arange(2 * (1 + HALVES)))
+        even = np.empty(len(ids))
+        even[order] = self._spaced[np.arange(len(ids)) - first[group]] + self._rng.random(len(first))[group]
+        return even % 1.0
+
+    def _draw(self, context: Array, even: Array) -> Array:
         """[M] actions of the target."""
         chance = np.asarray(self._behave(context.astype(np.float32)), dtype=np.float64)
         want = (len(context), self.log.batch.mask.shape[1])
@@ -313,15 +243,15 @@ class _Walk:
         if bad.size:
             raise DataError(f"the target gives {chance[bad[0]]}, no probabilities", field="target")
         total = chance.cumsum(axis=1)
-        return (self._rng.random((len(total), 1)) * total[:, -1:] >= total).sum(axis=1)
+        return (even[:, None] * total[:, -1:] >= total).sum(axis=1)
 
-    def _match(self, points: Array, action: Array, sample: Array, places: dict[int, Nearest]) -> tuple[Array, Array]:
+    def _match(self, points: Array, action: Array, group: Array, places: dict[int, Nearest]) -> tuple[Array, Array]:
         """[M] the matched rows, NONE without any; and how far they are, infinitely without any."""
         row = np.full(len(points), NONE)
         for each in np.unique(action):
             mine = np.flatnonzero(action == each)
             if (near := places.get(int(each))) is not None:
-                row[mine] = near.find(points[mine], sample[mine], self._rng)
+                row[mine] = near.find(points[mine], group[mine] // 2, group[mine], self._rng)
         apart = np.linalg.norm(points - self._drift.points[row], axis=1)
         return row, np.where(row == NONE, np.inf, apart)
 
@@ -369,6 +299,9 @@ class _Walk:
 
     def _places(self, rows: Array, member: Array) -> dict[int, Nearest]:
         """Where to look for each logged action among the rows [R], with their membership [S, R]."""
+        rest = np.where(self.log.batch.over[rows], 0.0, self._drift.worth(self.log.context(self.log.then[rows])))
+        order = np.argsort(self.log.outcomes[rows, 0] + rest, kind="stable")  # evenly over what rows bring
+        rows, member = rows[order], member[:, order]
         action, same = self.log.batch.action[rows], alike(self.log.batch.context[rows])
         found = {}
         for each in np.unique(action):
@@ -380,13 +313,15 @@ class _Walk:
         """[K] how far off a match may be: the farthest of the rows, none of them in the first half, from that half."""
         rows = rows[:: max(1, len(rows) // HELD_OUT)]
         action = self.log.batch.action[rows]
-        row, distance = self._match(self._drift.points[rows], action, np.ones(len(rows), dtype=np.int64), self._going)
+        row, distance = self._match(
+            self._drift.points[rows], action, np.full(len(rows), 2), self._going
+        )  # on the first half
         farthest = np.full(self.log.batch.mask.shape[1], -1.0)
         np.maximum.at(farthest, action[row != NONE], distance[row != NONE])
         return np.where(farthest < 0, farthest.max(initial=0.0), farthest) + SAME
 
 
-def _check(batch: Batch, horizon: int, level: float, particles: int) -> None:
+def _check(batch: Batch, horizon: int, particles: int) -> None:
     if batch.numbers:
         raise SupportError("the actions are numbers; episodes are stitched from named actions only")
     if not (all_alike(batch.candidates) and batch.mask.all()):
@@ -396,7 +331,5 @@ def _check(batch: Batch, horizon: int, level: float, particles: int) -> None:
         )
     if horizon < 2:
         raise DataError(f"horizon is {horizon}, must be at least 2 steps", field="horizon")
-    if not 0 < level < 1:
-        raise DataError(f"level is {level:g}, must be in (0, 1)", field="level")
     if particles < 2:
         raise DataError(f"particles is {particles}, must be at least 2", field="particles")

@@ -68,7 +68,7 @@ class Transitions:
 
     @classmethod
     def of(cls, batch: Batch, outcomes: Array, horizon: int) -> Transitions:
-        """See `stitched.mfmc` for what makes a row usable.
+        """See `stitched.stitched` for what makes a row usable.
 
         Raises:
             DataError: an outcome is not finite, no episode is over, or one is longer than the horizon.
@@ -170,6 +170,7 @@ class Drift:
         rows = np.flatnonzero(log.usable & (log.batch.next >= 0))
         change, both = self._change(rows)
         self._coefficients, size = self._fit(rows, change, both)
+        self._worth = self._fit_worth()
         relevance = np.maximum(size / size.max(), FLOOR) if size.any() else np.ones(len(size))
         self._turn = relevance[:, None] * self._directions(relevance, rng)
         self.points = self.point(log.batch.context)
@@ -182,6 +183,10 @@ class Drift:
     def usual(self, context: Array, action: int) -> Array:
         """[M, D] m(s, a): the mean change of the moved columns [M, F], beyond what they keep."""
         return self._regressors(self._standard(context)) @ self._coefficients[action]
+
+    def worth(self, context: Array) -> Array:
+        """[M] what is still to come from contexts [M, F], up to what all share: good for putting them in order."""
+        return self._regressors(self._standard(context)) @ self._worth
 
     def point(self, context: Array) -> Array:
         """[M, <= WIDE] f32, where distances of contexts [M, F] are measured."""
@@ -209,6 +214,23 @@ class Drift:
         ends = np.flatnonzero(log.usable)
         effect += self._regress(ends, np.column_stack([log.batch.over[ends], log.outcomes[ends]]))[1]
         return coefficients[:, :, : len(log.moved)], np.sqrt(np.maximum(effect, 0.0))
+
+    def _fit_worth(self) -> Array:
+        """[P] coefficients of what the rest of a logged episode returned, of the first outcome, beyond its step's mean.
+
+        Rests that are not whole count as far as they were seen. The sign is such that the largest is positive: the
+        order is the same if rewards are costs.
+        """
+        log = self._log
+        rest = log.outcomes[:, 0].copy()
+        for rows in reversed(log.paths.steps):
+            on = rows[log.batch.next[rows] >= 0]
+            rest[on] += log.batch.discount[on] * rest[log.batch.next[on]]
+        for rows in log.paths.steps:
+            rest[rows] -= rest[rows].mean()
+        x = self._regressors(self._standard(log.batch.context))
+        found = np.linalg.solve(x.T @ x + PRIOR_ROWS * np.eye(x.shape[1]), x.T @ rest)
+        return found * np.sign(found[np.abs(found).argmax()])
 
     def _regress(self, rows: Array, outputs: Array) -> tuple[Array, Array]:
         """Coefficients [K, P, O] of outputs [R, O], and the mean square effect [F'] of each kept column on them.
