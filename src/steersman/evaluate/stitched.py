@@ -1,19 +1,20 @@
 """Model-free Monte Carlo: the target's episodes, stitched from logged transitions. For contexts with numbers.
 
 A particle starts where some episode started, draws an action from the target, finds the logged row of that action with
-the nearest context, takes its reward, and moves as that row moved; until it is over. The mean return of particles
+the nearest context, earns as that row did, and moves as it moved; until it is over. The mean return of particles
 estimates the value of the target.
 
     next number  = p s + m(s, a) + (s'_i - p s_i - m(s_i, a))       i: the row matched to (s, a), s'_i: its next context
     next text    = that of s'_i, and so is every missing indicator: a context of both stays one
+    reward       = g(s, a) + r_i - g(s_i, a), within what was logged
 
 Particles are spread evenly, not each by its own chance: their starts over what starts are worth, their draws of an
 action over the particles that are worth about as much, and those that meet one context of several rows over these rows.
 Each still has the right law, and their mean errs less than that of as many on their own.
 
-p in [0, 1] is the persistence of the column (1: it moves by the row's difference; 0: it is drawn anew); m is a ridge
-regression for half of the particles and 0 for the others: where these disagree, matches are too far, and the interval
-says so. Far is measured in standard deviations, each column scaled by how much what follows depends on it.
+p in [0, 1] is the persistence of the column (1: it moves by the row's difference; 0: it is drawn anew); m and g are
+ridge regressions for half of the particles and 0 for the others: where these disagree, matches are too far, and the
+interval says so. Far is measured in standard deviations, each column scaled by how much what follows depends on it.
 
 Sources: Fonteneau, Murphy, Wehenkel and Ernst 2010, "Model-free Monte Carlo-like policy evaluation" (AISTATS), and
 2013, "Batch mode reinforcement learning based on the synthesis of artificial trajectories" (Annals of OR 208). For the
@@ -137,7 +138,7 @@ def _spaced(size: int) -> Array:
 
 
 class _Walk:
-    """All particles of all samples, a step at a time: a group of each kind, with m and with m = 0, on each sample.
+    """All particles of all samples, a step at a time: a group of each kind, with m and g and without, on each sample.
 
     Groups of halves have P particles, those of all units 2 P.
 
@@ -160,13 +161,14 @@ class _Walk:
         self._going = self._places(rows, member[:, rows])
         self._ending = self._places(np.arange(len(log.batch)), member)
         self._low, self._high = self._box(member)
+        self._range = log.outcomes.min(axis=0), log.outcomes.max(axis=0)
         self._reach = self._held_out(rows[~member[1, rows]])
         groups = np.arange(1 + HALVES).repeat(2)
         sizes = np.where(groups == 0, 2 * particles, particles)
         self._sample = groups.repeat(sizes)
         self._group = np.arange(len(groups)).repeat(sizes)
         self._spaced = _spaced(2 * particles)
-        self._plain = (np.arange(len(groups)) % 2).repeat(sizes)  # 1: m = 0
+        self._plain = (np.arange(len(groups)) % 2).repeat(sizes)  # 1: m = g = 0
         starts = [log.starts[samples[group, log.unit[log.starts]]] for group in groups]
         self._start = np.concatenate([self._spread(mine, size) for mine, size in zip(starts, sizes, strict=True)])
         size = len(self._start)
@@ -212,7 +214,7 @@ class _Walk:
         stuck = row == NONE
         self._returned[ids[stuck]] += self._factor[ids[stuck], None] * log.least(left)
         ids, context, action, row = ids[~stuck], context[~stuck], action[~stuck], row[~stuck]
-        self._returned[ids] += self._factor[ids, None] * log.outcomes[row]
+        self._returned[ids] += self._factor[ids, None] * self._earn(context, action, row, self._plain[ids])
         self._factor[ids] *= log.batch.discount[row]
         on = ~log.batch.over[row] & (left > 1)
         ids = ids[on]
@@ -254,6 +256,14 @@ class _Walk:
                 row[mine] = near.find(points[mine], group[mine] // 2, group[mine], self._rng)
         apart = np.linalg.norm(points - self._drift.points[row], axis=1)
         return row, np.where(row == NONE, np.inf, apart)
+
+    def _earn(self, context: Array, action: Array, row: Array, plain: Array) -> Array:
+        """[M, M'] the outcomes of a step, within what was logged."""
+        found = self._drift.bonus[plain, row]
+        for each in np.unique(action):
+            mine = np.flatnonzero((action == each) & (plain == 0))
+            found[mine] += self._drift.earned(context[mine], int(each))
+        return np.clip(found, *self._range)
 
     def _move(self, context: Array, action: Array, row: Array, plain: Array) -> Array:
         """[M, F] the next contexts."""

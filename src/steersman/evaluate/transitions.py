@@ -156,6 +156,7 @@ class Drift:
     Attributes:
         persistence: [D] in [0, 1], how much of its number a moved column keeps.
         surprise: [2, N, D] what a row adds to the kept part of its numbers: beyond the regression m; and with m = 0.
+        bonus: [2, N, M] what a row's outcomes are beyond their regression g; and with g = 0.
         points: [N, <= WIDE] f32, the contexts where distances are measured, widest direction first.
     """
 
@@ -179,10 +180,18 @@ class Drift:
         for action in np.unique(log.batch.action[rows]):
             mine = rows[log.batch.action[rows] == action]
             self.surprise[0, mine] -= self.usual(log.context(mine), action)
+        self.bonus = np.stack([log.outcomes, log.outcomes])
+        for action in np.unique(log.batch.action):
+            mine = np.flatnonzero(log.batch.action == action)
+            self.bonus[0, mine] -= self.earned(log.context(mine), action)
 
     def usual(self, context: Array, action: int) -> Array:
         """[M, D] m(s, a): the mean change of the moved columns [M, F], beyond what they keep."""
         return self._regressors(self._standard(context)) @ self._coefficients[action]
+
+    def earned(self, context: Array, action: int) -> Array:
+        """[M', M] g(s, a): the mean outcomes of contexts [M', F]."""
+        return self._regressors(self._standard(context)) @ self._earnings[action]
 
     def worth(self, context: Array) -> Array:
         """[M] what is still to come from contexts [M, F], up to what all share: good for putting them in order."""
@@ -212,7 +221,9 @@ class Drift:
         after = log.batch.context[np.ix_(log.then[rows], taken)]
         coefficients, effect = self._regress(rows, np.column_stack([np.where(both, change, usual), after]))
         ends = np.flatnonzero(log.usable)
-        effect += self._regress(ends, np.column_stack([log.batch.over[ends], log.outcomes[ends]]))[1]
+        found, added = self._regress(ends, np.column_stack([log.batch.over[ends], log.outcomes[ends]]))
+        effect += added
+        self._earnings = np.where(np.ptp(log.outcomes[ends], axis=0) > 0, found[:, :, 1:], 0.0)
         return coefficients[:, :, : len(log.moved)], np.sqrt(np.maximum(effect, 0.0))
 
     def _fit_worth(self) -> Array:
