@@ -2,8 +2,9 @@
 
 100,000 transitions of 16 numbers, 4 named actions or 4 numbers as actions, nets of 256 and 256, minibatches of 256, one
 thread. d3rlpy runs in an environment of its own, which is made in .cache on the first run; without a registry it is
-left out and the rest is measured. Times are CPU seconds a step, sampling included, of interleaved rounds; the ratio is
-that of the medians. The last line is one JSON object.
+left out and the rest is measured. Times are CPU seconds a step, sampling included. In every round each side makes some
+steps, a quarter of a second or so, right after the others: what else the machine does meanwhile slows all of them. The
+ratio is the median of those of the rounds. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +35,16 @@ Array = np.ndarray
 
 ROWS, LENGTH, COLUMNS, ACTIONS, SIZE, HIDDEN = 100_000, 100, 16, 4, 256, (256, 256)
 RATE, DISCOUNT = 1e-4, 0.99
-ROUNDS, THEIRS, OURS = 5, 60, 200
+ROUNDS, THEIRS, BARE = 15, 30, 100
 D3RLPY = ("torch==2.13.0", "d3rlpy==2.8.1")
 
-VALUES = {"hidden": HIDDEN, "steps": OURS + nets.REPORT, "batch_size": SIZE, "learning_rate": RATE, "n_step": 1}
+VALUES = {
+    "hidden": HIDDEN,
+    "steps": (1 + ROUNDS) * nets.REPORT,
+    "batch_size": SIZE,
+    "learning_rate": RATE,
+    "n_step": 1,
+}
 SAME: dict[str, tuple[str, dict[str, object]]] = {
     "dqn": ("dqn", {"target": "max"}),
     "double-dqn": ("dqn", {"target": "double"}),
@@ -47,6 +55,9 @@ SAME: dict[str, tuple[str, dict[str, object]]] = {
     "iql": ("iql", {}),
 }
 """Their learner -> ours, and settings that make it the same work."""
+
+DISCRETE = ("dqn", "double-dqn", "cql")
+"""Those of them that learn over named actions."""
 
 
 def transitions(seed: int = 0) -> dict[str, Array]:
@@ -83,17 +94,32 @@ def batch_of(data: dict[str, Array], *, discrete: bool) -> Batch:
     )
 
 
-def ours_s(batch: Batch, learner: str, settings: dict[str, object]) -> float:
-    """CPU seconds a step of a learner, after its first report."""
-    seen: list[tuple[int, float]] = []
-    config = learn.configure(learner, settings)
-    learn.fit(batch, config, 0, lambda done, steps, figures: seen.append((done, time.process_time())))
-    (first, begun), (last, ended) = seen[0], seen[-1]
-    return (ended - begun) / (last - first)
+Side = Callable[[], float]
+"""Does some of its work: CPU seconds a step."""
+
+Rounds = list[list[float]]
+"""Of each round the CPU seconds a step of every side."""
 
 
-def bare_loop_s(data: dict[str, Array]) -> float:
-    """CPU seconds a step of DQN written by hand, which does nothing else."""
+def rounds_of(batch: Batch, learner: str, settings: dict[str, object], others: list[Side]) -> Rounds:
+    """CPU seconds a step of a learner and of the others, of each round after a first one that only warms up.
+
+    The learner makes one training, of which every report is the end of a round: the others then make theirs.
+    """
+    found: Rounds = []
+    begun = time.process_time()
+
+    def reported(done: int, steps: int, figures: dict[str, float]) -> None:
+        nonlocal begun
+        found.append([(time.process_time() - begun) / nets.REPORT, *(other() for other in others)])
+        begun = time.process_time()
+
+    learn.fit(batch, learn.configure(learner, settings), 0, reported)
+    return found[1:]
+
+
+def bare_loop(data: dict[str, Array]) -> Side:
+    """DQN written by hand, which does nothing else: no masks, no candidates, no reports, no checks."""
     source = torch.Generator().manual_seed(0)
     rows = np.flatnonzero(data["terminal"][:-1] == 0)
     now = torch.from_numpy(np.concatenate([data["context"], np.roll(data["context"], -1, axis=0)], axis=1)[rows])
@@ -112,21 +138,23 @@ def bare_loop_s(data: dict[str, Array]) -> float:
     weights: list[torch.Tensor] = list(net.parameters())
     followers: list[torch.Tensor] = list(slow.parameters())
     adam = torch.optim.Adam(weights, lr=RATE, fused=True)
-    begun = 0.0
-    for step in range(OURS + nets.REPORT):
-        if step == nets.REPORT:
-            begun = time.process_time()
-        place = torch.randint(len(rows), (SIZE,), generator=source)
-        both = now[place]
-        value = net(both[:, :COLUMNS]).gather(1, action[place][:, None])[:, 0]
-        with torch.no_grad():
-            target = reward[place] + go_on[place] * slow(both[:, COLUMNS:]).amax(dim=1)
-        adam.zero_grad(set_to_none=True)
-        nn.functional.mse_loss(value, target).backward()
-        adam.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(followers, weights, 0.005)
-    return (time.process_time() - begun) / OURS
+
+    def side() -> float:
+        begun = time.process_time()
+        for _ in range(BARE):
+            place = torch.randint(len(rows), (SIZE,), generator=source)
+            both = now[place]
+            value = net(both[:, :COLUMNS]).gather(1, action[place][:, None])[:, 0]
+            with torch.no_grad():
+                target = reward[place] + go_on[place] * slow(both[:, COLUMNS:]).amax(dim=1)
+            adam.zero_grad(set_to_none=True)
+            nn.functional.mse_loss(value, target).backward()
+            adam.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(followers, weights, 0.005)
+        return (time.process_time() - begun) / BARE
+
+    return side
 
 
 def sampling_s(batch: Batch) -> float:
@@ -140,46 +168,48 @@ def sampling_s(batch: Batch) -> float:
     return (time.process_time() - begun) / times
 
 
-def measure(peer: Peer | None, path: Path) -> dict[str, dict[str, float]]:
-    """Ratios and figures of interleaved rounds."""
+def measure(peer: Peer | None, path: Path) -> dict[str, Rounds]:
+    """What is measured -> its rounds: ours, theirs if the peer is there, and of DQN, last, the bare loop's."""
     data = transitions()
     np.savez(path, allow_pickle=False, **data)
     batches = {discrete: batch_of(data, discrete=discrete) for discrete in (True, False)}
-    own: dict[str, list[float]] = {}
-    theirs: dict[str, list[float]] = {}
-    told = {"path": str(path), "batch_size": SIZE}
 
-    def note(into: dict[str, list[float]], name: str, seconds: float) -> None:
-        into.setdefault(name, []).append(seconds)
+    def theirs(do: str, **more: str) -> list[Side]:
+        told = {"times": THEIRS, "path": str(path), "batch_size": SIZE, **more}
+        return [] if peer is None else [lambda: peer.ask(do, **told)["cpu_s"]]
 
     torch.set_num_threads(1)
-    for turn in range(ROUNDS):
-        for name, (learner, settings) in SAME.items():
-            discrete = name in ("dqn", "double-dqn", "cql")
-            if peer is not None:
-                found = peer.ask("steps", learner=name, times=THEIRS, **told)
-                note(theirs, name, found["cpu_s"])
-            note(own, name, ours_s(batches[discrete], learner, VALUES | settings))
-            if name == "dqn":
-                note(own, "bare loop", bare_loop_s(data))
-        note(own, "sampling", sampling_s(batches[True]))
-        if peer is not None:
-            note(theirs, "sampling", peer.ask("sample", times=THEIRS, **told)["cpu_s"])
-        print(f"round {turn + 1} of {ROUNDS}", file=sys.stderr)
-    mine = {name: statistics.median(each) for name, each in own.items()}
-    ratios = {"dqn_vs_bare_loop": mine["bare loop"] / mine["dqn"]}
-    figures = {f"{name}_ms": 1000 * seconds for name, seconds in mine.items()}
-    if theirs:
-        faster = {name: statistics.median(each) / mine[name] for name, each in theirs.items()}
-        steps = {name: ratio for name, ratio in faster.items() if name != "sampling"}
+    found: dict[str, Rounds] = {}
+    for name, (learner, settings) in SAME.items():
+        others = theirs("steps", learner=name) + ([bare_loop(data)] if name == "dqn" else [])
+        found[name] = rounds_of(batches[name in DISCRETE], learner, VALUES | settings, others)
+        print(f"{name}: {ROUNDS} rounds", file=sys.stderr)
+    sides = [lambda: sampling_s(batches[True]), *theirs("sample")]
+    found["sampling"] = [[side() for side in sides] for _ in range(1 + ROUNDS)][1:]
+    return found
+
+
+def compared(found: dict[str, Rounds], *, peer: bool) -> dict[str, dict[str, float]]:
+    """Ratios and figures of what was measured.
+
+    Args:
+        peer: whether it was there.
+    """
+    figures = {f"{name}_ms": 1000 * statistics.median(one[0] for one in rounds) for name, rounds in found.items()}
+    figures["bare_loop_ms"] = 1000 * statistics.median(one[-1] for one in found["dqn"])
+    ratios = {"dqn_vs_bare_loop": statistics.median(one[-1] / one[0] for one in found["dqn"])}
+    if peer:
+        for name, rounds in found.items():
+            low, faster, high = statistics.quantiles((one[1] / one[0] for one in rounds), n=4)
+            figures |= {f"{name}_vs_d3rlpy": faster, f"{name}_vs_d3rlpy_low": low, f"{name}_vs_d3rlpy_high": high}
+            figures[f"{name}_ms_d3rlpy"] = 1000 * statistics.median(one[1] for one in rounds)
+        steps = [figures[f"{name}_vs_d3rlpy"] for name in SAME]
         ratios |= {
-            "dqn_steps_vs_d3rlpy": steps["dqn"],
-            "steps_vs_d3rlpy_median": statistics.median(steps.values()),
-            "steps_vs_d3rlpy_min": min(steps.values()),
-            "sampling_vs_d3rlpy": faster["sampling"],
+            "dqn_steps_vs_d3rlpy": figures["dqn_vs_d3rlpy"],
+            "steps_vs_d3rlpy_median": statistics.median(steps),
+            "steps_vs_d3rlpy_min": min(steps),
+            "sampling_vs_d3rlpy": figures["sampling_vs_d3rlpy"],
         }
-        figures |= {f"{name}_vs_d3rlpy": ratio for name, ratio in steps.items()}
-        figures |= {f"{name}_ms_d3rlpy": 1000 * statistics.median(each) for name, each in theirs.items()}
     return {"ratios": rounded(ratios), "figures": rounded(figures)}
 
 
@@ -193,7 +223,7 @@ def main() -> int:
     python = environment("d3rlpy-venv", "d3rlpy", D3RLPY)
     peer = None if python is None else Peer(python, "d3rlpy_peer.py")
     with tempfile.TemporaryDirectory(prefix="bench-learn-") as folder:
-        found = measure(peer, Path(folder) / "transitions.npz")
+        found = compared(measure(peer, Path(folder) / "transitions.npz"), peer=peer is not None)
         for kind, numbers in learn_bandits.measure(Path(folder)).items():
             found[kind] |= rounded(numbers)
     if peer is not None:
