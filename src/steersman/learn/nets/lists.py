@@ -13,7 +13,7 @@ from steersman.core.batch import Batch
 from steersman.core.shared import is_shared
 from steersman.core.slots import Slots
 from steersman.learn.nets.modules import Tensor
-from steersman.learn.nets.training import CPU, rows_of
+from steersman.learn.nets.training import CPU, rows_of, tensors
 from steersman.learn.returns import Returns
 
 Array = np.ndarray
@@ -89,7 +89,7 @@ def list_gatherer(
             rows_of(batch.mask, until),
             rows_of(batch.action, until),
         )
-        return ListRows(*(torch.from_numpy(array).to(device) for array in arrays))
+        return ListRows(*tensors(arrays, device))
 
     return gather
 

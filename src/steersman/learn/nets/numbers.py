@@ -16,7 +16,7 @@ from steersman.core.batch import Batch
 from steersman.core.decision import Numbers
 from steersman.learn.nets.modules import Tensor
 from steersman.learn.nets.random import Noise
-from steersman.learn.nets.training import rows_of
+from steersman.learn.nets.training import CPU, rows_of, tensors
 from steersman.learn.returns import Returns
 
 Array = np.ndarray
@@ -64,9 +64,9 @@ def number_gatherer(
     return gather
 
 
-def number_rows(*arrays: Array, device: torch.device | str = "cpu") -> NumberRows:
+def number_rows(*arrays: Array, device: torch.device = CPU) -> NumberRows:
     """Arrays as tensors, f32, in the order of NumberRows."""
-    return NumberRows(*(torch.from_numpy(array.astype(np.float32, copy=False)).to(device) for array in arrays))
+    return NumberRows(*tensors((array.astype(np.float32, copy=False) for array in arrays), device))
 
 
 def scaling(box: Numbers) -> Callable[[Array], Array]:

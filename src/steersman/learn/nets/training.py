@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -101,14 +101,22 @@ def gatherer(batch: Batch, returns: Returns, unit: float, device: torch.device =
             rows_of(batch.mask, row),
             action,
         )
-        return Minibatch(*(torch.from_numpy(array).to(device) for array in arrays))
+        return Minibatch(*tensors(arrays, device))
 
     return gather
 
 
 def rows_of(array: Array, rows: Array) -> Array:
     """Copies of some rows: `take` is five times as fast as indexing, but copies the whole of a view before."""
-    return np.asarray(array).take(rows, axis=0) if array.flags.c_contiguous else np.asarray(array[rows])
+    if array.flags.c_contiguous:
+        return np.asarray(array).take(rows, axis=0)
+    return array[:1].repeat(len(rows), axis=0) if is_shared(array) else np.asarray(array[rows])
+
+
+def tensors(arrays: Iterable[Array], device: torch.device) -> Iterator[Tensor]:
+    """The arrays on a device; on a CPU they stay where they are, and nobody is asked to move them."""
+    made = map(torch.from_numpy, arrays)
+    return made if device.type == "cpu" else (tensor.to(device) for tensor in made)
 
 
 # training
