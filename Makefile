@@ -9,6 +9,9 @@ export OPEN_BANDIT_ARCHIVE := $(CURDIR)/$(CACHE)/obp-$(OBP_VERSION).tar.gz
 # Small matrices on two cores: a second BLAS thread costs more than it gives.
 export OMP_NUM_THREADS := 1
 
+# Tests start some hundred processes: let none of them compile all modules anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup demo test test-slow check format bench data picture clean
 
 setup: $(STAMP)
