@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import spark_here
 from steersman import engine as engines
 from steersman import log
 from steersman.engine import Engine
@@ -22,8 +23,10 @@ SLOW_S = 1800
 """A slow test may take so long: statistics and learning bars on a machine that does something else too."""
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests have time."""
+    """Slow tests have time. Those on Spark come first: of the processes that share the tests one starts a Spark."""
+    items.sort(key=lambda item: spark_here.needed.mark not in item.iter_markers("skipif"))
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_S))

@@ -70,7 +70,12 @@ def follows(url: str, candidate: int | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("worth", "complains", "verdict"), [(1.0, 0.0, "promoted"), (0.7, 0.0, "backed out"), (1.5, 1.0, "backed out")]
+    ("worth", "complains", "verdict"),
+    [
+        (1.0, 0.0, "promoted"),
+        pytest.param(0.7, 0.0, "backed out", marks=pytest.mark.slow),
+        (1.5, 1.0, "backed out"),
+    ],
 )
 def test_the_log_of_a_canary_says_what_becomes_of_it(
     worth: float, complains: float, verdict: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

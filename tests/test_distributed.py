@@ -33,7 +33,9 @@ def address() -> Iterator[str]:
     assert held.returncode == 0
 
 
-@pytest.mark.parametrize("world, rounds", [("cartpole", 6), ("Acrobot-v1", 1), ("Pendulum-v1", 2)])
+@pytest.mark.parametrize(
+    "world, rounds", [("cartpole", 6), pytest.param("Acrobot-v1", 1, marks=pytest.mark.slow), ("Pendulum-v1", 2)]
+)
 def test_a_search_on_two_machines_is_that_of_one_process_to_the_bit(
     address: str, world: str, rounds: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -487,6 +487,7 @@ def bar(seed: int) -> float:
     return mean_return(dataclasses.replace(policy, explorer=EpsilonGreedy(0.1)), 100, seed=1000 * (seed + 1))
 
 
+@pytest.mark.slow
 def test_one_offline_round_from_random_decisions_balances_the_pole():
     assert bar(seed=0) >= 180
 

@@ -304,7 +304,8 @@ def test_the_gain_of_a_step_is_its_dot_product_with_the_gradient(kind: Any) -> N
     assert found.pairs == 10_000 and found.low < true < found.high
     assert found.high - found.low < 0.2 * abs(true) + 0.1
     back = replace(search, arrays=search.arrays | {"mean": -0.1 * step})
-    assert es.gain(search, back, told(search, keys, reward)).value == pytest.approx(-found.value)
+    some = told(search, keys[:400], reward[:400])
+    assert es.gain(search, back, some).value == pytest.approx(-es.gain(search, after, some).value)
 
 
 def test_the_interval_of_a_gain_covers_at_its_level() -> None:

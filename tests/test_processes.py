@@ -20,7 +20,7 @@ from steersman.learn.nets.random import Draws, Noise, Part
 from steersman.worlds import tabular
 from steersman.worlds.dosing import Dosing
 
-NETS = {"hidden": [16, 16], "steps": 100, "batch_size": 48, "learning_rate": 3e-3}
+NETS = {"hidden": [16, 16], "steps": 50, "batch_size": 48, "learning_rate": 3e-3}
 OVER = {"numbers": ("ddpg", "td3", "td3-bc", "sac", "iql", "awac", "crr", "crr exp", "bc"),
         "candidates": ("discrete-sac", "iql", "awac", "crr", "crr exp"),
         "rare": ("sac", "iql")}  # fmt: skip

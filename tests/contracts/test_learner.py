@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from msgspec import Struct
 
 from steersman import learn
 from steersman.core.batch import Batch
@@ -194,6 +196,50 @@ def learned(name: str, where: str) -> Policy:
     return fit(name, world(where))
 
 
+FEW = 120
+"""Steps that are enough where nothing is asked of what was learned: random numbers begin anew after 100."""
+
+
+def briefly(name: str) -> Struct:
+    steps = {"steps": min(FEW, QUICK[name]["steps"])} if "steps" in QUICK[name] else {}
+    return learn.configure(name, QUICK[name] | steps)
+
+
+@functools.cache
+def begun(name: str, where: str) -> bytes:
+    """The graph of what few steps learn."""
+    return learn.to_onnx(learn.fit(world(where), briefly(name), 0))
+
+
+@dataclasses.dataclass
+class Watched:
+    """The same few steps, with all that somebody may see of them."""
+
+    told: list[tuple[int, int, dict[str, float]]]
+    seen: list[tuple[int, int, bytes]]
+    kept: dict[int, Mapping[str, np.ndarray]]
+    graph: bytes
+    shared: list[tuple[bytes, bytes, int]]
+
+
+@functools.cache
+def watched(name: str, where: str) -> Watched:
+    def shared() -> tuple[bytes, bytes, int]:
+        return torch.get_rng_state().numpy().tobytes(), np.random.get_state()[1].tobytes(), torch.get_num_threads()
+
+    torch.set_num_threads(2)
+    found, before = Watched([], [], {}, b"", []), shared()
+    policy = learn.fit(
+        world(where), briefly(name), 0,
+        lambda *report: found.told.append(report),
+        lambda done, steps, figures, now: found.seen.append((done, steps, learn.to_onnx(now()))),
+        learn.Run(keep=lambda done, state: found.kept.update({done: state}), every=100),
+    )  # fmt: skip
+    found.shared = [before, shared()]
+    found.graph = learn.to_onnx(policy)
+    return found
+
+
 def homes(name: str) -> tuple[str, ...]:
     """The worlds that the learner learns in: first with named actions, then, if it sees them, with features."""
     if name in BLIND:
@@ -206,8 +252,8 @@ def home(name: str) -> str:
     return homes(name)[0]
 
 
-def fit(name: str, rows: Batch, seed: int = 0) -> Policy:
-    return learn.fit(rows, learn.configure(name, QUICK[name]), seed)
+def fit(name: str, rows: Batch) -> Policy:
+    return learn.fit(rows, learn.configure(name, QUICK[name]), 0)
 
 
 each_learner = pytest.mark.parametrize("name", QUICK)
@@ -246,12 +292,12 @@ def test_a_policy_that_is_learned_as_probabilities_or_as_draws_is_served_as_it_i
 @each_learner
 def test_a_training_that_goes_on_from_what_was_kept_of_it_gives_the_same_bits(name):
     """A learner whose steps change anything that is not in its State does not keep this."""
-    rows, config, kept = world(home(name)), learn.configure(name, QUICK[name]), {}
-    whole = learn.fit(rows, config, 0, run=learn.Run(keep=lambda done, state: kept.update({done: state}), every=100))
+    whole = watched(name, home(name))
+    kept = {done: state for done, state in whole.kept.items() if done < whole.told[-1][1]}
     assert bool(kept) == (name not in CLOSED_FORM)
     for state in list(kept.values())[-1:]:
-        again = learn.fit(rows, config, 0, run=learn.Run(start=state))
-        assert learn.to_onnx(again) == learn.to_onnx(whole)
+        again = learn.fit(world(home(name)), briefly(name), 0, run=learn.Run(start=state))
+        assert learn.to_onnx(again) == whole.graph
 
 
 @each_learner
@@ -270,9 +316,9 @@ def test_rows_that_are_not_learned_from_change_nothing(name):
 
 @each_learner_and_world
 def test_the_same_seed_gives_the_same_policy_bit_for_bit_and_another_seed_another(name, where):
-    first = learn.to_onnx(learned(name, where))
-    assert learn.to_onnx(fit(name, world(where))) == first
-    assert (learn.to_onnx(fit(name, world(where), seed=1)) == first) == (name in CLOSED_FORM - SAMPLED)
+    assert watched(name, where).graph == begun(name, where)
+    another = learn.to_onnx(learn.fit(world(where), briefly(name), 1))
+    assert (another == begun(name, where)) == (name in CLOSED_FORM - SAMPLED)
 
 
 @pytest.mark.parametrize(("name", "where"), [pair for pair in PAIRS if pair[0] in WRITTEN_OUT])
@@ -288,13 +334,8 @@ def test_in_bf16_it_learns_nearly_the_same(name, where):
 
 @each_learner_and_world
 def test_it_leaves_no_trace_in_what_everybody_shares(name, where):
-    def shared() -> tuple[bytes, bytes, int]:
-        return torch.get_rng_state().numpy().tobytes(), np.random.get_state()[1].tobytes(), torch.get_num_threads()
-
-    torch.set_num_threads(2)
-    before = shared()
-    fit(name, world(where))
-    assert shared() == before
+    before, after = watched(name, where).shared
+    assert before == after
 
 
 @each_learner_and_world
@@ -344,14 +385,12 @@ def test_what_stands_in_padding_never_reaches_the_policy(name):
     rows = world(homes(name)[1])
     candidates = np.where(rows.mask[:, :, None], rows.candidates, np.float32(1e6))
     garbage = dataclasses.replace(rows, candidates=candidates)
-    assert learn.to_onnx(fit(name, garbage)) == learn.to_onnx(learned(name, homes(name)[1]))
+    assert learn.to_onnx(learn.fit(garbage, briefly(name), 0)) == begun(name, homes(name)[1])
 
 
 @each_learner
 def test_progress_comes_in_order_and_ends_at_the_end(name):
-    told: list[tuple[int, int, dict[str, float]]] = []
-    config = learn.configure(name, QUICK[name])
-    learn.fit(world(home(name)), config, 0, lambda *report: told.append(report))
+    told = watched(name, home(name)).told
     done = [report[0] for report in told]
     assert len(done) >= 2
     assert done == sorted(set(done))
@@ -362,15 +401,10 @@ def test_progress_comes_in_order_and_ends_at_the_end(name):
 
 @each_learner
 def test_whoever_looks_sees_the_policy_as_it_is_and_changes_nothing(name):
-    seen: list[tuple[int, int, bytes]] = []
-    config = learn.configure(name, QUICK[name])
-    policy = learn.fit(
-        world(home(name)), config, 0,
-        look=lambda done, steps, figures, now: seen.append((done, steps, learn.to_onnx(now()))),
-    )  # fmt: skip
+    seen = watched(name, home(name)).seen
     assert [done for done, _, _ in seen] == sorted({done for done, _, _ in seen})
     assert seen[-1][0] == seen[-1][1]
-    assert seen[-1][2] == learn.to_onnx(policy) == learn.to_onnx(learned(name, home(name)))
+    assert seen[-1][2] == watched(name, home(name)).graph == begun(name, home(name))
 
 
 @each_learner
