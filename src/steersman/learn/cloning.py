@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from steersman.core.batch import Batch
 from steersman.core.errors import DataError
 from steersman.core.shared import is_shared
 from steersman.learn import HERE, Run
-from steersman.learn.nets import Minibatch, Net, Student, Tensor, likely, no_grad
+from steersman.learn.nets import Minibatch, Net, Student, Tensor, kept, likely, no_grad
 
 CHUNK = 65_536
 """Rows whose candidates are looked at together."""
@@ -25,7 +24,7 @@ def log_chances(net: Net, context: Tensor, candidates: Tensor, mask: Tensor) -> 
         candidates: [B, K, A], or [1, K, A] that all rows share.
         mask: [B, K] bool.
     """
-    return net(context, candidates).masked_fill(~mask, -math.inf).log_softmax(dim=1)
+    return kept(net(context, candidates), mask).log_softmax(dim=1)
 
 
 def surprise(net: Net, rows: Minibatch) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from steersman.learn.nets.graph import Graph
-from steersman.learn.nets.modules import ActionNet, FeatureNet, Net, Returns, Tensor
+from steersman.learn.nets.modules import ActionNet, FeatureNet, Net, Returns, Tensor, kept
 from steersman.learn.nets.shape import Kind, Shape
 
 NEVER = -1e8
@@ -58,7 +58,7 @@ def likely(logits: Tensor, real: Tensor, threshold: float) -> Tensor:
         real: [B, K] bool, False for padding; [1, K] if all rows share it.
         threshold: in (0, 1].
     """
-    logits = logits.masked_fill(~real, -math.inf)
+    logits = kept(logits, real)
     return real & (logits >= logits.max(dim=1, keepdim=True).values + math.log(threshold))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import torch
 from steersman.core.batch import Batch
 from steersman.core.shared import is_shared
 from steersman.core.slots import Slots
-from steersman.learn.nets.modules import Tensor
+from steersman.learn.nets.modules import Tensor, kept
 from steersman.learn.nets.training import CPU, rows_of, tensors
 from steersman.learn.returns import Returns
 
@@ -109,7 +108,7 @@ def list_log_chances(scores: Tensor, mask: Tensor, items: Tensor) -> Tensor:
     for item in items.unbind(dim=1):
         there, place = item >= 0, item.clamp(min=0)[:, None]
         offered = torch.where(there[:, None], left, mask)  # an empty one has no gradient
-        log = scores.gather(1, place)[:, 0] - scores.masked_fill(~offered, -math.inf).logsumexp(dim=1)
+        log = scores.gather(1, place)[:, 0] - kept(scores, offered).logsumexp(dim=1)
         found.append(torch.where(there, log, torch.zeros_like(log)))
         left = left & ~(there[:, None] & torch.zeros_like(left).scatter(1, place, True))
     return torch.stack(found, dim=1)

@@ -9,7 +9,7 @@ import msgspec
 import torch
 
 from steersman.learn.nets.graph import Graph
-from steersman.learn.nets.modules import ActionNet, FeatureNet, Net, Tensor, layers_of, of_items
+from steersman.learn.nets.modules import ActionNet, FeatureNet, Net, Tensor, kept, layers_of, of_items
 from steersman.learn.nets.shape import Kind, Shape
 
 ROUNDS = 16
@@ -105,7 +105,7 @@ def best_slate(worth: Tensor, nothing: Tensor, appeal: Tensor, real: Tensor, slo
     weight, none = _weights(appeal, real)
     price, size = nothing[:, None], min(slots, worth.shape[1])
     for _ in range(ROUNDS):
-        before, gain = price, (weight * (worth - price)).masked_fill(~real, -math.inf)
+        before, gain = price, kept(weight * (worth - price), real)
         picked = gain.topk(size, dim=1).indices
         mass = none + weight.gather(1, picked).sum(dim=1, keepdim=True)
         earned = (weight * worth).gather(1, picked).sum(dim=1, keepdim=True)
@@ -127,7 +127,7 @@ def slate_value(worth: Tensor, nothing: Tensor, appeal: Tensor, real: Tensor, it
 
 def slate_of(scores: Tensor, real: Tensor, slots: int) -> Tensor:
     """[B, L] i64, places of the largest scores [B, K]; -1 where candidates are fewer."""
-    top = scores.masked_fill(~real, -math.inf).topk(min(slots, scores.shape[1]), dim=1)
+    top = kept(scores, real).topk(min(slots, scores.shape[1]), dim=1)
     return torch.where(top.values > -math.inf, top.indices, -1)
 
 
@@ -144,7 +144,7 @@ def slate_shape(shape: Shape, slots: int) -> Shape:
 
 def _weights(appeal: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """[B, K] exp(appeal) and [B, 1] that of nothing, both times what makes the largest 1; of padding 0."""
-    appeal = appeal.masked_fill(~real, -math.inf)
+    appeal = kept(appeal, real)
     top = appeal.amax(dim=1, keepdim=True).clamp(min=0.0)
     return (appeal - top).exp(), (-top).exp()
 
