@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import numpy as np
@@ -18,6 +19,7 @@ from steersman.engine.disk import appearing, replacing
 from steersman.engine.stream import Columns as Streamed
 from steersman.engine.stream import StreamError, batches
 
+T = TypeVar("T")
 _SHARDED = "steersman_sharded"
 _PAST = {"write": "written", "read": "read", "open": "opened"}
 
@@ -48,6 +50,7 @@ class DuckDB:
         except duckdb.Error as error:
             raise ConfigError(f"the engine refuses its settings: {_first_line(error)}", field="engine") from None
         self._one_at_a_time = threading.Lock()
+        self._beside = ThreadPoolExecutor(1)
         self._connection.execute("SET TimeZone = 'UTC'")
         self._connection.execute("SET enable_progress_bar = false")  # standard output is for answers
         self._connection.execute("SET streaming_buffer_size = '16MB'")  # goes on reading while NumPy works
@@ -123,6 +126,7 @@ class DuckDB:
 
     def close(self) -> None:
         """See `Engine.close`."""
+        self._beside.shutdown()
         self._connection.close()
 
     def _run(self, sql: str, parameters: Sequence[object] = ()) -> dict[str, np.ndarray]:
@@ -130,7 +134,21 @@ class DuckDB:
             statements = self._connection.extract_statements(sql)
             if len(statements) != 1:
                 raise DataError(f"{len(statements)} SQL statements, must be one: {_short(sql)}")
-            return self._connection.execute(statements[0], list(parameters)).fetchnumpy()
+            return self._heard(lambda: self._connection.execute(statements[0], list(parameters)).fetchnumpy())
+
+    def _heard(self, call: Callable[[], T]) -> T:
+        """What a call gives that may take long: on a thread of its own, so that a signal ends it at once.
+
+        DuckDB looks for signals between its own pieces of work, and where it has several threads it may forget to.
+        """
+        done = self._beside.submit(call)
+        try:
+            return done.result()
+        except BaseException:
+            if not done.done():
+                self._connection.interrupt()
+                wait([done])  # nothing else is asked before it has ended
+            raise
 
 
 @contextmanager
