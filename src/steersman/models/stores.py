@@ -113,7 +113,7 @@ class Disk:
         except ConflictError:
             return False
         except OSError as error:  # it appeared meanwhile
-            if error.errno in TAKEN:
+            if error.errno in TAKEN and (self._root / path).exists():
                 return False
             raise
         return True
