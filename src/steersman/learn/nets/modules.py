@@ -193,7 +193,7 @@ def pick(candidates: Tensor, place: Tensor) -> Tensor:
 
 
 def kept(scores: Tensor, mask: Tensor) -> Tensor:
-    """Scores [B, K] where the mask [B, K], or [1, K] of all rows, says so, else -inf: twice as fast as to fill them."""
+    """Scores [B, K] where the mask [B, K], or [1, K] of all rows, says so, else -inf."""
     return torch.where(mask, scores, -math.inf)
 
 
