@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import linecache
 import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,3 +164,32 @@ def test_an_import_that_does_not_fit_says_so_and_can_be_run_again(made, tmp_path
     assert not list((made.log_directory / "imported").glob("*"))
     done = steersman(*words, project=made, largest_file=resource.RLIM_INFINITY)
     assert (done.returncode, json.loads(done.stdout)["decisions"]) == (0, 100)
+
+
+def test_a_signal_at_any_line_leaves_nothing_beside(tmp_path: Path) -> None:
+    """KeyboardInterrupt is raised at the first, the second, ... line of disk.py that runs, until none is reached."""
+    for wanted in itertools.count(1):
+        left = itertools.count(1)
+
+        def trace(frame: FrameType, event: str, argument: object, left: Any = left, wanted: int = wanted) -> Any:
+            if frame.f_code.co_filename != disk.__file__:
+                return None
+            line = linecache.getline(disk.__file__, frame.f_lineno).strip()
+            if event == "line" and line != "try:" and next(left) == wanted:  # no signal is heard at a try
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            with disk.replacing(tmp_path / "a") as path:
+                path.write_bytes(b"whole")
+            done = True
+        except KeyboardInterrupt:
+            done = False
+        finally:
+            sys.settrace(before)
+        assert [one.name for one in tmp_path.iterdir()] in ([], ["a"])
+        if done:
+            break
+    assert wanted > 30

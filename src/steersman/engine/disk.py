@@ -53,14 +53,20 @@ def beside(path: Path) -> Iterator[Path]:
     """An empty directory on the disk of `path`, gone at the end, or at the next call there if the process is killed."""
     make_directory(path.parent)
     sweep(path.parent)
-    folder, lock = _hold(path)
+    made: list[Path] = []
+    locks: list[int] = []
     try:
-        yield folder
-    finally:
+        _hold(path, made, locks)
+        yield made[-1]
+    finally:  # whatever a signal raises, and wherever
         try:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(made)
+        except BaseException:
+            _remove(made)
+            raise
         finally:
-            os.close(lock)
+            for lock in locks:
+                os.close(lock)
 
 
 def sweep(directory: Path) -> int:
@@ -88,25 +94,28 @@ def _is_swept(path: str) -> bool:
     return True
 
 
-def _hold(path: Path) -> tuple[Path, int]:
-    """A new directory beside `path`, and the descriptor by which this process holds it."""
+def _hold(path: Path, made: list[Path], locks: list[int]) -> None:
+    """Make a directory beside `path`, the last of `made`, and lock it by a descriptor, the last of `locks`."""
     while True:
-        folder = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-        folder.mkdir()
+        made.append(path.with_name(f".{path.name}.{secrets.token_hex(8)}.part"))
+        made[-1].mkdir()
         try:
-            lock = os.open(folder, _FOLDER)
+            locks.append(os.open(made[-1], _FOLDER))
         except FileNotFoundError:
             continue  # taken for a dead one's, before it was locked
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pass  # the same, a moment later
+            continue  # the same, a moment later
         except OSError:
-            return folder, lock  # the disk knows no locks on directories, so nobody sweeps there
-        else:
-            if folder.is_dir():
-                return folder, lock
-        os.close(lock)
+            return  # the disk knows no locks on directories, so nobody sweeps there
+        if made[-1].is_dir():
+            return
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
