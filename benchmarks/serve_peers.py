@@ -94,8 +94,9 @@ def mlserver(folder: str, port: str) -> None:
     settings = {"http_port": int(port), "host": "127.0.0.1", "parallel_workers": 0, "debug": False}
     settings |= {"grpc_port": int(port) + 1, "metrics_port": int(port) + 2}
     (place / "settings.json").write_text(json.dumps(settings))
-    binary = Path(sys.executable).with_name("mlserver")
-    os.execve(binary, [str(binary), "start", str(place)], os.environ | {"PYTHONPATH": str(place)})
+    script = Path(sys.executable).with_name("mlserver")  # by this Python: its first line names where it was installed
+    arguments = [sys.executable, str(script), "start", str(place)]
+    os.execve(sys.executable, arguments, os.environ | {"PYTHONPATH": str(place)})
 
 
 def bentoml(folder: str, port: str) -> None:
