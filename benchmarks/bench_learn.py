@@ -1,7 +1,7 @@
-"""Learners against d3rlpy: gradient steps a second on the same transitions with the same nets, and sampling.
+"""Learners against d3rlpy and torchrl: gradient steps a second on the same transitions with the same nets; sampling.
 
 100,000 transitions of 16 numbers, 4 named actions or 4 numbers as actions, nets of 256 and 256, minibatches of 256, one
-thread. d3rlpy runs in an environment of its own, which is made in .cache on the first run; without a registry it is
+thread. Each peer runs in an environment of its own, which is made in .cache on the first run; without a registry it is
 left out and the rest is measured. Times are CPU seconds a step, sampling included. In every round each side makes some
 steps, a quarter of a second or so, right after the others: what else the machine does meanwhile slows all of them. The
 ratio is the median of those of the rounds. The last line is one JSON object.
@@ -15,8 +15,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +38,11 @@ Array = np.ndarray
 ROWS, LENGTH, COLUMNS, ACTIONS, SIZE, HIDDEN = 100_000, 100, 16, 4, 256, (256, 256)
 RATE, DISCOUNT = 1e-4, 0.99
 ROUNDS, THEIRS, BARE = 15, 30, 100
-D3RLPY = ("torch==2.13.0", "d3rlpy==2.8.1")
+PEERS = {
+    "d3rlpy": ("torch==2.13.0", "d3rlpy==2.8.1"),
+    "torchrl": ("torch==2.13.0", "torchrl==0.14.1", "tensordict==0.15.3"),
+}
+"""Peer -> what is installed for it; its script is named after it."""
 
 VALUES = {
     "hidden": HIDDEN,
@@ -168,15 +174,21 @@ def sampling_s(batch: Batch) -> float:
     return (time.process_time() - begun) / times
 
 
-def measure(peer: Peer | None, path: Path) -> dict[str, Rounds]:
-    """What is measured -> its rounds: ours, theirs if the peer is there, and of DQN, last, the bare loop's."""
+def cpu_s(peer: Peer, do: str, told: dict[str, Any]) -> float:
+    """What a peer says of some of its steps."""
+    found: float = peer.ask(do, **told)["cpu_s"]
+    return found
+
+
+def measure(peers: dict[str, Peer], path: Path) -> dict[str, Rounds]:
+    """What is measured -> its rounds: ours, those of the peers that are there, and of DQN, last, the bare loop's."""
     data = transitions()
     np.savez(path, allow_pickle=False, **data)
     batches = {discrete: batch_of(data, discrete=discrete) for discrete in (True, False)}
 
     def theirs(do: str, **more: str) -> list[Side]:
         told = {"times": THEIRS, "path": str(path), "batch_size": SIZE, **more}
-        return [] if peer is None else [lambda: peer.ask(do, **told)["cpu_s"]]
+        return [partial(cpu_s, peer, do, told) for peer in peers.values()]
 
     torch.set_num_threads(1)
     found: dict[str, Rounds] = {}
@@ -189,26 +201,26 @@ def measure(peer: Peer | None, path: Path) -> dict[str, Rounds]:
     return found
 
 
-def compared(found: dict[str, Rounds], *, peer: bool) -> dict[str, dict[str, float]]:
+def compared(found: dict[str, Rounds], peers: Sequence[str]) -> dict[str, dict[str, float]]:
     """Ratios and figures of what was measured.
 
     Args:
-        peer: whether it was there.
+        peers: that were there, in their order.
     """
     figures = {f"{name}_ms": 1000 * statistics.median(one[0] for one in rounds) for name, rounds in found.items()}
     figures["bare_loop_ms"] = 1000 * statistics.median(one[-1] for one in found["dqn"])
     ratios = {"dqn_vs_bare_loop": statistics.median(one[-1] / one[0] for one in found["dqn"])}
-    if peer:
+    for at, peer in enumerate(peers, start=1):
         for name, rounds in found.items():
-            low, faster, high = statistics.quantiles((one[1] / one[0] for one in rounds), n=4)
-            figures |= {f"{name}_vs_d3rlpy": faster, f"{name}_vs_d3rlpy_low": low, f"{name}_vs_d3rlpy_high": high}
-            figures[f"{name}_ms_d3rlpy"] = 1000 * statistics.median(one[1] for one in rounds)
-        steps = [figures[f"{name}_vs_d3rlpy"] for name in SAME]
+            low, faster, high = statistics.quantiles((one[at] / one[0] for one in rounds), n=4)
+            figures |= {f"{name}_vs_{peer}": faster, f"{name}_vs_{peer}_low": low, f"{name}_vs_{peer}_high": high}
+            figures[f"{name}_ms_{peer}"] = 1000 * statistics.median(one[at] for one in rounds)
+        steps = [figures[f"{name}_vs_{peer}"] for name in SAME]
         ratios |= {
-            "dqn_steps_vs_d3rlpy": figures["dqn_vs_d3rlpy"],
-            "steps_vs_d3rlpy_median": statistics.median(steps),
-            "steps_vs_d3rlpy_min": min(steps),
-            "sampling_vs_d3rlpy": figures["sampling_vs_d3rlpy"],
+            f"dqn_steps_vs_{peer}": figures[f"dqn_vs_{peer}"],
+            f"steps_vs_{peer}_median": statistics.median(steps),
+            f"steps_vs_{peer}_min": min(steps),
+            f"sampling_vs_{peer}": figures[f"sampling_vs_{peer}"],
         }
     return {"ratios": rounded(ratios), "figures": rounded(figures)}
 
@@ -220,13 +232,13 @@ def rounded(found: dict[str, float]) -> dict[str, float]:
 
 def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
-    python = environment("d3rlpy-venv", "d3rlpy", D3RLPY)
-    peer = None if python is None else Peer(python, "d3rlpy_peer.py")
+    pythons = {name: environment(f"{name}-venv", name, installs) for name, installs in PEERS.items()}
+    peers = {name: Peer(python, f"{name}_peer.py") for name, python in pythons.items() if python is not None}
     with tempfile.TemporaryDirectory(prefix="bench-learn-") as folder:
-        found = compared(measure(peer, Path(folder) / "transitions.npz"), peer=peer is not None)
+        found = compared(measure(peers, Path(folder) / "transitions.npz"), list(peers))
         for kind, numbers in learn_bandits.measure(Path(folder)).items():
             found[kind] |= rounded(numbers)
-    if peer is not None:
+    for peer in peers.values():
         peer.end()
     print(json.dumps({"bench": "learn", **found, "device": device()}))
     return 0
