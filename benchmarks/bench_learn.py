@@ -40,7 +40,7 @@ RATE, DISCOUNT = 1e-4, 0.99
 ROUNDS, THEIRS, BARE = 15, 30, 100
 PEERS = {
     "d3rlpy": ("torch==2.13.0", "d3rlpy==2.8.1"),
-    "torchrl": ("torch==2.13.0", "torchrl==0.14.1", "tensordict==0.15.3"),
+    "torchrl": ("torch==2.13.0", "torchrl==0.14.1", "tensordict==0.14.3"),
 }
 """Peer -> what is installed for it; its script is named after it."""
 
