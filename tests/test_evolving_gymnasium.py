@@ -225,6 +225,19 @@ def test_an_environment_that_breaks_in_an_episode_is_named_with_its_seed(
     assert gymnasium.make("Broken-v0").reset(seed=int(found[1]))[0].shape == (2,)
 
 
+def test_what_goes_wrong_in_the_nets_is_not_said_of_the_environment() -> None:
+    class Broken:
+        def __call__(self, inputs: np.ndarray, /) -> np.ndarray:
+            raise ValueError("no weights")
+
+        def only(self, rows: np.ndarray, /) -> Broken:
+            return self
+
+    world = evolving.find("Acrobot-v1")
+    with pytest.raises(ValueError, match="no weights"):
+        world.play(Broken(), world.starts(2, np.random.default_rng(0)))
+
+
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(ConfigError, match=r"Hopper-v5 can not be made: MuJoCo is not installed, run .pip install"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,25 +104,30 @@ class Registered:
     def _play(self, worlds: list[Any], members: Members, starts: Array) -> Array:
         returns, rows = np.zeros(len(worlds)), np.arange(len(worlds))
         seen, step = np.zeros((len(worlds), self.inputs), dtype=np.float32), 0
-        try:
-            for row, seed in enumerate(starts.tolist()):
+        for row, seed in enumerate(starts.tolist()):
+            with self._told_of(step, seed):
                 seen[row], _ = worlds[row].reset(seed=seed)
-            while len(rows):
-                step += 1
-                actions, over = self.acts(members(seen[:, None, :])[:, 0]), np.zeros(len(rows), dtype=bool)
-                for place, row in enumerate(rows.tolist()):
+        while len(rows):
+            step += 1
+            actions, over = self.acts(members(seen[:, None, :])[:, 0]), np.zeros(len(rows), dtype=bool)
+            for place, row in enumerate(rows.tolist()):
+                with self._told_of(step, starts[row]):
                     seen[place], reward, ended, cut, _ = worlds[row].step(actions[place])
                     returns[row] += float(reward)
                     over[place] = ended or cut
-                if over.any():  # what is over is asked no more
-                    rows, seen, members = rows[~over], seen[~over], members.only(~over)
+            if over.any():  # what is over is asked no more
+                rows, seen, members = rows[~over], seen[~over], members.only(~over)
+        return returns
+
+    @contextlib.contextmanager
+    def _told_of(self, step: int, seed: int) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # an environment's own code: what went wrong there is said in any way
             raise Error(
-                f"{self.name} failed in step {step} of the episode of seed {starts[row]}: "
-                f"{type(error).__name__}: {error}",
+                f"{self.name} failed in step {step} of the episode of seed {seed}: {type(error).__name__}: {error}",
                 hint="the environment itself, or a wrapper of it: reset it with this seed to see it again",
             ) from error
-        return returns
 
 
 def library() -> Any:
