@@ -279,7 +279,7 @@ def test_only_what_is_committed_goes_past_the_page_cache(tmp_path: Path, durabil
         pen.flush()
         direct = is_direct(segment_fd(tmp_path))
     if durability == "commit" and not direct:
-        pytest.skip("this disk can not")
+        pytest.skip(f"the disk of {tmp_path} refuses O_DIRECT: run with --basetemp on another, ext4 or xfs for one")
     assert direct == (durability == "commit")
 
 
