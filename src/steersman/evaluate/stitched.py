@@ -77,7 +77,7 @@ def stitched(
     Both are discounted by the largest discount.
 
     The context must tell all that matters of the past. Time grows with particles, steps, and less than linearly with
-    rows: about 3 s for 30,000 rows of 4 numbers and 200 steps on one core, about 15 s if they have 300 columns.
+    rows: 1.4 s of CPU for 30,000 rows of 4 numbers and 200 steps, 20 s if they have 300 columns.
 
     Args:
         behave: [M, F] f32 encoded contexts -> [M, K] probabilities of the target for the batch's candidates.
